@@ -1,0 +1,138 @@
+//! Authorize: what the subject may do.
+//!
+//! First the roles in the token, any of those that the route names; then the permission, asked of the backend and
+//! remembered for a while. Nobody is let through because the question could not be answered, unless the policy says
+//! that the last known answer counts (`on_failure = "stale"`).
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::authenticate::Subject;
+use crate::document::Section;
+use crate::from_toml_str;
+use crate::refusal::{Code, Refusal};
+use crate::request::Request;
+use crate::routes::Route;
+use crate::stage::Stage;
+use crate::units::Span;
+use crate::world::{Question, World};
+
+/// `[permissions]`: who answers permission questions and how long an answer is believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PermissionRule {
+    /// The upstream that answers.
+    pub upstream: Arc<str>,
+    /// How long a yes is believed.
+    pub ttl: Duration,
+    /// How long a no is believed.
+    pub negative_ttl: Duration,
+    /// The most answers that are remembered.
+    pub capacity: u32,
+    /// Without news from the change feed for so long, nothing older is believed.
+    pub max_staleness: Duration,
+    /// What happens when nobody answers.
+    pub on_failure: OnPermissionFailure,
+}
+
+/// What happens when nobody answers a permission question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnPermissionFailure {
+    /// 503.
+    Deny,
+    /// The last known answer counts; 503 when there is none.
+    Stale,
+}
+
+impl FromStr for OnPermissionFailure {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "deny" => Ok(Self::Deny),
+            "stale" => Ok(Self::Stale),
+            _ => Err("deny or stale"),
+        }
+    }
+}
+
+from_toml_str!(OnPermissionFailure);
+
+impl PermissionRule {
+    pub(crate) fn read(section: Option<Section<'_>>) -> Self {
+        let secs = |seconds| Span(Duration::from_secs(seconds));
+        let Some(section) = section else {
+            return Self {
+                upstream: "backend".into(),
+                ttl: secs(300).0,
+                negative_ttl: secs(30).0,
+                capacity: 100_000,
+                max_staleness: secs(5).0,
+                on_failure: OnPermissionFailure::Deny,
+            };
+        };
+        let rule = Self {
+            upstream: section.get_or("upstream", "backend".to_owned()).into(),
+            ttl: section.get_or("ttl", secs(300)).0,
+            negative_ttl: section.get_or("negative_ttl", secs(30)).0,
+            capacity: section.get_checked("capacity", 100_000, |capacity| {
+                (1..=10_000_000)
+                    .contains(capacity)
+                    .then_some(())
+                    .ok_or(format!("from 1 to 10000000 (got {capacity})"))
+            }),
+            max_staleness: section.get_or("max_staleness", secs(5)).0,
+            on_failure: section.get_or("on_failure", OnPermissionFailure::Deny),
+        };
+        section.finish();
+        rule
+    }
+}
+
+impl Route {
+    /// Checks the roles, then the permission.
+    pub async fn authorize<W: World>(
+        &self,
+        rule: &PermissionRule,
+        subject: &Subject,
+        request: &Request<'_>,
+        world: &W,
+    ) -> Result<(), Refusal> {
+        let refuse = |code, detail: String| Refusal::new(Stage::Authorize, code, detail).by(&self.name);
+        if !self.roles.is_empty() && !self.roles.iter().any(|role| subject.roles().contains(role)) {
+            return Err(refuse(
+                Code::RoleMissing,
+                format!("needs one of the roles {}", self.roles.join(", ")),
+            ));
+        }
+        let Some(needed) = &self.permission else { return Ok(()) };
+        let resource = needed.resource.fill(&self.pattern, request.path);
+        let question = Question {
+            rule: &self.name,
+            // A route with a permission has `auth`: the policy is refused otherwise.
+            user: subject.id().unwrap_or_default(),
+            permission: &needed.permission,
+            resource: &resource,
+        };
+        let allowed = match world.permitted(rule, &question).await {
+            Ok(allowed) => allowed,
+            Err(away) => match (rule.on_failure, away.last_known) {
+                (OnPermissionFailure::Stale, Some(allowed)) => allowed,
+                _ => {
+                    return Err(refuse(
+                        Code::PermissionUnavailable,
+                        "the permission cannot be checked now".to_owned(),
+                    )
+                    .retry_after(Some(Duration::from_secs(1))));
+                }
+            },
+        };
+        if allowed {
+            return Ok(());
+        }
+        Err(refuse(
+            Code::PermissionDenied,
+            format!("needs the permission {} on {resource}", needed.permission),
+        ))
+    }
+}

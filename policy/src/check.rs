@@ -1,0 +1,252 @@
+//! A policy's own tests: what it must decide, written beside the rules and run before they come into force.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::str::FromStr;
+use std::task::{Context, Poll, Waker};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::json;
+
+use crate::document::{Fault, Faults, Section};
+use crate::from_toml_str;
+use crate::path;
+use crate::pipeline::{Admission, admit};
+use crate::policy::Policy;
+use crate::refusal::{Code, Refusal};
+use crate::request::{Headers, Request};
+use crate::simulation::{SIGNATURE, Simulation};
+use crate::stage::{Stage, Trail};
+use crate::time::Timestamp;
+use crate::world::World;
+
+/// `[[tests]]`: a request that is never sent, and what must become of it.
+#[derive(Clone, Debug)]
+pub struct PolicyTest {
+    request: RequestLine,
+    ip: IpAddr,
+    headers: Vec<(String, String)>,
+    subject: Option<String>,
+    roles: Vec<String>,
+    granted: Vec<String>,
+    expect: Expectation,
+    span: std::ops::Range<usize>,
+}
+
+/// `GET /v1/records`.
+#[derive(Clone, Debug)]
+pub struct RequestLine {
+    /// The method.
+    pub method: String,
+    /// The path, not normalised, without a query.
+    pub path: String,
+}
+
+impl FromStr for RequestLine {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (method, target) = text.split_once(' ').ok_or("a method and a path, like \"GET /v1/records\"")?;
+        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        Ok(Self { method: method.to_owned(), path: path.to_owned() })
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Address(IpAddr);
+
+impl FromStr for Address {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self).map_err(|_| "an IP address")
+    }
+}
+
+#[derive(Clone, Debug)]
+struct StageName(&'static str);
+
+impl FromStr for StageName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let judged = Stage::JUDGED.iter().chain(&[Stage::Forward]).map(|stage| stage.as_str());
+        judged
+            .into_iter()
+            .find(|name| *name == text)
+            .map(Self)
+            .ok_or("identify, block, route, limit, authenticate, authorize, break or forward (admitted)")
+    }
+}
+
+from_toml_str!(RequestLine, Address, StageName);
+
+#[derive(Clone, Debug)]
+struct Expectation {
+    stage: Option<StageName>,
+    status: Option<u32>,
+    code: Option<String>,
+    route: Option<String>,
+}
+
+impl PolicyTest {
+    pub(crate) fn read_all(root: &Section<'_>) -> Vec<Self> {
+        root.sections("tests").into_iter().filter_map(Self::read).collect()
+    }
+
+    fn read(section: Section<'_>) -> Option<Self> {
+        let request = section.require::<RequestLine>("request", "\"METHOD /path\"");
+        let expect = section.section("expect").map(|expect| {
+            let expectation = Expectation {
+                stage: expect.get("stage"),
+                status: expect.get("status"),
+                code: expect.get("code"),
+                route: expect.get("route"),
+            };
+            if expectation
+                .code
+                .as_ref()
+                .is_some_and(|code| !Code::ALL.iter().any(|known| known.as_str() == *code))
+            {
+                expect.fault("code", "the code of a refusal, as an answer gives it");
+            }
+            if ["stage", "status", "code", "route"].iter().all(|key| !expect.has(key)) {
+                expect.fault("", "at least one of stage, status, code, route");
+            }
+            expect.finish();
+            expectation
+        });
+        if expect.is_none() && !section.has("expect") {
+            section.fault("expect", "required: { stage, status, code, route }, at least one");
+        }
+        let headers = section.section("headers").map(|headers| headers.free_strings()).unwrap_or_default();
+        let test = Self {
+            ip: section.get_or("ip", Address(IpAddr::from([127, 0, 0, 1]))).0,
+            headers: headers.into_iter().map(|(name, value, _)| (name, value)).collect(),
+            subject: section.get("subject"),
+            roles: section.get_or("roles", Vec::new()),
+            granted: section.get_or("granted", Vec::new()),
+            span: section.span(),
+            request: request?,
+            expect: expect?,
+        };
+        section.finish();
+        Some(test)
+    }
+
+    /// What the policy decides, in a quiet world of its own.
+    fn run(&self, policy: &Policy) -> Verdict {
+        let world = Simulation::at(Timestamp::from_secs(1_800_000_000));
+        let mut headers = self.headers.clone();
+        if let Some(subject) = &self.subject {
+            for permission in &self.granted {
+                world.grant(subject, permission);
+            }
+            headers.push(("authorization".to_owned(), self.token(policy, subject, world.now())));
+        }
+        judge(policy, &self.request, self.ip, &headers, &world).0
+    }
+
+    /// A token of the issuer that the request's route believes first.
+    fn token(&self, policy: &Policy, subject: &str, now: Timestamp) -> String {
+        let normal = path::normalise(&self.request.path, policy.requests.encoded_slash).unwrap_or_default();
+        let request = Request {
+            peer: self.ip,
+            method: &self.request.method,
+            path: &normal,
+            headers: Headers::default(),
+        };
+        let route = policy.routes.find(&request).ok();
+        let Some(issuer) = route.as_ref().and_then(|route| route.issuers.first()) else {
+            return String::new();
+        };
+        let header = json!({"alg": issuer.algorithms[0].as_str()});
+        let mut claims = json!({"sub": subject, "exp": now.as_secs() + 60, "aud": issuer.audience});
+        claims[&issuer.roles_claim] = json!(self.roles);
+        if let Some(iss) = &issuer.issuer {
+            claims["iss"] = json!(iss);
+        }
+        let encode = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        format!("Bearer {}.{}.{SIGNATURE}", encode(&header), encode(&claims))
+    }
+
+    fn disagreement(&self, policy: &Policy) -> Option<String> {
+        let verdict = self.run(policy);
+        let (stage, status, code) = match &verdict {
+            Ok(_) => (Stage::Forward.as_str(), None, None),
+            Err(refusal) => {
+                (refusal.stage.as_str(), Some(u32::from(refusal.status())), Some(refusal.code.as_str()))
+            }
+        };
+        let route = verdict.as_ref().ok().map(|admission| admission.route.name.to_string());
+        let expect = &self.expect;
+        let agrees = expect.stage.as_ref().is_none_or(|wanted| wanted.0 == stage)
+            && expect.status.is_none_or(|wanted| status == Some(wanted))
+            && expect.code.as_ref().is_none_or(|wanted| code == Some(wanted))
+            && expect.route.as_ref().is_none_or(|wanted| route.as_ref() == Some(wanted));
+        let found = match &verdict {
+            Ok(admission) => format!("admitted by route `{}`", admission.route.name),
+            Err(refusal) => {
+                format!("{} {} at stage {stage}: {}", refusal.status(), refusal.code.as_str(), refusal.detail)
+            }
+        };
+        (!agrees).then(|| {
+            format!("`{} {}` is not decided as expected: {found}", self.request.method, self.request.path)
+        })
+    }
+}
+
+/// What becomes of a request.
+pub type Verdict = Result<Admission<<Simulation as World>::Pass>, Refusal>;
+
+/// Judges a request that is never sent: the path is normalised, then the pipeline decides.
+pub fn judge(
+    policy: &Policy,
+    line: &RequestLine,
+    ip: IpAddr,
+    headers: &[(String, String)],
+    world: &Simulation,
+) -> (Verdict, Trail) {
+    let mut trail = Trail::default();
+    let normal = match path::normalise(&line.path, policy.requests.encoded_slash) {
+        Ok(normal) => normal,
+        Err(fault) => {
+            let refusal = Refusal::new(Stage::Identify, Code::MalformedTarget, fault.to_string());
+            return (trail.stage(Stage::Identify, Err(refusal)), trail);
+        }
+    };
+    let fields: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    let request = Request { peer: ip, method: &line.method, path: &normal, headers: Headers::new(&fields) };
+    let verdict = at_once(admit(policy, &request, world, &mut trail));
+    (verdict, trail)
+}
+
+/// The result of a future that never waits.
+fn at_once<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => unreachable!("the simulated world answers at once"),
+    }
+}
+
+impl Policy {
+    /// Runs the policy's own tests; a test that fails is a fault at its place in `text`.
+    pub fn run_tests(&self, file: &str, text: &str) -> Result<usize, Vec<Fault>> {
+        let faults = Faults::new(file, text);
+        for (index, test) in self.tests.iter().enumerate() {
+            if let Some(disagreement) = test.disagreement(self) {
+                faults.add(&test.span, format!("tests[{index}]"), disagreement);
+            }
+        }
+        let list = faults.into_list();
+        if list.is_empty() { Ok(self.tests.len()) } else { Err(list) }
+    }
+
+    /// The limits in the order of their names, for a listing.
+    pub fn limits_by_name(&self) -> BTreeMap<&str, &crate::limits::LimitRule> {
+        self.limits.iter().map(|limit| (&*limit.name, &**limit)).collect()
+    }
+}

@@ -1,0 +1,154 @@
+//! The token bucket as one number: the generic cell rate algorithm.
+//!
+//! A bucket stores its theoretical arrival time, the moment at which it is full again. A request moves it one
+//! emission interval into the future and conforms when it then lies at most `burst` intervals ahead of now.
+//! Source: ITU-T I.371 annex A; the bucket form is the one of Turner's leaky bucket as a meter.
+//!
+//! INVARIANT: over any window of length T at most `burst + rate × T` requests conform. An emission interval is
+//! rounded up to a whole nanosecond, which errs on the side of fewer.
+
+use std::time::Duration;
+
+use crate::time::{Timestamp, nanos};
+
+/// A rate with a burst, as arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gcra {
+    interval: u64,
+    burst: u32,
+}
+
+/// What a bucket answers. `arrival` is what to store, in both cases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// The theoretical arrival time after this request.
+    pub arrival: Timestamp,
+    /// Whether the request conforms; when not, nothing was taken.
+    pub conforms: bool,
+    /// Whole tokens left now.
+    pub remaining: u32,
+    /// How long until there is one more token than now, zero when the bucket is full.
+    pub next: Duration,
+}
+
+impl Gcra {
+    /// `count` requests every `per`, at most `burst` at once.
+    pub fn new(count: u32, per: Duration, burst: u32) -> Self {
+        Self { interval: nanos(per).div_ceil(u64::from(count.max(1))).max(1), burst: burst.max(1) }
+    }
+
+    /// One token comes back in this time.
+    pub const fn interval(self) -> Duration {
+        Duration::from_nanos(self.interval)
+    }
+
+    /// The most that can be taken at once.
+    pub const fn burst(self) -> u32 {
+        self.burst
+    }
+
+    /// The same limit for one of `replicas` replicas that cannot see each other: rate and burst divided, the burst
+    /// at least one.
+    #[must_use]
+    pub fn share(self, replicas: u32) -> Self {
+        let replicas = replicas.max(1);
+        Self {
+            interval: self.interval.saturating_mul(u64::from(replicas)),
+            burst: (self.burst / replicas).max(1),
+        }
+    }
+
+    /// Looks at a bucket without taking anything.
+    pub fn peek(self, arrival: Timestamp, now: Timestamp) -> Reading {
+        let reading = self.take(arrival, now);
+        Reading { arrival, ..self.describe(arrival.max(now), now, reading.conforms) }
+    }
+
+    /// Takes one token at `now` from a bucket whose stored number is `arrival`.
+    pub fn take(self, arrival: Timestamp, now: Timestamp) -> Reading {
+        let base = arrival.max(now);
+        let moved = Timestamp::from_nanos(base.as_nanos().saturating_add(self.interval));
+        let conforms = nanos(moved.since(now)) <= self.tolerance();
+        self.describe(if conforms { moved } else { base }, now, conforms)
+    }
+
+    /// Gives one token back; a bucket is never fuller than full.
+    pub fn refund(self, arrival: Timestamp, now: Timestamp) -> Timestamp {
+        Timestamp::from_nanos(arrival.as_nanos().saturating_sub(self.interval)).max(now)
+    }
+
+    fn tolerance(self) -> u64 {
+        self.interval.saturating_mul(u64::from(self.burst))
+    }
+
+    fn describe(self, arrival: Timestamp, now: Timestamp, conforms: bool) -> Reading {
+        let debt = nanos(arrival.since(now));
+        let free = self.tolerance().saturating_sub(debt);
+        let next = if debt == 0 { 0 } else { self.interval - free % self.interval };
+        Reading {
+            arrival,
+            conforms,
+            remaining: u32::try_from(free / self.interval).unwrap_or(self.burst),
+            next: Duration::from_nanos(next),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const START: Timestamp = Timestamp::from_secs(1_000);
+
+    #[test]
+    fn a_full_bucket_gives_its_burst_and_then_one_an_interval() {
+        let gcra = Gcra::new(5, Duration::from_secs(60), 5);
+        let mut arrival = Timestamp::EPOCH;
+        for left in (0..5).rev() {
+            let reading = gcra.take(arrival, START);
+            assert!(reading.conforms);
+            assert_eq!(reading.remaining, left);
+            arrival = reading.arrival;
+        }
+        let refused = gcra.take(arrival, START);
+        assert!(!refused.conforms);
+        assert_eq!(refused.next, Duration::from_secs(12));
+        assert_eq!(refused.arrival, arrival);
+        assert!(gcra.take(arrival, START + refused.next).conforms, "who waits for `next` is admitted");
+        assert!(!gcra.take(arrival, START + (refused.next - Duration::from_nanos(1))).conforms);
+    }
+
+    #[test]
+    fn a_refund_undoes_a_take() {
+        let gcra = Gcra::new(1, Duration::from_secs(1), 1);
+        let taken = gcra.take(Timestamp::EPOCH, START).arrival;
+        assert!(!gcra.take(taken, START).conforms);
+        assert!(gcra.take(gcra.refund(taken, START), START).conforms);
+    }
+
+    proptest! {
+        /// Over any window the admitted are at most `burst + rate × T`.
+        #[test]
+        fn no_window_admits_more_than_its_bound(
+            count in 1u32..2_000, burst in 1u32..50,
+            steps in prop::collection::vec(0u64..40_000_000, 1..400),
+        ) {
+            let gcra = Gcra::new(count, Duration::from_secs(1), burst);
+            let (mut arrival, mut now, mut admitted) = (Timestamp::EPOCH, START, Vec::new());
+            for step in steps {
+                now = now + Duration::from_nanos(step);
+                let reading = gcra.take(arrival, now);
+                arrival = reading.arrival;
+                if reading.conforms { admitted.push(now) }
+            }
+            for (first, from) in admitted.iter().enumerate() {
+                for (last, to) in admitted.iter().enumerate().skip(first) {
+                    let tokens = nanos(to.since(*from)) / nanos(gcra.interval());
+                    prop_assert!((last - first + 1) as u64 <= u64::from(burst) + tokens);
+                }
+            }
+        }
+    }
+}

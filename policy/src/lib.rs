@@ -1,0 +1,33 @@
+//! The specification of Palisade: parse a policy, validate it, decide requests by it.
+//!
+//! Read [`pipeline`] first: it is the product in one function. Each stage is a file of its own, [`stage::Stage`] is
+//! the table of contents, and [`world::World`] is all that the specification may ask of the outside. There is no clock,
+//! file, socket, environment, runtime or randomness in this crate: time and chance are arguments, so that a decision
+//! can be simulated, tested for properties, explained and replayed. `clippy.toml` keeps it so.
+
+pub mod authenticate;
+pub mod authorize;
+pub mod backoff;
+pub mod blocks;
+pub mod breaker;
+pub mod check;
+pub mod client;
+pub mod document;
+pub mod gcra;
+pub mod headers;
+pub mod limits;
+pub mod path;
+pub mod pipeline;
+mod policy;
+pub mod refusal;
+pub mod request;
+pub mod requests;
+pub mod routes;
+pub mod simulation;
+pub mod stage;
+pub mod time;
+pub mod token;
+pub mod units;
+pub mod world;
+
+pub use policy::{Policy, VERSION};

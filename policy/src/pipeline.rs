@@ -1,0 +1,112 @@
+//! What a request goes through, in the order in which it happens: moving a line moves the enforcement.
+
+use std::sync::Arc;
+
+use crate::authenticate::Subject;
+use crate::breaker::Outcome;
+use crate::client::Client;
+use crate::limits::{Demand, Quota, Spent};
+use crate::policy::Policy;
+use crate::refusal::{Code, Refusal};
+use crate::request::Request;
+use crate::routes::Route;
+use crate::stage::Stage::{
+    Authenticate, Authorize, Block, Break, Identify, LimitClient, LimitSubject, Route as Routing,
+};
+use crate::stage::{Stage, Trail};
+use crate::time::Timestamp;
+use crate::world::World;
+
+/// A request that may go on to its upstream, with the evidence that it may.
+#[derive(Debug)]
+pub struct Admission<P> {
+    /// Who is at the other end.
+    pub client: Client,
+    /// The rules that it is under.
+    pub route: Arc<Route>,
+    /// Who is asking.
+    pub subject: Subject,
+    /// What its limits have left.
+    pub quotas: Vec<Quota>,
+    /// The breaker's consent, to be settled.
+    pub pass: P,
+}
+
+/// Judges a request. The trail says how far it came.
+pub async fn admit<W: World>(
+    policy: &Policy,
+    request: &Request<'_>,
+    world: &W,
+    trail: &mut Trail,
+) -> Result<Admission<W::Pass>, Refusal> {
+    let now = world.now(); // a request has one time
+    let client = trail.stage(Identify, policy.client.identify(request))?;
+    trail.stage(Block, policy.blocks.pass(&client, world, now))?;
+    let route = trail.stage(Routing, policy.routes.find(request))?;
+    let spent = trail.stage(LimitClient, route.limit_client(&client, request, world, now).await)?;
+    let subject = trail.stage(Authenticate, route.authenticate(request, world, now).await)?;
+    let spent = trail
+        .stage(LimitSubject, route.limit_subject(&client, &subject, request, spent, world, now).await)?;
+    trail.stage(Authorize, route.authorize(&policy.permissions, &subject, request, world).await)?;
+    let pass = trail.stage(Break, route.enter(world, now))?;
+    Ok(Admission { client, route, subject, quotas: spent.quotas, pass }) // the gateway forwards, then calls `settle`
+}
+
+/// Draws the conclusions from how an admitted request ended: the breaker learns, failed logins are counted.
+pub fn settle<W: World>(policy: &Policy, admission: Admission<W::Pass>, outcome: Outcome, world: &W) {
+    let now = world.now();
+    world.settle(admission.pass, outcome, now);
+    let Outcome::Answered(status) = outcome else { return };
+    let counted = &admission.route.counts_failed_logins;
+    let Some(auto) = policy.blocks.auto.filter(|_| !counted.is_empty()) else { return };
+    if policy.blocks.exempts(admission.client.address) {
+        return;
+    }
+    if counted.contains(&u32::from(status)) {
+        world.login_failed(&admission.client, auto, now);
+    } else if (200..300).contains(&status) {
+        world.login_succeeded(&admission.client);
+    }
+}
+
+impl Route {
+    async fn limit_client<W: World>(
+        &self,
+        client: &Client,
+        request: &Request<'_>,
+        world: &W,
+        now: Timestamp,
+    ) -> Result<Spent, Refusal> {
+        let (rules, route) = (&self.client_limits, &self.name);
+        Demand { stage: LimitClient, rules, route, client, subject: None, request }
+            .meet(Spent::default(), world, now)
+            .await
+    }
+
+    async fn limit_subject<W: World>(
+        &self,
+        client: &Client,
+        subject: &Subject,
+        request: &Request<'_>,
+        spent: Spent,
+        world: &W,
+        now: Timestamp,
+    ) -> Result<Spent, Refusal> {
+        let (rules, route) = (&self.subject_limits, &self.name);
+        Demand { stage: LimitSubject, rules, route, client, subject: Some(subject), request }
+            .meet(spent, world, now)
+            .await
+    }
+
+    fn enter<W: World>(&self, world: &W, now: Timestamp) -> Result<W::Pass, Refusal> {
+        world.enter(self.breaker.as_ref(), now).map_err(|wait| {
+            Refusal::new(
+                Stage::Break,
+                Code::BreakerOpen,
+                "the service has failed too often and is given a rest",
+            )
+            .by(&self.upstream)
+            .retry_after(Some(wait))
+        })
+    }
+}

@@ -1,0 +1,257 @@
+//! The policy as a whole: text in, validated rules or a list of faults out.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::authenticate::Issuer;
+use crate::authorize::PermissionRule;
+use crate::blocks::BlockRule;
+use crate::breaker::BreakerRule;
+use crate::check::PolicyTest;
+use crate::client::ClientRule;
+use crate::document::{Fault, Faults, Section, nearest};
+use crate::from_toml_str;
+use crate::headers::AnswerHeaders;
+use crate::limits::LimitRule;
+use crate::requests::RequestRule;
+use crate::routes::{Pattern, RequiredPermission, Route, Routes, Template};
+
+/// Every rule in force. One snapshot serves a request from its first stage to its last.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Whose word about the client's address is believed.
+    pub client: ClientRule,
+    /// The bounds of a request.
+    pub requests: RequestRule,
+    /// Who may not come in.
+    pub blocks: BlockRule,
+    /// Which rules a path is under.
+    pub routes: Routes,
+    /// How permission questions are answered.
+    pub permissions: PermissionRule,
+    /// What every answer carries.
+    pub headers: AnswerHeaders,
+    /// The issuers by name, for those who keep their keys.
+    pub issuers: Vec<Arc<Issuer>>,
+    /// The limits by name.
+    pub limits: Vec<Arc<LimitRule>>,
+    /// The breakers by name.
+    pub breakers: Vec<Arc<BreakerRule>>,
+    /// The policy's own tests.
+    pub tests: Vec<PolicyTest>,
+    /// Field names, normalised, that only the gateway may write.
+    identity_fields: Vec<String>,
+}
+
+/// The version of the policy language that this program reads.
+pub const VERSION: u32 = 1;
+
+impl Policy {
+    /// Reads `text`, which is called `file` in faults. With `upstreams`, a route that names another one is a fault.
+    pub fn parse(file: &str, text: &str, upstreams: Option<&[String]>) -> Result<Self, Vec<Fault>> {
+        let faults = Faults::new(file, text);
+        let document = faults.document();
+        if !faults.is_empty() {
+            return Err(faults.into_list()); // what a broken text seems to lack says nothing
+        }
+        let root = Section::root(&document, &faults);
+        let policy = Self::read(&root, upstreams);
+        root.finish();
+        let list = faults.into_list();
+        if list.is_empty() { Ok(policy) } else { Err(list) }
+    }
+
+    fn read(root: &Section<'_>, upstreams: Option<&[String]>) -> Self {
+        match root.require::<u32>("version", "version = 1") {
+            Some(VERSION) | None => {}
+            Some(other) => root.fault("version", format!("{VERSION} (got {other})")),
+        }
+        let names = Names {
+            limits: LimitRule::read_all(root),
+            issuers: Issuer::read_all(root),
+            breakers: BreakerRule::read_all(root),
+            upstreams,
+        };
+        for name in names.breakers.keys() {
+            names.check_upstream(root, "breakers", name);
+        }
+        let permissions = PermissionRule::read(root.section("permissions"));
+        let mut routes = Routes::default();
+        for section in root.sections("routes") {
+            read_route(section, &names, &mut routes);
+        }
+        if routes.iter().next().is_none() {
+            root.fault("routes", "required: at least one [[routes]]");
+        }
+        if routes.iter().any(|route| route.permission.is_some()) {
+            names.check_upstream(root, "permissions", &permissions.upstream);
+        }
+        let forwarded = names.issuers.values().flat_map(|issuer| issuer.forward.iter());
+        Self {
+            client: ClientRule::read(root.section("client")),
+            requests: RequestRule::read(root.section("requests")),
+            blocks: BlockRule::read(root.section("blocks")),
+            headers: AnswerHeaders::read(root.section("headers")),
+            tests: PolicyTest::read_all(root),
+            identity_fields: forwarded.map(|(_, field)| same_letters(field)).collect(),
+            issuers: names.issuers.into_values().collect(),
+            limits: names.limits.into_values().collect(),
+            breakers: names.breakers.into_values().collect(),
+            permissions,
+            routes,
+        }
+    }
+
+    /// Whether a field carries identity, in any spelling: servers behind us may read `X_Auth_User` as `X-Auth-User`.
+    pub fn is_identity_field(&self, name: &str) -> bool {
+        self.identity_fields.iter().any(|field| {
+            field.len() == name.len()
+                && field.bytes().zip(name.bytes()).all(|(ours, theirs)| ours == letter(theirs))
+        })
+    }
+}
+
+/// `-`, `_`, `.` and `~` count as the same letter.
+const fn letter(byte: u8) -> u8 {
+    match byte {
+        b'_' | b'.' | b'~' => b'-',
+        other => other.to_ascii_lowercase(),
+    }
+}
+
+fn same_letters(name: &str) -> String {
+    name.bytes().map(|byte| char::from(letter(byte))).collect()
+}
+
+/// Everything that a route may refer to by name.
+struct Names<'a> {
+    limits: HashMap<String, Arc<LimitRule>>,
+    issuers: HashMap<String, Arc<Issuer>>,
+    breakers: HashMap<String, Arc<BreakerRule>>,
+    upstreams: Option<&'a [String]>,
+}
+
+impl Names<'_> {
+    fn check_upstream(&self, section: &Section<'_>, key: &str, name: &str) {
+        if let Some(upstreams) = self.upstreams.filter(|known| !known.iter().any(|known| known == name)) {
+            section.fault(key, unknown("upstream", name, upstreams.iter().map(String::as_str)));
+        }
+    }
+}
+
+fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+    let all = known.clone().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let all = if all.is_empty() { "there is none".to_owned() } else { format!("known: {all}") };
+    match nearest(name, known) {
+        Some(nearest) => format!("no {what} is called `{name}`: did you mean `{nearest}`? ({all})"),
+        None => format!("no {what} is called `{name}` ({all})"),
+    }
+}
+
+/// How a route wants its clients to prove who they are.
+#[derive(Clone, Debug)]
+struct Scheme(String);
+
+impl FromStr for Scheme {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.strip_prefix("jwt:").map(|name| Self(name.to_owned())).ok_or("jwt:ISSUER")
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Method(String);
+
+impl FromStr for Method {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = ["CONNECT", "TRACE"].contains(&text);
+        if refused || text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-') {
+            return Err("a method in capitals, and never CONNECT or TRACE");
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+from_toml_str!(Scheme, Method);
+
+fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
+    let name = section.require::<String>("name", "a name for metrics and logs");
+    let path = section.require::<String>("path", "a path like /v1/{name}/{*rest}");
+    let pattern =
+        path.and_then(|path| Pattern::parse(&path).map_err(|allowed| section.fault("path", allowed)).ok());
+    let upstream = section.require::<String>("upstream", "the name of an upstream");
+    if let Some(upstream) = &upstream {
+        names.check_upstream(&section, "upstream", upstream);
+    }
+    let methods = section.get_or::<Vec<Method>>("methods", Vec::new());
+    let limits = resolve(&section, "limits", "limit", &names.limits, section.get_or("limits", Vec::new()));
+    let (subject_limits, client_limits) = limits.into_iter().partition(|limit| limit.needs_subject());
+    let schemes =
+        section.get_or::<Vec<Scheme>>("auth", Vec::new()).into_iter().map(|scheme| scheme.0).collect();
+    let issuers: Vec<_> = resolve(&section, "auth", "[jwt] issuer", &names.issuers, schemes);
+    let roles = section.get_or("roles", Vec::new());
+    let permission = section.get::<String>("permission");
+    let resource = section.get::<String>("resource");
+    if (permission.is_some() || !roles.is_empty()) && !section.has("auth") {
+        let key = if permission.is_some() { "permission" } else { "roles" };
+        section.fault(key, "needs `auth`, for nobody knows who is asking without it");
+    }
+    if resource.is_some() && permission.is_none() {
+        section.fault("resource", "needs `permission`");
+    }
+    let permission = permission.zip(pattern.as_ref()).and_then(|(permission, pattern)| {
+        let resource = Template::parse(resource.as_deref().unwrap_or("*"), pattern);
+        let resource = resource.map_err(|allowed| section.fault("resource", allowed)).ok()?;
+        Some(RequiredPermission { permission: permission.into(), resource })
+    });
+    let counts_failed_logins = section.get_or("counts_failed_logins", Vec::new());
+    let (max_body, upstream_timeout) = (section.get("max_body"), section.get("upstream_timeout"));
+    let request_timeout = section.get("request_timeout");
+    if let (Some(name), Some(pattern), Some(upstream)) = (name, pattern, upstream) {
+        if routes.iter().any(|route| *route.name == *name) {
+            section.fault("name", format!("route `{name}` is there already"));
+        }
+        let route = Route {
+            name: name.into(),
+            pattern,
+            methods: methods.into_iter().map(|method| method.0.into()).collect(),
+            breaker: names.breakers.get(&upstream).cloned(),
+            upstream: upstream.into(),
+            client_limits,
+            subject_limits,
+            issuers,
+            roles,
+            permission,
+            counts_failed_logins,
+            max_body,
+            upstream_timeout,
+            request_timeout,
+        };
+        if let Err(collision) = routes.add(Arc::new(route)) {
+            section.fault("path", collision);
+        }
+    }
+    section.finish();
+}
+
+/// The rules called `wanted`; a name that nobody has is a fault, for a skipped name is a missing rule.
+fn resolve<T>(
+    section: &Section<'_>,
+    key: &str,
+    what: &str,
+    known: &HashMap<String, Arc<T>>,
+    wanted: Vec<String>,
+) -> Vec<Arc<T>> {
+    let find = |name: String| {
+        let rule = known.get(&name).cloned();
+        if rule.is_none() {
+            section.fault(key, unknown(what, &name, known.keys().map(String::as_str)));
+        }
+        rule
+    };
+    wanted.into_iter().filter_map(find).collect()
+}

@@ -1,0 +1,149 @@
+//! Every way in which the gateway can say no, with the status, the code and what a client may do about it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::limits::Quota;
+use crate::stage::Stage;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $status:literal $code:literal $title:literal,)+) => {
+        /// Why a request was refused; the word that a machine reads.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Code { $($(#[$doc])* $name,)+ }
+
+        impl Code {
+            /// Every code, for documentation and tests.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The HTTP status that goes with the code.
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$name => $status,)+ }
+            }
+
+            /// The code on the wire, in metrics and in logs.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $code,)+ }
+            }
+
+            /// The title of the problem: the status in words.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$name => $title,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The request line, a header or the framing breaks the grammar.
+    MalformedRequest = 400 "malformed_request" "Bad Request",
+    /// The target cannot be normalised or is not allowed.
+    MalformedTarget = 400 "malformed_target" "Bad Request",
+    /// A trusted proxy wrote an address that is none.
+    MalformedForwardedFor = 400 "malformed_forwarded_for" "Bad Request",
+    /// The route wants a token and there is none.
+    TokenMissing = 401 "token_missing" "Unauthorized",
+    /// The token cannot be believed.
+    TokenInvalid = 401 "token_invalid" "Unauthorized",
+    /// The token was good once.
+    TokenExpired = 401 "token_expired" "Unauthorized",
+    /// The client is on a block list.
+    ClientBlocked = 403 "client_blocked" "Forbidden",
+    /// The token holds none of the roles that the route asks for.
+    RoleMissing = 403 "role_missing" "Forbidden",
+    /// The subject has no such permission.
+    PermissionDenied = 403 "permission_denied" "Forbidden",
+    /// No route names this path.
+    RouteNotFound = 404 "route_not_found" "Not Found",
+    /// The route does not take this method.
+    MethodNotAllowed = 405 "method_not_allowed" "Method Not Allowed",
+    /// The header did not arrive in time.
+    HeaderTimeout = 408 "header_timeout" "Request Timeout",
+    /// The body did not arrive in time.
+    BodyTimeout = 408 "body_timeout" "Request Timeout",
+    /// The body is larger than allowed.
+    BodyTooLarge = 413 "body_too_large" "Content Too Large",
+    /// A limit is used up.
+    RateLimited = 429 "rate_limited" "Too Many Requests",
+    /// One client has too many connections.
+    TooManyConnections = 429 "too_many_connections" "Too Many Requests",
+    /// Too many header fields, or too many bytes of them.
+    HeaderTooLarge = 431 "header_too_large" "Request Header Fields Too Large",
+    /// Something in the gateway broke.
+    Internal = 500 "internal_error" "Internal Server Error",
+    /// The upstream cannot be reached or broke off.
+    UpstreamUnreachable = 502 "upstream_unreachable" "Bad Gateway",
+    /// The breaker is open: the upstream has failed too often.
+    BreakerOpen = 503 "breaker_open" "Service Unavailable",
+    /// The store of the limits is away and the limit says `deny`.
+    LimitUnavailable = 503 "limit_unavailable" "Service Unavailable",
+    /// The keys that verify tokens are away.
+    KeysUnavailable = 503 "keys_unavailable" "Service Unavailable",
+    /// The permission question could not be answered.
+    PermissionUnavailable = 503 "permission_unavailable" "Service Unavailable",
+    /// The upstream took too long.
+    UpstreamTimeout = 504 "upstream_timeout" "Gateway Timeout",
+}
+
+/// The end of a request: what a client is told, and nothing that it should not know.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// Where the request ended.
+    pub stage: Stage,
+    /// Why, for a machine.
+    pub code: Code,
+    /// Why, for a person, and what to do about it.
+    pub detail: String,
+    /// The rule that refused: a limit, a route, an issuer, a breaker.
+    pub rule: Option<Arc<str>>,
+    /// When it is worth trying again.
+    pub retry_after: Option<Duration>,
+    /// The methods that the route takes, for `Allow`.
+    pub allow: Vec<Arc<str>>,
+    /// The limits of the request, for `RateLimit` and `RateLimit-Policy`.
+    pub quotas: Vec<Quota>,
+}
+
+impl Refusal {
+    /// A refusal with a code and a sentence.
+    pub fn new(stage: Stage, code: Code, detail: impl Into<String>) -> Self {
+        Self {
+            stage,
+            code,
+            detail: detail.into(),
+            rule: None,
+            retry_after: None,
+            allow: Vec::new(),
+            quotas: Vec::new(),
+        }
+    }
+
+    /// Names the rule that refused.
+    #[must_use]
+    pub fn by(mut self, rule: &Arc<str>) -> Self {
+        self.rule = Some(Arc::clone(rule));
+        self
+    }
+
+    /// Says when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
+        self
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        self.code.status()
+    }
+
+    /// `Retry-After` in whole seconds, rounded up: a client that waits so long is admitted.
+    pub fn retry_after_secs(&self) -> Option<u64> {
+        self.retry_after.map(whole_seconds)
+    }
+}
+
+/// Whole seconds, rounded up and at least one.
+pub fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+}

@@ -1,0 +1,354 @@
+//! Routes: which rules a path and a method are under.
+//!
+//! The most specific path wins, segment by segment: a literal before `{name}` before `{*rest}`. Only then the method is
+//! looked at. A path that no route names is 404; a method that the winning path does not take is 405, even where a
+//! less specific route would take it: a narrow rule is never evaded by a method that it forgot.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::breaker::BreakerRule;
+use crate::limits::LimitRule;
+use crate::refusal::{Code, Refusal};
+use crate::request::Request;
+use crate::stage::Stage;
+use crate::units::{Bytes, Span};
+
+/// `[[routes]]`, with every name resolved.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The name in metrics, logs and spans.
+    pub name: Arc<str>,
+    /// The path as written.
+    pub pattern: Pattern,
+    /// The methods that it takes; all when empty.
+    pub methods: Vec<Arc<str>>,
+    /// Where its requests go.
+    pub upstream: Arc<str>,
+    /// Limits checked before authentication.
+    pub client_limits: Vec<Arc<LimitRule>>,
+    /// Limits whose key is the subject.
+    pub subject_limits: Vec<Arc<LimitRule>>,
+    /// The issuers whose tokens are taken; anybody may come when empty.
+    pub issuers: Vec<Arc<crate::authenticate::Issuer>>,
+    /// Any of these roles; anybody when empty.
+    pub roles: Vec<String>,
+    /// The permission that the subject needs, and on what.
+    pub permission: Option<RequiredPermission>,
+    /// The breaker of its upstream.
+    pub breaker: Option<Arc<BreakerRule>>,
+    /// The answers that count as failed logins.
+    pub counts_failed_logins: Vec<u32>,
+    /// Its own `max_body`.
+    pub max_body: Option<Bytes>,
+    /// Its own `upstream_timeout`.
+    pub upstream_timeout: Option<Span>,
+    /// Its own `request_timeout`.
+    pub request_timeout: Option<Span>,
+}
+
+/// `permission` and `resource` of a route.
+#[derive(Clone, Debug)]
+pub struct RequiredPermission {
+    /// `records:read`.
+    pub permission: Arc<str>,
+    /// What it is wanted on.
+    pub resource: Template,
+}
+
+/// A path pattern: `/v1/{name}/{*rest}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    text: Arc<str>,
+    segments: Vec<Segment>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Segment {
+    Literal(String),
+    One(Arc<str>),
+    Rest(Arc<str>),
+}
+
+impl Pattern {
+    /// Parses a pattern; the error says what is allowed.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let rest = text.strip_prefix('/').ok_or("a path begins with `/`")?;
+        let segments = rest.split('/').map(Segment::parse).collect::<Result<Vec<_>, _>>()?;
+        if segments.iter().rev().skip(1).any(|segment| matches!(segment, Segment::Rest(_))) {
+            return Err("`{*rest}` is the last segment".to_owned());
+        }
+        if segments.iter().rev().skip(1).any(|segment| *segment == Segment::Literal(String::new())) {
+            return Err("a path has no empty segment, for `//` is one slash".to_owned());
+        }
+        let pattern = Self { text: text.into(), segments };
+        let mut names: Vec<_> = pattern.names().collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(format!("`{{{}}}` stands twice", pair[0])),
+            None => Ok(pattern),
+        }
+    }
+
+    /// The pattern as written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The names of its captures.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().filter_map(|segment| match segment {
+            Segment::Literal(_) => None,
+            Segment::One(name) | Segment::Rest(name) => Some(&**name),
+        })
+    }
+
+    /// What the path holds for `name`.
+    fn capture<'p>(&self, name: &str, path: &'p str) -> Option<&'p str> {
+        let mut rest = path.strip_prefix('/')?;
+        for segment in &self.segments {
+            let (head, tail) = rest.split_once('/').unwrap_or((rest, ""));
+            match segment {
+                Segment::One(other) if **other == *name => return Some(head),
+                Segment::Rest(other) if **other == *name => return Some(rest),
+                _ => rest = tail,
+            }
+        }
+        None
+    }
+}
+
+impl Segment {
+    fn parse(text: &str) -> Result<Self, String> {
+        let Some(inner) = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) else {
+            return if text.contains(['{', '}', '%', '?', '#', '\\']) || text == "." || text == ".." {
+                Err(format!("a segment is a word, `{{name}}` or `{{*rest}}` (got `{text}`)"))
+            } else {
+                Ok(Self::Literal(text.to_owned()))
+            };
+        };
+        let name = inner.strip_prefix('*').unwrap_or(inner);
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            return Err(format!("a name holds letters, digits and `_` (got `{text}`)"));
+        }
+        Ok(if inner.starts_with('*') { Self::Rest(name.into()) } else { Self::One(name.into()) })
+    }
+}
+
+/// Text with captures: `notes/{collection}`.
+#[derive(Clone, Debug)]
+pub struct Template {
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Text(String),
+    Capture(String),
+}
+
+impl Template {
+    /// Parses a template whose captures are named by `pattern`.
+    pub fn parse(text: &str, pattern: &Pattern) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (name, tail) = after.split_once('}').ok_or("`{` without `}`")?;
+            if !pattern.names().any(|known| known == name) {
+                return Err(format!("`{{{name}}}` is not in the path `{}`", pattern.as_str()));
+            }
+            parts.extend([Part::Text(before.to_owned()), Part::Capture(name.to_owned())]);
+            rest = tail;
+        }
+        parts.push(Part::Text(rest.to_owned()));
+        Ok(Self { parts })
+    }
+
+    /// The text for `path`, which `pattern` matches.
+    pub fn fill(&self, pattern: &Pattern, path: &str) -> String {
+        let mut filled = String::new();
+        for part in &self.parts {
+            filled.push_str(match part {
+                Part::Text(text) => text,
+                Part::Capture(name) => pattern.capture(name, path).unwrap_or_default(),
+            });
+        }
+        filled
+    }
+}
+
+/// All routes, ordered for look-up.
+#[derive(Clone, Debug, Default)]
+pub struct Routes {
+    root: Node,
+    all: Vec<Arc<Route>>,
+}
+
+/// The routes below one prefix. A path is walked once; at each segment the literal is tried first.
+#[derive(Clone, Debug, Default)]
+struct Node {
+    literals: HashMap<String, Node>,
+    one: Option<Box<Node>>,
+    here: SmallVec<[Arc<Route>; 1]>,
+    rest: SmallVec<[Arc<Route>; 1]>,
+}
+
+impl Routes {
+    /// Adds a route; the error names the route that it collides with.
+    pub fn add(&mut self, route: Arc<Route>) -> Result<(), String> {
+        let mut node = &mut self.root;
+        let mut tail = false;
+        for segment in &route.pattern.segments {
+            node = match segment {
+                Segment::Literal(text) => node.literals.entry(text.clone()).or_default(),
+                Segment::One(_) => &mut **node.one.get_or_insert_default(),
+                Segment::Rest(_) => {
+                    tail = true;
+                    node
+                }
+            };
+        }
+        let routes = if tail { &mut node.rest } else { &mut node.here };
+        let overlaps = |other: &&Arc<Route>| {
+            other.methods.is_empty()
+                || route.methods.is_empty()
+                || other.methods.iter().any(|method| route.methods.contains(method))
+        };
+        if let Some(other) = routes.iter().find(overlaps) {
+            return Err(format!("route `{}` has this path and method already", other.name));
+        }
+        routes.push(Arc::clone(&route));
+        self.all.push(route);
+        Ok(())
+    }
+
+    /// The routes in the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.all.iter()
+    }
+
+    /// The route of a request.
+    pub fn find(&self, request: &Request<'_>) -> Result<Arc<Route>, Refusal> {
+        let path = request.path.strip_prefix('/').unwrap_or(request.path);
+        let Some(routes) = self.root.find(path) else {
+            return Err(Refusal::new(Stage::Route, Code::RouteNotFound, "no route names this path"));
+        };
+        let takes = |route: &&Arc<Route>| {
+            route.methods.is_empty() || route.methods.iter().any(|m| **m == *request.method)
+        };
+        if let Some(route) = routes.iter().find(takes) {
+            return Ok(Arc::clone(route));
+        }
+        let mut refusal = Refusal::new(Stage::Route, Code::MethodNotAllowed, "");
+        refusal.allow = routes.iter().flat_map(|route| route.methods.iter().cloned()).collect();
+        refusal.detail = format!("this path takes {}", refusal.allow.join(", "));
+        Err(refusal)
+    }
+}
+
+impl Node {
+    fn find(&self, path: &str) -> Option<&[Arc<Route>]> {
+        let (segment, tail) = match path.split_once('/') {
+            Some((segment, tail)) => (segment, Some(tail)),
+            None => (path, None),
+        };
+        if let Some(found) = self.literals.get(segment).and_then(|node| node.step(tail)) {
+            return Some(found);
+        }
+        let one = self.one.as_ref().filter(|_| !segment.is_empty());
+        if let Some(found) = one.and_then(|node| node.step(tail)) {
+            return Some(found);
+        }
+        (!self.rest.is_empty() && !path.is_empty()).then_some(self.rest.as_slice())
+    }
+
+    fn step(&self, tail: Option<&str>) -> Option<&[Arc<Route>]> {
+        match tail {
+            Some(tail) => self.find(tail),
+            None => (!self.here.is_empty()).then_some(self.here.as_slice()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Headers;
+
+    fn route(name: &str, path: &str, methods: &[&str]) -> Arc<Route> {
+        Arc::new(Route {
+            name: name.into(),
+            pattern: Pattern::parse(path).unwrap(),
+            methods: methods.iter().map(|method| (*method).into()).collect(),
+            upstream: "backend".into(),
+            client_limits: Vec::new(),
+            subject_limits: Vec::new(),
+            issuers: Vec::new(),
+            roles: Vec::new(),
+            permission: None,
+            breaker: None,
+            counts_failed_logins: Vec::new(),
+            max_body: None,
+            upstream_timeout: None,
+            request_timeout: None,
+        })
+    }
+
+    fn find(routes: &Routes, method: &str, path: &str) -> Result<String, Code> {
+        let request =
+            Request { peer: "127.0.0.1".parse().unwrap(), method, path, headers: Headers::default() };
+        routes.find(&request).map(|route| route.name.to_string()).map_err(|refusal| refusal.code)
+    }
+
+    #[test]
+    fn the_most_specific_path_wins_and_then_its_methods_count() {
+        let mut routes = Routes::default();
+        for (name, path, methods) in [
+            ("rest", "/a/{*rest}", &[][..]),
+            ("one", "/a/{x}/c", &["GET"]),
+            ("literal", "/a/b/c", &["POST"]),
+            ("slash", "/a/b/", &[]),
+            ("root", "/", &[]),
+        ] {
+            routes.add(route(name, path, methods)).unwrap();
+        }
+        assert_eq!(find(&routes, "POST", "/a/b/c").as_deref(), Ok("literal"));
+        assert_eq!(
+            find(&routes, "GET", "/a/b/c"),
+            Err(Code::MethodNotAllowed),
+            "a narrow rule is not evaded"
+        );
+        assert_eq!(find(&routes, "GET", "/a/z/c").as_deref(), Ok("one"));
+        assert_eq!(find(&routes, "GET", "/a/z/d").as_deref(), Ok("rest"));
+        assert_eq!(find(&routes, "GET", "/a/b/c/d").as_deref(), Ok("rest"));
+        assert_eq!(find(&routes, "GET", "/a/b/").as_deref(), Ok("slash"));
+        assert_eq!(find(&routes, "GET", "/a/"), Err(Code::RouteNotFound), "a tail has one segment at least");
+        assert_eq!(find(&routes, "GET", "/a"), Err(Code::RouteNotFound));
+        assert_eq!(find(&routes, "GET", "/").as_deref(), Ok("root"));
+    }
+
+    #[test]
+    fn two_routes_for_one_path_and_method_collide() {
+        let mut routes = Routes::default();
+        routes.add(route("read", "/a/{x}", &["GET"])).unwrap();
+        routes.add(route("write", "/a/{y}", &["PUT"])).unwrap();
+        assert!(routes.add(route("again", "/a/{z}", &["GET"])).unwrap_err().contains("`read`"));
+    }
+
+    #[test]
+    fn a_template_is_filled_from_the_path() {
+        let pattern = Pattern::parse("/v1/{c}/records/{*key}").unwrap();
+        let template = Template::parse("{c}:{key}!", &pattern).unwrap();
+        assert_eq!(template.fill(&pattern, "/v1/notes/records/a/b"), "notes:a/b!");
+        assert!(Template::parse("{other}", &pattern).is_err());
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_refused() {
+        for path in ["a", "/a//b", "/{*rest}/b", "/{}", "/{a}/{a}", "/a{b}", "/%61", "/.."] {
+            assert!(Pattern::parse(path).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! A world made of values: the policy's own tests and `gateway explain` run in it, and so do the properties of this
+//! crate. Its clock moves when it is told to, and every answer is there at once.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use crate::authenticate::Issuer;
+use crate::authorize::PermissionRule;
+use crate::blocks::{AutoBlock, Ban};
+use crate::breaker::{Breaker, BreakerRule, Outcome, Pass};
+use crate::client::Client;
+use crate::gcra::Reading;
+use crate::limits::{Charge, Charges, Mode};
+use crate::time::Timestamp;
+use crate::token::Token;
+use crate::world::{PermissionAway, Question, Store, StoreAway, VerifyFault, World};
+
+/// Takes one token from every bucket of `charges`, or none from any when one that enforces is empty. Every store
+/// decides like this; `arrivals` maps a bucket to its stored number and back.
+pub fn spend_all(
+    charges: &[Charge],
+    now: Timestamp,
+    replicas: u32,
+    mut arrival: impl FnMut(&Charge) -> Timestamp,
+    mut keep: impl FnMut(&Charge, Timestamp),
+) -> SmallVec<[Reading; 4]> {
+    let gcra = |charge: &Charge| charge.rule.gcra.share(replicas);
+    let mut readings: SmallVec<[Reading; 4]> =
+        charges.iter().map(|charge| gcra(charge).take(arrival(charge), now)).collect();
+    let refused = charges
+        .iter()
+        .zip(&readings)
+        .any(|(charge, reading)| !reading.conforms && charge.rule.mode == Mode::Enforce);
+    for (charge, reading) in charges.iter().zip(&mut readings) {
+        if refused {
+            *reading = Reading { conforms: reading.conforms, ..gcra(charge).peek(arrival(charge), now) };
+        } else {
+            keep(charge, reading.arrival);
+        }
+    }
+    readings
+}
+
+/// A simulated world.
+#[derive(Debug, Default)]
+pub struct Simulation {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    now: Timestamp,
+    buckets: HashMap<(Store, String), Timestamp>,
+    shared_store_away: bool,
+    permissions_away: bool,
+    bans: HashMap<IpNet, Timestamp>,
+    failures: HashMap<IpNet, u32>,
+    granted: HashSet<(String, String)>,
+    breakers: HashMap<Arc<str>, Breaker>,
+    asked: Vec<String>,
+}
+
+/// The signature that the simulated world takes for good, base64url.
+pub const SIGNATURE: &str = "c2ltdWxhdGVk";
+
+impl Simulation {
+    /// A quiet world at `now`.
+    pub fn at(now: Timestamp) -> Self {
+        Self { state: Mutex::new(State { now, ..State::default() }) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the clock.
+    pub fn advance(&self, by: Duration) {
+        let mut state = self.state();
+        state.now = state.now + by;
+    }
+
+    /// Grants a permission on any resource to the user.
+    pub fn grant(&self, user: &str, permission: &str) {
+        self.state().granted.insert((user.to_owned(), permission.to_owned()));
+    }
+
+    /// Takes the shared store away or brings it back.
+    pub fn set_store_away(&self, away: bool) {
+        self.state().shared_store_away = away;
+    }
+
+    /// Takes the permission service away or brings it back.
+    pub fn set_permissions_away(&self, away: bool) {
+        self.state().permissions_away = away;
+    }
+
+    /// What was asked of this world since the last call, one word a question.
+    pub fn take_asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().asked)
+    }
+
+    /// The buckets with their stored numbers, for comparing two moments.
+    pub fn buckets(&self) -> HashMap<(Store, String), Timestamp> {
+        let state = self.state();
+        let now = state.now;
+        state.buckets.iter().filter(|(_, at)| **at > now).map(|(key, at)| (key.clone(), *at)).collect()
+    }
+}
+
+impl World for Simulation {
+    type Pass = Option<(Arc<BreakerRule>, Pass)>;
+
+    fn now(&self) -> Timestamp {
+        self.state().now
+    }
+
+    fn banned(&self, client: &Client, now: Timestamp) -> Option<Ban> {
+        let until = *self.state().bans.get(&client.network)?;
+        Some(Ban { until: Some(until) }).filter(|ban| ban.holds(now))
+    }
+
+    async fn spend(
+        &self,
+        store: Store,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<SmallVec<[Reading; 4]>, StoreAway> {
+        let mut state = self.state();
+        state.asked.push("spend".to_owned());
+        if store == Store::Shared && state.shared_store_away {
+            return Err(StoreAway);
+        }
+        let mut kept = Vec::new();
+        let key = |charge: &Charge| (store, charge.bucket.clone());
+        let readings = spend_all(
+            charges,
+            now,
+            1,
+            |charge| state.buckets.get(&key(charge)).copied().unwrap_or_default(),
+            |charge, arrival| kept.push((key(charge), arrival)),
+        );
+        state.buckets.extend(kept);
+        Ok(readings)
+    }
+
+    fn refund(&self, store: Store, charges: Charges) {
+        let mut state = self.state();
+        let now = state.now;
+        for charge in charges {
+            if let Some(arrival) = state.buckets.get_mut(&(store, charge.bucket)) {
+                *arrival = charge.rule.gcra.refund(*arrival, now);
+            }
+        }
+    }
+
+    async fn verify(&self, _: &Arc<Issuer>, token: &Token<'_>) -> Result<(), VerifyFault> {
+        self.state().asked.push("verify".to_owned());
+        if token.signature == SIGNATURE { Ok(()) } else { Err(VerifyFault::Forged) }
+    }
+
+    async fn permitted(&self, _: &PermissionRule, question: &Question<'_>) -> Result<bool, PermissionAway> {
+        let mut state = self.state();
+        state.asked.push("permitted".to_owned());
+        if state.permissions_away {
+            return Err(PermissionAway::default());
+        }
+        Ok(state.granted.contains(&(question.user.to_owned(), question.permission.to_owned())))
+    }
+
+    fn enter(&self, rule: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<Self::Pass, Duration> {
+        let mut state = self.state();
+        state.asked.push("enter".to_owned());
+        let Some(rule) = rule else { return Ok(None) };
+        let breaker = state.breakers.entry(Arc::clone(&rule.name)).or_default();
+        breaker.enter(rule, now).map(|pass| Some((Arc::clone(rule), pass)))
+    }
+
+    fn settle(&self, pass: Self::Pass, outcome: Outcome, now: Timestamp) {
+        let Some((rule, pass)) = pass else { return };
+        if let Some(breaker) = self.state().breakers.get_mut(&rule.name) {
+            breaker.settle(&rule, pass, outcome, now);
+        }
+    }
+
+    fn login_failed(&self, client: &Client, rule: AutoBlock, now: Timestamp) {
+        let mut state = self.state();
+        let failures = state.failures.entry(client.network).or_default();
+        *failures += 1;
+        if *failures >= rule.failures {
+            state.failures.remove(&client.network);
+            state.bans.insert(client.network, now + rule.duration);
+        }
+    }
+
+    fn login_succeeded(&self, client: &Client) {
+        self.state().failures.remove(&client.network);
+    }
+}

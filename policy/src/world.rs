@@ -1,0 +1,113 @@
+//! The few questions that the specification may ask of the outside.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::authenticate::Issuer;
+use crate::authorize::PermissionRule;
+use crate::blocks::{AutoBlock, Ban};
+use crate::breaker::{BreakerRule, Outcome};
+use crate::client::Client;
+use crate::gcra::Reading;
+use crate::limits::{Charge, Charges};
+use crate::time::Timestamp;
+use crate::token::Token;
+
+/// Which buckets are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Store {
+    /// Those of all replicas together.
+    Shared,
+    /// This replica's own.
+    Local,
+    /// This replica's share of the shared ones while the store is away.
+    Alone,
+}
+
+/// The store is away.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreAway;
+
+/// Why a signature was not found good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyFault {
+    /// It is not the key's.
+    Forged,
+    /// No such key.
+    UnknownKey,
+    /// The keys could not be had.
+    Away,
+}
+
+/// May this user do this to that?
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// The route that asks.
+    pub rule: &'a str,
+    /// The subject.
+    pub user: &'a str,
+    /// What it wants to do.
+    pub permission: &'a str,
+    /// To what.
+    pub resource: &'a str,
+}
+
+/// A permission question that nobody answered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PermissionAway {
+    /// The last answer that was known, however old.
+    pub last_known: Option<bool>,
+}
+
+/// What the specification may ask. An implementation never waits without a bound.
+pub trait World: Sync {
+    /// Proof that the breaker lets a request through; dropped unused, it frees its place.
+    type Pass: Send;
+
+    /// The time. A request has one: it is asked once.
+    fn now(&self) -> Timestamp;
+
+    /// The ban that this client is under, if any.
+    fn banned(&self, client: &Client, now: Timestamp) -> Option<Ban>;
+
+    /// Takes one token from every bucket, or none from any when one that enforces is empty. One reading for each
+    /// charge, in order.
+    fn spend(
+        &self,
+        store: Store,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> impl Future<Output = Result<SmallVec<[Reading; 4]>, StoreAway>> + Send;
+
+    /// Gives back what was taken. It may happen later, and is lost when the store is away.
+    fn refund(&self, store: Store, charges: Charges);
+
+    /// Whether the issuer's key made this signature.
+    fn verify(
+        &self,
+        issuer: &Arc<Issuer>,
+        token: &Token<'_>,
+    ) -> impl Future<Output = Result<(), VerifyFault>> + Send;
+
+    /// Whether the user may.
+    fn permitted(
+        &self,
+        rule: &PermissionRule,
+        question: &Question<'_>,
+    ) -> impl Future<Output = Result<bool, PermissionAway>> + Send;
+
+    /// Asks the breaker, if there is one; refused with the time after which to try again.
+    fn enter(&self, breaker: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<Self::Pass, Duration>;
+
+    /// Tells the breaker how the request ended.
+    fn settle(&self, pass: Self::Pass, outcome: Outcome, now: Timestamp);
+
+    /// Counts a failed login of this client, which may ban it.
+    fn login_failed(&self, client: &Client, rule: AutoBlock, now: Timestamp);
+
+    /// Forgets the failed logins of this client.
+    fn login_succeeded(&self, client: &Client);
+}
