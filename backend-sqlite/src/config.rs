@@ -1,0 +1,386 @@
+//! Settings of the process: command line > environment > secret files > TOML file > defaults.
+//!
+//! An unknown key, in the file or in the environment, is an error that names the nearest known one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use base64::Engine as _;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+/// What begins an environment variable of ours.
+const PREFIX: &str = "PALISADE_BACKEND__";
+
+/// Where the program runs; it changes defaults and what must be there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Profile {
+    /// On a developer's machine: text logs, a signing key of its own making.
+    #[default]
+    Development,
+    /// In tests: like development, quieter.
+    Testing,
+    /// For real: JSON logs, secrets required.
+    Production,
+}
+
+/// `config/backend.toml`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) server: ServerConfig,
+    pub(crate) database: DatabaseConfig,
+    pub(crate) accounts: AccountsConfig,
+    pub(crate) telemetry: TelemetryConfig,
+    pub(crate) log: LogConfig,
+    pub(crate) secrets: SecretsConfig,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ServerConfig {
+    /// `HOST:PORT` or `unix:PATH`.
+    pub(crate) listen: String,
+    /// For requests in flight after SIGTERM.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) drain_timeout: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:8090".to_owned(), drain_timeout: Duration::from_secs(30) }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DatabaseConfig {
+    pub(crate) path: PathBuf,
+    pub(crate) synchronous: Synchronous,
+    pub(crate) pool_size: u32,
+    pub(crate) pool_overflow: u32,
+    #[serde(deserialize_with = "duration")]
+    pub(crate) pool_wait: Duration,
+}
+
+impl Default for DatabaseConfig {
+    fn default() -> Self {
+        Self {
+            path: "data/backend/palisade.db".into(),
+            synchronous: Synchronous::Full,
+            pool_size: 20,
+            pool_overflow: 10,
+            pool_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+/// When a commit is on the disk.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Synchronous {
+    /// Before it is acknowledged.
+    Full,
+    /// At the next checkpoint: a power cut may lose what was acknowledged last.
+    Normal,
+}
+
+impl Synchronous {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Normal => "normal",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AccountsConfig {
+    pub(crate) password_min_length: usize,
+    #[serde(deserialize_with = "duration")]
+    pub(crate) access_token: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub(crate) refresh_token: Duration,
+}
+
+impl Default for AccountsConfig {
+    fn default() -> Self {
+        Self {
+            password_min_length: 12,
+            access_token: Duration::from_mins(30),
+            refresh_token: Duration::from_hours(7 * 24),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TelemetryConfig {
+    /// Empty: no traces.
+    pub(crate) otlp_endpoint: String,
+    pub(crate) protocol: OtlpProtocol,
+    pub(crate) sample_ratio: f64,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        Self { otlp_endpoint: String::new(), protocol: OtlpProtocol::Grpc, sample_ratio: 0.01 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OtlpProtocol {
+    Grpc,
+    Http,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LogConfig {
+    pub(crate) level: String,
+    /// `None`: text in development, JSON otherwise.
+    pub(crate) format: Option<LogFormat>,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: None }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    Json,
+    Text,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct SecretsConfig {
+    pub(crate) dir: PathBuf,
+}
+
+impl Default for SecretsConfig {
+    fn default() -> Self {
+        Self { dir: "/run/secrets".into() }
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text)
+        .map_err(|_| D::Error::custom(format!("a duration like \"30s\", \"5m\" or \"7d\" (got {text:?})")))
+}
+
+impl Config {
+    /// Reads `file`, if there is one, and lays the environment over it.
+    pub(crate) fn load(file: Option<&Path>, environment: &BTreeMap<String, String>) -> anyhow::Result<Self> {
+        let mut table = toml::Table::new();
+        if let Some(file) = file {
+            let name = file.display().to_string();
+            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read `{name}`"))?;
+            // Parsed by itself first, for the place of a fault.
+            toml::from_str::<Self>(&text).map_err(|error| anyhow::anyhow!(located(&name, &text, &error)))?;
+            table = text.parse()?;
+        }
+        for (variable, value) in environment {
+            let Some(path) = variable.strip_prefix(PREFIX) else { continue };
+            let path: Vec<_> = path.split("__").map(str::to_ascii_lowercase).collect();
+            let scalar = scalar(value);
+            let mut single = toml::Table::new();
+            lay(&mut single, &path, scalar.clone());
+            if let Err(error) = single.try_into::<Self>() {
+                bail!("{variable}: {}", with_nearest(error.message()));
+            }
+            lay(&mut table, &path, scalar);
+        }
+        let config: Self = table.try_into()?;
+        config.check()
+    }
+
+    fn check(self) -> anyhow::Result<Self> {
+        if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
+            bail!("telemetry.sample_ratio: from 0 to 1 (got {})", self.telemetry.sample_ratio);
+        }
+        if self.database.pool_size == 0 {
+            bail!("database.pool_size: at least 1 (got 0)");
+        }
+        Ok(self)
+    }
+}
+
+/// A value from the environment: what TOML reads as a number, a flag or a list is one, the rest is text.
+fn scalar(text: &str) -> toml::Value {
+    let parsed = format!("v = {text}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
+    parsed.filter(|value| !value.is_table() && !value.is_datetime()).unwrap_or_else(|| text.into())
+}
+
+fn lay(table: &mut toml::Table, path: &[String], value: toml::Value) {
+    match path {
+        [] => {}
+        [key] => {
+            table.insert(key.clone(), value);
+        }
+        [key, rest @ ..] => {
+            let inner = table.entry(key.clone()).or_insert_with(|| toml::Table::new().into());
+            if !inner.is_table() {
+                *inner = toml::Table::new().into();
+            }
+            if let Some(inner) = inner.as_table_mut() {
+                lay(inner, rest, value);
+            }
+        }
+    }
+}
+
+fn located(name: &str, text: &str, error: &toml::de::Error) -> String {
+    let offset = error.span().map_or(0, |span| span.start);
+    let before = &text[..offset.min(text.len())];
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!("{name}:{}:{column}: {}", before.matches('\n').count() + 1, with_nearest(error.message()))
+}
+
+/// Serde says ``unknown field `lisen`, expected one of `listen`, …``; the nearest is what was meant.
+fn with_nearest(message: &str) -> String {
+    let mut words = message.split('`').skip(1).step_by(2);
+    let found = words.next().filter(|_| message.starts_with("unknown field"));
+    let nearest = found.and_then(|found| {
+        let likeness = |known: &str| strsim::jaro_winkler(found, known);
+        words.filter(|known| likeness(known) > 0.7).max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+    });
+    match nearest {
+        Some(nearest) => format!("{message}: did you mean `{nearest}`?"),
+        None => message.to_owned(),
+    }
+}
+
+/// Text that no log, error or debug print ever shows.
+#[derive(Clone)]
+pub(crate) struct Secret(Vec<u8>);
+
+impl Secret {
+    pub(crate) fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Compares in constant time.
+    pub(crate) fn matches(&self, candidate: &[u8]) -> bool {
+        use subtle::ConstantTimeEq as _;
+        self.0.ct_eq(candidate).into()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// What the program must know and never show.
+#[derive(Clone, Debug)]
+pub(crate) struct Secrets {
+    /// Signs tokens: HS256.
+    pub(crate) jwt_secret: Option<Secret>,
+    /// Signs tokens: a private key in PEM.
+    pub(crate) jwt_key: Option<Secret>,
+    /// What the gateway shows to be believed.
+    pub(crate) gateway_token: Option<Secret>,
+    /// Guards `/metrics`.
+    pub(crate) metrics_token: Option<Secret>,
+}
+
+/// The least a secret may hold.
+const MIN_SECRET: usize = 32;
+
+impl Secrets {
+    /// Environment first, then files in `dir`; production requires what it needs.
+    pub(crate) fn load(
+        dir: &Path,
+        environment: &BTreeMap<String, String>,
+        profile: Profile,
+    ) -> anyhow::Result<Self> {
+        let secrets = Self {
+            jwt_secret: secret("JWT_SECRET", dir, environment)?,
+            jwt_key: secret("JWT_KEY", dir, environment)?,
+            gateway_token: secret("GATEWAY_TOKEN", dir, environment)?,
+            metrics_token: secret("METRICS_TOKEN", dir, environment)?,
+        };
+        if profile == Profile::Production {
+            let signs = secrets.jwt_secret.is_some() || secrets.jwt_key.is_some();
+            let needed =
+                [("JWT_SECRET (or JWT_KEY)", signs), ("GATEWAY_TOKEN", secrets.gateway_token.is_some())];
+            if let Some((name, _)) = needed.iter().find(|(_, found)| !found) {
+                bail!("{name} is missing: production needs it, in the environment or in `{}`", dir.display());
+            }
+        }
+        Ok(secrets)
+    }
+}
+
+fn secret(name: &str, dir: &Path, environment: &BTreeMap<String, String>) -> anyhow::Result<Option<Secret>> {
+    let file = dir.join(name);
+    let (text, place) = match environment.get(name) {
+        Some(text) => (text.clone(), "in the environment".to_owned()),
+        None => match std::fs::read_to_string(&file) {
+            Ok(text) => (text, format!("in `{}`", file.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => bail!("{name}: cannot read `{}`: {error}", file.display()),
+        },
+    };
+    let text = text.trim_end_matches(['\r', '\n']);
+    let bytes = match text.strip_prefix("base64:") {
+        Some(encoded) => base64::engine::general_purpose::STANDARD
+            .decode(encoded)
+            .map_err(|_| anyhow::anyhow!("{name} {place}: what follows `base64:` is not base64"))?,
+        None => text.as_bytes().to_vec(),
+    };
+    if bytes.len() < MIN_SECRET {
+        bail!("{name} {place}: at least {MIN_SECRET} characters (got {})", bytes.len());
+    }
+    Ok(Some(Secret(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_shipped_file_parses_and_the_environment_overrides_it() {
+        let shipped = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/backend.toml"));
+        let over = environment(&[
+            ("PALISADE_BACKEND__SERVER__LISTEN", "127.0.0.1:0"),
+            ("PALISADE_BACKEND__DATABASE__POOL_SIZE", "3"),
+        ]);
+        let config = Config::load(Some(shipped), &over).unwrap();
+        assert_eq!((config.server.listen.as_str(), config.database.pool_size), ("127.0.0.1:0", 3));
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_one() {
+        let over = environment(&[("PALISADE_BACKEND__SERVER__LISEN", "x")]);
+        let error = Config::load(None, &over).unwrap_err().to_string();
+        assert!(error.contains("PALISADE_BACKEND__SERVER__LISEN"), "{error}");
+        assert!(error.ends_with("did you mean `listen`?"), "{error}");
+    }
+
+    #[test]
+    fn a_short_or_missing_secret_stops_production() {
+        let nowhere = Path::new("/nonexistent");
+        let missing = Secrets::load(nowhere, &environment(&[]), Profile::Production).unwrap_err();
+        assert!(missing.to_string().starts_with("JWT_SECRET (or JWT_KEY) is missing"), "{missing}");
+        let short = environment(&[("JWT_SECRET", "short")]);
+        let error = Secrets::load(nowhere, &short, Profile::Development).unwrap_err().to_string();
+        assert_eq!(error, "JWT_SECRET in the environment: at least 32 characters (got 5)");
+        assert!(!format!("{:?}", Secret(b"hidden".to_vec())).contains("hidden"));
+    }
+}

@@ -1,0 +1,321 @@
+//! SQLite behind an async door: one writer, a pool of readers, every statement named, timed and traced.
+//!
+//! WAL lets readers go on while the writer writes. The writer is one connection, so that SQLITE_BUSY comes only from
+//! other programs (a backup, an operator's shell), and is retried. Statements run on blocking threads inside the
+//! caller's span.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Params, Row, TransactionBehavior};
+use tokio::sync::{Semaphore, watch};
+use tracing::{Span, info_span, warn};
+
+use crate::config::{DatabaseConfig, Synchronous};
+use crate::metrics::Metrics;
+use crate::sql::{self, Statement};
+
+/// Why the database did not answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DbError {
+    /// No connection was free in time.
+    #[error("no database connection was free in time")]
+    Busy,
+    /// SQLite said no.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// The program is stopping.
+    #[error("the database is closed")]
+    Stopped,
+}
+
+impl DbError {
+    /// Whether the statement broke a UNIQUE or a foreign key rule.
+    pub(crate) fn is_constraint(&self) -> bool {
+        matches!(self, Self::Sqlite(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation))
+    }
+}
+
+pub(crate) type Result<T> = std::result::Result<T, DbError>;
+
+/// Waits before the tries after SQLITE_BUSY and SQLITE_LOCKED.
+const BUSY_WAITS: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
+
+/// The database; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Database {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    writer: Arc<Pool>,
+    readers: Arc<Pool>,
+    metrics: Metrics,
+    /// Woken after a commit that changed who may do what.
+    changes: watch::Sender<()>,
+}
+
+/// Connections that wait to be borrowed; opened when first needed.
+struct Pool {
+    path: PathBuf,
+    synchronous: Synchronous,
+    flags: OpenFlags,
+    idle: Mutex<Vec<Connection>>,
+    places: Semaphore,
+    wait: Duration,
+}
+
+impl Database {
+    /// Opens the file, makes its directory if needed, and brings the schema up to date.
+    pub(crate) fn open(config: &DatabaseConfig, metrics: Metrics) -> anyhow::Result<Self> {
+        use anyhow::Context as _;
+        if let Some(directory) = config.path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            std::fs::create_dir_all(directory).with_context(|| {
+                format!("database.path: cannot make the directory `{}`", directory.display())
+            })?;
+        }
+        let readers = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let writer = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let pool = |flags, size: u32| {
+            Arc::new(Pool {
+                path: config.path.clone(),
+                synchronous: config.synchronous,
+                flags,
+                idle: Mutex::default(),
+                places: Semaphore::new(usize::try_from(size).unwrap_or(usize::MAX >> 3)),
+                wait: config.pool_wait,
+            })
+        };
+        let inner = Inner {
+            writer: pool(writer, 1),
+            readers: pool(readers, config.pool_size + config.pool_overflow),
+            metrics,
+            changes: watch::Sender::new(()),
+        };
+        let mut connection = inner
+            .writer
+            .connect()
+            .with_context(|| format!("database.path: cannot open `{}`", config.path.display()))?;
+        migrate(&mut connection)
+            .with_context(|| format!("`{}` cannot be brought up to date", config.path.display()))?;
+        inner.writer.idle.lock().push(connection);
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Reads.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Session<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.run(&self.inner.readers, move |connection, inner| {
+            work(&Session::new(connection, &inner.metrics))
+        })
+        .await
+    }
+
+    /// Writes in one transaction, which is rolled back when `work` fails. `work` may run more than once.
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Session<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.run(&self.inner.writer, move |connection, inner| {
+            let mut waits = BUSY_WAITS.iter();
+            loop {
+                match transact(connection, inner, &work) {
+                    Err(error) if is_busy(&error) => match waits.next() {
+                        Some(wait) => {
+                            inner.metrics.db_query_retries.inc();
+                            warn!(%error, wait_ms = wait.as_millis(), "the database is busy, trying again");
+                            std::thread::sleep(*wait);
+                        }
+                        None => return Err(error),
+                    },
+                    result => return result,
+                }
+            }
+        })
+        .await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        pool: &Arc<Pool>,
+        work: impl FnOnce(&mut Connection, &Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let place = Place::wait_for(pool).await?;
+        let inner = Arc::clone(&self.inner);
+        let span = Span::current();
+        let task = tokio::task::spawn_blocking(move || {
+            let _entered = span.entered();
+            let mut connection =
+                place.connection().inspect_err(|_| inner.metrics.db_connection_errors.inc())?;
+            let result = work(&mut connection, &inner);
+            match &result {
+                // A connection that failed in an unknown way is closed, not handed on.
+                Err(DbError::Sqlite(error)) if !matches!(error, rusqlite::Error::SqliteFailure(..)) => {}
+                _ => place.give_back(connection),
+            }
+            result
+        });
+        task.await.map_err(|_| DbError::Stopped)?.inspect_err(|error| {
+            if !error.is_constraint() {
+                warn!(%error, "a database operation failed");
+            }
+        })
+    }
+
+    /// Changes from now on to who may do what, made by this process.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.inner.changes.subscribe()
+    }
+
+    /// Places free and connections waiting to be lent, of the readers.
+    pub(crate) fn pool_status(&self) -> (usize, usize) {
+        let idle = self.inner.readers.idle.lock().len();
+        (self.inner.readers.places.available_permits(), idle)
+    }
+}
+
+/// A place in a pool, given back when dropped, whatever happened meanwhile.
+struct Place(Arc<Pool>);
+
+impl Place {
+    async fn wait_for(pool: &Arc<Pool>) -> Result<Self> {
+        let place = tokio::time::timeout(pool.wait, pool.places.acquire()).await;
+        place.map_err(|_| DbError::Busy)?.map_err(|_| DbError::Stopped)?.forget();
+        Ok(Self(Arc::clone(pool)))
+    }
+
+    fn connection(&self) -> Result<Connection> {
+        let idle = self.0.idle.lock().pop();
+        idle.map_or_else(|| self.0.connect(), Ok)
+    }
+
+    fn give_back(&self, connection: Connection) {
+        self.0.idle.lock().push(connection);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.places.add_permits(1);
+    }
+}
+
+impl Pool {
+    fn connect(&self) -> Result<Connection> {
+        let connection = Connection::open_with_flags(&self.path, self.flags)?;
+        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.set_prepared_statement_cache_capacity(64);
+        connection.pragma_update(None, "foreign_keys", true)?;
+        if self.flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
+            connection.pragma_update(None, "journal_mode", "wal")?;
+            connection.pragma_update(None, "synchronous", self.synchronous.as_str())?;
+        }
+        Ok(connection)
+    }
+}
+
+fn transact<T>(
+    connection: &mut Connection,
+    inner: &Inner,
+    work: &impl Fn(&Session<'_>) -> Result<T>,
+) -> Result<T> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let session = Session::new(&transaction, &inner.metrics);
+    let value = work(&session)?;
+    let news = session.permissions_changed.get();
+    let _span =
+        info_span!("sql", otel.name = "COMMIT", otel.kind = "client", db.system.name = "sqlite").entered();
+    transaction.commit()?;
+    if news {
+        inner.changes.send_replace(());
+    }
+    Ok(value)
+}
+
+fn is_busy(error: &DbError) -> bool {
+    let code = |error: &rusqlite::Error| error.sqlite_error_code();
+    matches!(error, DbError::Sqlite(error)
+        if matches!(code(error), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)))
+}
+
+fn migrate(connection: &mut Connection) -> Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
+    let done: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    for (migration, number) in sql::MIGRATIONS.iter().zip(1u32..).filter(|(_, number)| *number > done) {
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", number)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+/// A borrowed connection, inside a transaction when it writes.
+pub(crate) struct Session<'c> {
+    connection: &'c Connection,
+    metrics: &'c Metrics,
+    permissions_changed: Cell<bool>,
+}
+
+impl<'c> Session<'c> {
+    fn new(connection: &'c Connection, metrics: &'c Metrics) -> Self {
+        Self { connection, metrics, permissions_changed: Cell::new(false) }
+    }
+
+    /// Wakes those who wait for changes to who may do what, once this transaction is committed.
+    pub(crate) fn announce(&self) {
+        self.permissions_changed.set(true);
+    }
+
+    /// The first row, if any.
+    pub(crate) fn row<T>(
+        &self,
+        statement: Statement,
+        params: impl Params,
+        map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>> {
+        self.timed(statement, |prepared| prepared.query_row(params, map).optional())
+    }
+
+    /// Every row.
+    pub(crate) fn rows<T>(
+        &self,
+        statement: Statement,
+        params: impl Params,
+        map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        self.timed(statement, |prepared| prepared.query_map(params, map)?.collect())
+    }
+
+    /// No rows; how many were changed.
+    pub(crate) fn run(&self, statement: Statement, params: impl Params) -> Result<usize> {
+        self.timed(statement, |prepared| prepared.execute(params))
+    }
+
+    fn timed<T>(
+        &self,
+        statement: Statement,
+        work: impl FnOnce(&mut rusqlite::CachedStatement<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T> {
+        let _span = info_span!(
+            "sql",
+            otel.name = statement.name,
+            otel.kind = "client",
+            db.system.name = "sqlite",
+            db.operation.name = statement.name,
+            db.query.text = statement.text,
+        )
+        .entered();
+        let started = Instant::now();
+        let result =
+            self.connection.prepare_cached(statement.text).and_then(|mut prepared| work(&mut prepared));
+        self.metrics.db_operation(statement.name, result.is_ok(), started.elapsed());
+        Ok(result?)
+    }
+}

@@ -1,0 +1,56 @@
+//! Whether the backend lives, has started, and can do its work. Kubernetes asks; a person may, too.
+
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use serde_json::json;
+use std::sync::atomic::Ordering;
+
+use crate::accounts;
+use crate::problem::{Problem, Result};
+use crate::serve::App;
+use crate::sql;
+
+/// `GET /health/live`: the process answers.
+pub(crate) async fn live() -> Json<serde_json::Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// `GET /health/ready`, `/health`, `/health/startup` and `/health/db`: the database answers and we are not leaving.
+pub(crate) async fn ready(State(app): State<App>) -> Response {
+    let started = Instant::now();
+    let database = app.database.read(|session| session.row(sql::PING, [], |_| Ok(()))).await;
+    let leaving = app.leaving.load(Ordering::Relaxed);
+    let took_ms = started.elapsed().as_secs_f64() * 1e3;
+    let checks = json!({"database": {"status": word(database.is_ok()), "took_ms": took_ms}});
+    let fine = database.is_ok() && !leaving;
+    let status = if fine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"status": word(fine), "leaving": leaving, "checks": checks}))).into_response()
+}
+
+const fn word(fine: bool) -> &'static str {
+    if fine { "ok" } else { "failed" }
+}
+
+/// `GET /metrics`
+pub(crate) async fn metrics(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
+    if let Some(token) = &app.secrets.metrics_token {
+        let shown =
+            headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        if !shown.is_some_and(|shown| token.matches(shown)) {
+            return Err(Problem::unauthorized("token_missing", "send `Authorization: Bearer METRICS_TOKEN`"));
+        }
+    }
+    let (free, idle) = app.database.pool_status();
+    app.metrics.db_pool_idle.set(i64::try_from(idle).unwrap_or(i64::MAX));
+    let in_use = app.pool_places.saturating_sub(free);
+    app.metrics.db_pool_in_use.set(i64::try_from(in_use).unwrap_or(i64::MAX));
+    if let Ok(users) = app.database.read(|session| accounts::count(session)).await {
+        app.metrics.users.set(users);
+    }
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    Ok((content_type, app.metrics.render()).into_response())
+}

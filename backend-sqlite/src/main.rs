@@ -1,0 +1,58 @@
+//! Palisade's persistence backend: accounts, roles, permissions and JSON records on SQLite.
+//!
+//! [`serve`] says what answers where; [`db`] is the only door to SQLite and [`sql`] holds every statement.
+
+mod accounts;
+mod auth;
+mod cli;
+mod config;
+mod db;
+mod health;
+mod healthcheck;
+mod identity;
+mod metrics;
+mod observe;
+mod password;
+mod permissions;
+mod problem;
+mod records;
+mod serve;
+mod sql;
+mod telemetry;
+mod tokens;
+mod user_command;
+mod users;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::{Cli, Command};
+use crate::config::Config;
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("backend-sqlite: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let environment: BTreeMap<String, String> = std::env::vars().collect();
+    match cli.command {
+        Command::Serve { common } => {
+            let config = Config::load(common.config.as_deref(), &environment)?;
+            telemetry::start("palisade-backend", common.profile, &config.log, &config.telemetry)?;
+            serve::serve(config, common.profile, &environment).await
+        }
+        Command::User { command } => user_command::run(command, &environment).await,
+        Command::Healthcheck { common } => {
+            healthcheck::run(&Config::load(common.config.as_deref(), &environment)?.server.listen)
+        }
+    }
+}

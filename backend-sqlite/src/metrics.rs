@@ -1,0 +1,130 @@
+//! Every metric of the backend, with its help. Labels come from closed sets: statement names, statuses.
+
+use std::time::Duration;
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+/// From a tenth of a millisecond to five seconds.
+const BUCKETS: [f64; 12] = [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1.0, 5.0];
+
+/// The metrics; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) requests: IntCounterVec,
+    pub(crate) request_duration: HistogramVec,
+    pub(crate) auth_requests: IntCounterVec,
+    pub(crate) failed_logins: IntCounter,
+    pub(crate) user_operations: IntCounterVec,
+    pub(crate) users: IntGauge,
+    pub(crate) permission_checks: IntCounterVec,
+    pub(crate) permission_check_duration: Histogram,
+    pub(crate) db_connection_errors: IntCounter,
+    pub(crate) db_query_retries: IntCounter,
+    pub(crate) db_pool_in_use: IntGauge,
+    pub(crate) db_pool_idle: IntGauge,
+    db_operations: IntCounterVec,
+    db_operation_duration: HistogramVec,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new_custom(Some("palisade".to_owned()), None)?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let make = Maker(&registry);
+        Ok(Self {
+            requests: make.counters(
+                "requests_total",
+                "Requests answered.",
+                &["route", "method", "status"],
+            )?,
+            request_duration: make.histograms(
+                "request_duration_seconds",
+                "Time to answer a request.",
+                &["route"],
+            )?,
+            auth_requests: make.counters(
+                "auth_requests_total",
+                "Logins and refreshes.",
+                &["method", "status"],
+            )?,
+            failed_logins: make.counter("failed_logins_total", "Logins refused.")?,
+            user_operations: make.counters(
+                "user_operations_total",
+                "Changes to accounts.",
+                &["operation"],
+            )?,
+            users: make.gauge("users_total", "Accounts.")?,
+            permission_checks: make.counters(
+                "permission_checks_total",
+                "Permission questions answered.",
+                &["permission", "result"],
+            )?,
+            permission_check_duration: make
+                .histogram("permission_check_duration_seconds", "Time to answer a permission question.")?,
+            db_connection_errors: make
+                .counter("db_connection_errors_total", "Connections that could not be opened.")?,
+            db_query_retries: make
+                .counter("db_query_retries_total", "Transactions tried again because of SQLITE_BUSY.")?,
+            db_pool_in_use: make.gauge("db_pool_in_use", "Reader connections lent out.")?,
+            db_pool_idle: make.gauge("db_pool_idle", "Reader connections waiting.")?,
+            db_operations: make.counters(
+                "db_operations_total",
+                "Statements run.",
+                &["operation", "status"],
+            )?,
+            db_operation_duration: make.histograms(
+                "db_operation_duration_seconds",
+                "Time of a statement.",
+                &["operation"],
+            )?,
+            registry,
+        })
+    }
+
+    pub(crate) fn db_operation(&self, operation: &str, ok: bool, took: Duration) {
+        self.db_operations.with_label_values(&[operation, if ok { "ok" } else { "error" }]).inc();
+        self.db_operation_duration.with_label_values(&[operation]).observe(took.as_secs_f64());
+    }
+
+    /// The exposition format.
+    pub(crate) fn render(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+/// Makes and registers.
+struct Maker<'r>(&'r Registry);
+
+impl Maker<'_> {
+    fn keep<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        made: prometheus::Result<C>,
+    ) -> prometheus::Result<C> {
+        let made = made?;
+        self.0.register(Box::new(made.clone()))?;
+        Ok(made)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.keep(IntCounter::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.keep(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.keep(IntGauge::new(name, help))
+    }
+
+    fn histogram(&self, name: &str, help: &str) -> prometheus::Result<Histogram> {
+        self.keep(Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec())))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
+        self.keep(HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), labels))
+    }
+}

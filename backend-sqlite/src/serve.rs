@@ -1,0 +1,184 @@
+//! The service: what answers where, from start to SIGTERM.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post, put};
+use axum::{Json, Router, middleware};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::config::{Config, Profile, Secrets};
+use crate::db::Database;
+use crate::metrics::Metrics;
+use crate::tokens::Signer;
+use crate::{auth, health, identity, observe, permissions, problem, records, telemetry, users};
+
+/// The largest body, in bytes; the gateway has its own, smaller or larger.
+const MAX_BODY: usize = 4 * 1024 * 1024;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) database: Database,
+    pub(crate) signer: Arc<Signer>,
+    pub(crate) secrets: Arc<Secrets>,
+    pub(crate) metrics: Metrics,
+    pub(crate) leaving: Arc<AtomicBool>,
+    pub(crate) refresh_lifetime: Duration,
+    pub(crate) password_min_length: usize,
+    pub(crate) pool_places: usize,
+}
+
+fn router(app: App) -> Router {
+    let public = Router::new()
+        .route("/.well-known/jwks.json", get(jwks))
+        .route("/health", get(health::ready))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/health/startup", get(health::ready))
+        .route("/health/db", get(health::ready))
+        .route("/metrics", get(health::metrics));
+    let behind_gateway = Router::new()
+        .route("/v1/auth/login", post(auth::login))
+        .route("/v1/auth/refresh", post(auth::refresh))
+        .route("/v1/auth/logout", post(auth::logout))
+        .route("/v1/users", get(users::list).post(users::create))
+        .route("/v1/users/{id}", get(users::show))
+        .route("/v1/users/{id}/roles", put(users::set_roles))
+        .route("/v1/roles/{role}/permissions", put(users::set_grants))
+        .route("/v1/permissions/check", post(permissions::check))
+        .route("/v1/collections/{collection}", put(records::create_collection))
+        .route("/v1/collections/{collection}/records", get(records::list))
+        .route(
+            "/v1/collections/{collection}/records/{*key}",
+            get(records::read).put(records::write).delete(records::delete),
+        )
+        .route("/internal/permissions", post(permissions::answer))
+        .route("/internal/changes", get(permissions::changes))
+        .route_layer(middleware::from_fn_with_state(app.clone(), identity::from_gateway));
+    public
+        .merge(behind_gateway)
+        .fallback(async || problem::Problem::not_found("address"))
+        .method_not_allowed_fallback(async || {
+            problem::Problem::new(
+                axum::http::StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this address does not take this method",
+            )
+        })
+        .layer(middleware::from_fn_with_state(app.clone(), observe::observe))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(app)
+}
+
+async fn jwks(axum::extract::State(app): axum::extract::State<App>) -> Json<jsonwebtoken::jwk::JwkSet> {
+    Json(app.signer.jwks().clone())
+}
+
+/// Serves until SIGTERM or Ctrl-C, then lets requests in flight finish.
+pub(crate) async fn serve(
+    config: Config,
+    profile: Profile,
+    environment: &BTreeMap<String, String>,
+) -> anyhow::Result<()> {
+    let secrets = Secrets::load(&config.secrets.dir, environment, profile)?;
+    if secrets.gateway_token.is_none() {
+        warn!(
+            "GATEWAY_TOKEN is not set: nobody is believed to be the gateway, and only health, metrics and keys answer"
+        );
+    }
+    let metrics = Metrics::new()?;
+    let database = Database::open(&config.database, metrics.clone())?;
+    let signer = Signer::load(&secrets, &database, config.accounts.access_token).await?;
+    let app = App {
+        signer: Arc::new(signer),
+        secrets: Arc::new(secrets),
+        metrics,
+        leaving: Arc::default(),
+        refresh_lifetime: config.accounts.refresh_token,
+        password_min_length: config.accounts.password_min_length,
+        pool_places: usize::try_from(config.database.pool_size + config.database.pool_overflow)?,
+        database,
+    };
+    let mut stop = StopSignal::new()?;
+    let leaving = Arc::clone(&app.leaving);
+    let drain_timeout = config.server.drain_timeout;
+    let (stopped, mut drain) = watch::channel(());
+    let asked = async move {
+        let name = stop.wait().await;
+        info!(signal = name, "stopping: no new connections, requests in flight finish");
+        leaving.store(true, Ordering::Relaxed);
+        drop(stopped);
+        tokio::spawn(async move {
+            stop.wait().await;
+            warn!("second signal: leaving at once");
+            std::process::exit(1);
+        });
+    };
+    let served = listen_and_serve(&config.server.listen, router(app.clone()), asked);
+    let too_late = async {
+        let _ = drain.changed().await;
+        tokio::time::sleep(drain_timeout).await;
+    };
+    tokio::select! {
+        result = served => result?,
+        () = too_late => warn!("requests in flight did not finish in time"),
+    }
+    info!("stopped");
+    telemetry::flush();
+    Ok(())
+}
+
+async fn listen_and_serve(
+    listen: &str,
+    router: Router,
+    asked_to_stop: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let cannot = || format!("server.listen: cannot listen on `{listen}`");
+    if let Some(path) = listen.strip_prefix("unix:") {
+        remove_stale_socket(Path::new(path));
+        let listener = UnixListener::bind(path).with_context(cannot)?;
+        info!(listen, "serving");
+        axum::serve(listener, router).with_graceful_shutdown(asked_to_stop).await?;
+    } else {
+        let listener = TcpListener::bind(listen).await.with_context(cannot)?;
+        info!(listen = %listener.local_addr()?, "serving");
+        axum::serve(listener, router).with_graceful_shutdown(asked_to_stop).await?;
+    }
+    Ok(())
+}
+
+/// A socket file that nobody listens on is left over from a killed process.
+fn remove_stale_socket(path: &Path) {
+    if std::os::unix::net::UnixStream::connect(path).is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// SIGTERM or SIGINT.
+struct StopSignal {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignal {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

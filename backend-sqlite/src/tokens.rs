@@ -1,0 +1,147 @@
+//! Tokens: short-lived access tokens that the gateway verifies, and refresh tokens that are stored as hashes.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use aws_lc_rs::rand::{SystemRandom, fill};
+use aws_lc_rs::signature::Ed25519KeyPair;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use rusqlite::params;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::config::Secrets;
+use crate::db::Database;
+use crate::sql;
+
+/// Who the tokens are from and for.
+const ISSUER: &str = "palisade";
+
+/// Signs access tokens.
+pub(crate) struct Signer {
+    key: EncodingKey,
+    header: Header,
+    public: JwkSet,
+    lifetime: Duration,
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    iss: &'a str,
+    aud: &'a str,
+    sub: &'a str,
+    roles: &'a [String],
+    iat: i64,
+    exp: i64,
+    jti: String,
+}
+
+impl Signer {
+    /// A key pair in PEM where there is one, else HS256 with the shared secret, else Ed25519 with a key that lives in
+    /// the database.
+    pub(crate) async fn load(
+        secrets: &Secrets,
+        database: &Database,
+        lifetime: Duration,
+    ) -> anyhow::Result<Self> {
+        if let Some(pem) = &secrets.jwt_key {
+            return Self::from_pem(pem.expose(), lifetime);
+        }
+        if let Some(secret) = &secrets.jwt_secret {
+            return Ok(Self {
+                key: EncodingKey::from_secret(secret.expose()),
+                header: Header::new(Algorithm::HS256),
+                public: JwkSet { keys: Vec::new() },
+                lifetime,
+            });
+        }
+        let pkcs8 = stored_key(database).await?;
+        Self::from_key(EncodingKey::from_ed_der(&pkcs8), Algorithm::EdDSA, lifetime)
+    }
+
+    fn from_pem(pem: &[u8], lifetime: Duration) -> anyhow::Result<Self> {
+        let families = [
+            (Algorithm::EdDSA, EncodingKey::from_ed_pem(pem)),
+            (Algorithm::ES256, EncodingKey::from_ec_pem(pem)),
+            (Algorithm::RS256, EncodingKey::from_rsa_pem(pem)),
+        ];
+        let key = families.into_iter().find_map(|(algorithm, key)| Some((algorithm, key.ok()?)));
+        let (algorithm, key) =
+            key.context("JWT_KEY: a private key in PEM (PKCS #8): Ed25519, P-256 or RSA")?;
+        Self::from_key(key, algorithm, lifetime).context("JWT_KEY")
+    }
+
+    fn from_key(key: EncodingKey, algorithm: Algorithm, lifetime: Duration) -> anyhow::Result<Self> {
+        let mut public = Jwk::from_encoding_key(&key, algorithm).context("the signing key is unusable")?;
+        let kid = public.thumbprint(ThumbprintHash::SHA256).context("the signing key is unusable")?;
+        public.common.key_id = Some(kid.clone());
+        public.common.public_key_use = Some(PublicKeyUse::Signature);
+        let header = Header { kid: Some(kid), ..Header::new(algorithm) };
+        Ok(Self { key, header, public: JwkSet { keys: vec![public] }, lifetime })
+    }
+
+    /// The keys that verify what we sign.
+    pub(crate) fn jwks(&self) -> &JwkSet {
+        &self.public
+    }
+
+    /// Seconds that an access token lives.
+    pub(crate) fn expires_in(&self) -> u64 {
+        self.lifetime.as_secs()
+    }
+
+    /// An access token for `user`.
+    pub(crate) fn sign(&self, user: &str, roles: &[String]) -> anyhow::Result<String> {
+        let now = now();
+        let claims = Claims {
+            iss: ISSUER,
+            aud: ISSUER,
+            sub: user,
+            roles,
+            iat: now,
+            exp: now.saturating_add(seconds(self.lifetime)),
+            jti: uuid::Uuid::now_v7().to_string(),
+        };
+        encode(&self.header, &claims, &self.key).context("the token cannot be signed")
+    }
+}
+
+/// The key in the database, made when there is none yet.
+async fn stored_key(database: &Database) -> anyhow::Result<Vec<u8>> {
+    let stored = database.read(|session| session.row(sql::SIGNING_KEY, [], |row| row.get(0))).await?;
+    if let Some(stored) = stored {
+        return Ok(stored);
+    }
+    let pkcs8 = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new())
+        .map_err(|_| anyhow::anyhow!("no signing key can be made"))?
+        .as_ref()
+        .to_vec();
+    let kept = pkcs8.clone();
+    database.write(move |session| session.run(sql::ADD_SIGNING_KEY, params![kept, now()])).await?;
+    Ok(pkcs8)
+}
+
+/// Seconds since the Unix epoch.
+pub(crate) fn now() -> i64 {
+    seconds(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// Whole seconds, as SQLite and tokens count them.
+pub(crate) fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// 256 bits of chance, base64url: a refresh token, a made-up password.
+pub(crate) fn random_token() -> anyhow::Result<String> {
+    let mut bytes = [0; 32];
+    fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
+}
+
+/// What is stored of a token. It has 256 bits of chance, so a fast hash keeps it.
+pub(crate) fn fingerprint(token: &str) -> Vec<u8> {
+    Sha256::digest(token.as_bytes()).to_vec()
+}
