@@ -65,7 +65,8 @@ impl ClientRule {
         }
     }
 
-    fn trusts(&self, address: IpAddr) -> bool {
+    /// Whether the word of `address` about its client is believed.
+    pub fn trusts(&self, address: IpAddr) -> bool {
         self.trusted_proxies.iter().any(|proxy| proxy.contains(&address))
     }
 

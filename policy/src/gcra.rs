@@ -58,12 +58,6 @@ impl Gcra {
         }
     }
 
-    /// Looks at a bucket without taking anything.
-    pub fn peek(self, arrival: Timestamp, now: Timestamp) -> Reading {
-        let reading = self.take(arrival, now);
-        Reading { arrival, ..self.describe(arrival.max(now), now, reading.conforms) }
-    }
-
     /// Takes one token at `now` from a bucket whose stored number is `arrival`.
     pub fn take(self, arrival: Timestamp, now: Timestamp) -> Reading {
         let base = arrival.max(now);
@@ -81,7 +75,8 @@ impl Gcra {
         self.interval.saturating_mul(u64::from(self.burst))
     }
 
-    fn describe(self, arrival: Timestamp, now: Timestamp, conforms: bool) -> Reading {
+    /// What can be said of a bucket whose stored number is `arrival`.
+    pub fn describe(self, arrival: Timestamp, now: Timestamp, conforms: bool) -> Reading {
         let debt = nanos(arrival.since(now));
         let free = self.tolerance().saturating_sub(debt);
         let next = if debt == 0 { 0 } else { self.interval - free % self.interval };

@@ -241,6 +241,32 @@ pub struct Charge {
 /// Charges of one request; rarely more than a few.
 pub type Charges = SmallVec<[Charge; 4]>;
 
+/// Takes one token from every bucket of `charges`, or none from any when one that enforces is empty, for one of
+/// `replicas` that share the limits. Every store in process decides like this; `arrival` reads the stored number of a
+/// charge by its place, `keep` writes it.
+pub fn spend_all(
+    charges: &[Charge],
+    now: Timestamp,
+    replicas: u32,
+    mut arrival: impl FnMut(usize) -> Timestamp,
+    mut keep: impl FnMut(usize, Timestamp),
+) -> SmallVec<[Reading; 4]> {
+    let gcra = |charge: &Charge| charge.rule.gcra.share(replicas);
+    let mut readings: SmallVec<[Reading; 4]> =
+        charges.iter().enumerate().map(|(at, charge)| gcra(charge).take(arrival(at), now)).collect();
+    let refuses =
+        |(charge, reading): (&Charge, &Reading)| !reading.conforms && charge.rule.mode == Mode::Enforce;
+    let refused = charges.iter().zip(&readings).any(refuses);
+    for (at, (charge, reading)) in charges.iter().zip(&mut readings).enumerate() {
+        if refused {
+            *reading = gcra(charge).describe(arrival(at).max(now), now, reading.conforms);
+        } else {
+            keep(at, reading.arrival);
+        }
+    }
+    readings
+}
+
 /// What a limit has left for this client, for `RateLimit` and `RateLimit-Policy`.
 #[derive(Clone, Debug)]
 pub struct Quota {

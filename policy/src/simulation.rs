@@ -14,36 +14,10 @@ use crate::blocks::{AutoBlock, Ban};
 use crate::breaker::{Breaker, BreakerRule, Outcome, Pass};
 use crate::client::Client;
 use crate::gcra::Reading;
-use crate::limits::{Charge, Charges, Mode};
+use crate::limits::{Charge, Charges, spend_all};
 use crate::time::Timestamp;
 use crate::token::Token;
 use crate::world::{PermissionAway, Question, Store, StoreAway, VerifyFault, World};
-
-/// Takes one token from every bucket of `charges`, or none from any when one that enforces is empty. Every store
-/// decides like this; `arrivals` maps a bucket to its stored number and back.
-pub fn spend_all(
-    charges: &[Charge],
-    now: Timestamp,
-    replicas: u32,
-    mut arrival: impl FnMut(&Charge) -> Timestamp,
-    mut keep: impl FnMut(&Charge, Timestamp),
-) -> SmallVec<[Reading; 4]> {
-    let gcra = |charge: &Charge| charge.rule.gcra.share(replicas);
-    let mut readings: SmallVec<[Reading; 4]> =
-        charges.iter().map(|charge| gcra(charge).take(arrival(charge), now)).collect();
-    let refused = charges
-        .iter()
-        .zip(&readings)
-        .any(|(charge, reading)| !reading.conforms && charge.rule.mode == Mode::Enforce);
-    for (charge, reading) in charges.iter().zip(&mut readings) {
-        if refused {
-            *reading = Reading { conforms: reading.conforms, ..gcra(charge).peek(arrival(charge), now) };
-        } else {
-            keep(charge, reading.arrival);
-        }
-    }
-    readings
-}
 
 /// A simulated world.
 #[derive(Debug, Default)]
@@ -140,8 +114,8 @@ impl World for Simulation {
             charges,
             now,
             1,
-            |charge| state.buckets.get(&key(charge)).copied().unwrap_or_default(),
-            |charge, arrival| kept.push((key(charge), arrival)),
+            |at| state.buckets.get(&key(&charges[at])).copied().unwrap_or_default(),
+            |at, arrival| kept.push((key(&charges[at]), arrival)),
         );
         state.buckets.extend(kept);
         Ok(readings)

@@ -1,0 +1,329 @@
+//! The admin plane: health, metrics, and what an operator may see and change.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use ipnet::IpNet;
+use policy::client::parse_network;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::clock;
+use crate::gateway::Gateway;
+use crate::reload::Reloader;
+use crate::settings::Secret;
+use crate::store::BanChange;
+use crate::upstreams::Upstreams;
+
+/// The largest policy that is judged here.
+const MAX_BODY: usize = 4 << 20;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Admin {
+    /// What decides.
+    pub gateway: Arc<Gateway>,
+    /// What changes the policy.
+    pub reloader: Arc<Reloader>,
+    /// Whose health is asked.
+    pub upstreams: Upstreams,
+    /// Guards `/admin`; without one only loopback is listened on.
+    pub admin_token: Option<Secret>,
+    /// Guards `/metrics` and `/health/detailed`, where it is set.
+    pub metrics_token: Option<Secret>,
+    /// True from SIGTERM on.
+    pub leaving: Arc<AtomicBool>,
+}
+
+/// Listens on `address`: anything but loopback needs a token.
+pub async fn bind(address: &str, has_token: bool) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("admin.listen: cannot listen on `{address}`"))?;
+    if !has_token && !listener.local_addr()?.ip().is_loopback() {
+        anyhow::bail!("ADMIN_TOKEN is missing: admin.listen `{address}` is not loopback");
+    }
+    Ok(listener)
+}
+
+/// Serves until `stop`.
+pub async fn serve(admin: Admin, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+    let served = axum::serve(listener, router(admin)).with_graceful_shutdown(async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the admin plane ended");
+    }
+}
+
+fn router(admin: Admin) -> Router {
+    let open = Router::new()
+        .route("/health", get(ready))
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .route("/health/startup", get(live));
+    let watched = Router::new()
+        .route("/health/detailed", get(detailed))
+        .route("/metrics", get(metrics))
+        .route_layer(middleware::from_fn_with_state(admin.clone(), with_metrics_token));
+    let guarded = Router::new()
+        .route("/admin/ip-blocks", get(list_blocks))
+        .route("/admin/ip-blocks/{*network}", axum::routing::put(block).delete(unblock))
+        .route("/admin/breakers", get(breakers))
+        .route("/admin/breakers/{name}/reset", post(reset_breaker))
+        .route("/admin/policy", get(show_policy))
+        .route("/admin/policy/reload", post(reload))
+        .route("/admin/policy/check", post(check))
+        .route_layer(middleware::from_fn_with_state(admin.clone(), with_admin_token));
+    open.merge(watched)
+        .merge(guarded)
+        .fallback(async || problem(StatusCode::NOT_FOUND, "not_found", "there is no such address"))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(admin)
+}
+
+fn problem(status: StatusCode, code: &str, detail: &str) -> Response {
+    let body = json!({
+        "type": "about:blank",
+        "title": status.canonical_reason(),
+        "status": status.as_u16(),
+        "code": code,
+        "detail": detail,
+        "request_id": crate::answer::new_request_id(),
+    });
+    let mut response = (status, Json(body)).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response
+}
+
+fn shows(headers: &HeaderMap, token: &Secret) -> bool {
+    let shown =
+        headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    shown.is_some_and(|shown| token.matches(shown))
+}
+
+fn wants_token(name: &str) -> Response {
+    let detail = format!("send `Authorization: Bearer {name}`");
+    let mut response = problem(StatusCode::UNAUTHORIZED, "token_missing", &detail);
+    response
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"palisade\""));
+    response
+}
+
+async fn with_admin_token(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    match &admin.admin_token {
+        Some(token) if !shows(request.headers(), token) => wants_token("ADMIN_TOKEN"),
+        _ => next.run(request).await,
+    }
+}
+
+async fn with_metrics_token(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    match &admin.metrics_token {
+        Some(token) if !shows(request.headers(), token) => wants_token("METRICS_TOKEN"),
+        _ => next.run(request).await,
+    }
+}
+
+async fn live() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// Ready while we are not leaving: an upstream that is away is answered with 502 and 503, which is better than nobody
+/// answering at all.
+async fn ready(State(admin): State<Admin>) -> Response {
+    if admin.leaving.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "leaving"}))).into_response();
+    }
+    Json(json!({"status": "ok", "policy": admin.gateway.policy().sha256})).into_response()
+}
+
+async fn detailed(State(admin): State<Admin>) -> Response {
+    let upstreams = admin.upstreams.health().await;
+    let checks: Vec<_> = upstreams
+        .into_iter()
+        .map(|(name, health, took)| {
+            json!({
+                "check": format!("upstream {name}"),
+                "status": if health.is_ok() { "ok" } else { "failed" },
+                "detail": health.err(),
+                "took_ms": took.as_secs_f64() * 1e3,
+            })
+        })
+        .collect();
+    let redis = admin.gateway.shared_store_is_up().map(|up| if up { "ok" } else { "away" });
+    let leaving = admin.leaving.load(Ordering::Relaxed);
+    let body = json!({
+        "status": if leaving { "leaving" } else { "ok" },
+        "checks": checks,
+        "redis": redis,
+        "policy": policy_state(&admin),
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    let status = if leaving { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    (status, Json(body)).into_response()
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let gateway = &admin.gateway;
+    let now = clock::now();
+    for rule in &gateway.policy().rules.breakers {
+        let (state, error_rate) = gateway.breakers.state(rule, now);
+        gateway.metrics.breaker_state.with_label_values(&[&*rule.name]).set(state.number());
+        gateway.metrics.breaker_error_rate.with_label_values(&[&*rule.name]).set(error_rate);
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], gateway.metrics.render()).into_response()
+}
+
+async fn list_blocks(State(admin): State<Admin>) -> Json<Value> {
+    let bans = admin.gateway.bans.changes(clock::now());
+    let item = |ban: &BanChange| {
+        let time = |nanos| {
+            humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_nanos(nanos)).to_string()
+        };
+        json!({
+            "network": ban.network,
+            "until": ban.until.map(time),
+            "reason": ban.reason,
+            "since": time(ban.changed_at),
+        })
+    };
+    Json(json!({"items": bans.iter().filter(|ban| !ban.lifted).map(item).collect::<Vec<_>>()}))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct BlockBody {
+    /// For so long; for ever without it.
+    duration: Option<String>,
+    reason: Option<String>,
+}
+
+/// The longest reason, in bytes.
+const MAX_REASON: usize = 256;
+
+async fn block(State(admin): State<Admin>, Path(network): Path<String>, body: Bytes) -> Response {
+    let bad = |detail: &str| problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
+    let Some(network) = network_of(&admin, &network) else {
+        return bad("the address is an IP address or a CIDR like 192.0.2.0/24");
+    };
+    let body: BlockBody = match body.is_empty() {
+        true => BlockBody::default(),
+        false => match serde_json::from_slice(&body) {
+            Ok(body) => body,
+            Err(error) => {
+                return bad(&format!("the body is {{\"duration\",\"reason\"}}, both optional: {error}"));
+            }
+        },
+    };
+    let duration = match body.duration.as_deref().map(humantime::parse_duration).transpose() {
+        Ok(duration) => duration,
+        Err(_) => return bad("duration is like \"1h\" or \"30m\""),
+    };
+    let reason = body.reason.unwrap_or_else(|| "by an operator".to_owned());
+    if reason.len() > MAX_REASON {
+        return bad("a reason has at most 256 bytes");
+    }
+    let now = clock::now();
+    let until = duration.map(|duration| (now + duration).as_nanos());
+    admin.gateway.metrics.ip_blocks.with_label_values(&["operator"]).inc();
+    admin
+        .gateway
+        .change_ban(BanChange { network, until, lifted: false, reason, changed_at: now.as_nanos() })
+        .await;
+    StatusCode::NO_CONTENT.into_response()
+}
+
+async fn unblock(State(admin): State<Admin>, Path(network): Path<String>) -> Response {
+    let Some(network) = network_of(&admin, &network) else {
+        return problem(
+            StatusCode::BAD_REQUEST,
+            "malformed_request",
+            "the address is an IP address or a CIDR",
+        );
+    };
+    let change = BanChange {
+        network,
+        until: None,
+        lifted: true,
+        reason: "by an operator".to_owned(),
+        changed_at: clock::now().as_nanos(),
+    };
+    admin.gateway.change_ban(change).await;
+    StatusCode::NO_CONTENT.into_response()
+}
+
+/// What an operator means by an address: the client that it is, which for IPv6 is a whole prefix.
+fn network_of(admin: &Admin, text: &str) -> Option<IpNet> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Some(admin.gateway.policy().rules.client.network(address.to_canonical())),
+        Err(_) => parse_network(text),
+    }
+}
+
+async fn breakers(State(admin): State<Admin>) -> Json<Value> {
+    let now = clock::now();
+    let policy = admin.gateway.policy();
+    let items = policy.rules.breakers.iter().map(|rule| {
+        let (state, error_rate) = admin.gateway.breakers.state(rule, now);
+        json!({"name": &*rule.name, "state": state.as_str(), "error_rate": error_rate})
+    });
+    Json(json!({"items": items.collect::<Vec<_>>()}))
+}
+
+async fn reset_breaker(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
+    if !admin.gateway.policy().rules.breakers.iter().any(|rule| *rule.name == *name) {
+        return problem(StatusCode::NOT_FOUND, "not_found", "no breaker has this name");
+    }
+    admin.gateway.breakers.reset(&name);
+    tracing::info!(target: "audit", action = "breaker_reset", breaker = name);
+    StatusCode::NO_CONTENT.into_response()
+}
+
+fn policy_state(admin: &Admin) -> Value {
+    let policy = admin.gateway.policy();
+    json!({
+        "sha256": policy.sha256,
+        "version": policy::VERSION,
+        "file": policy.file,
+        "loaded_at": humantime::format_rfc3339_millis(policy.loaded_at).to_string(),
+        "last_refusal": admin.reloader.last_refusal(),
+    })
+}
+
+async fn show_policy(State(admin): State<Admin>) -> Json<Value> {
+    Json(policy_state(&admin))
+}
+
+async fn reload(State(admin): State<Admin>) -> Response {
+    let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
+    let reloaded = tokio::task::spawn_blocking(move || reloader.reload(&gateway)).await;
+    match reloaded {
+        Ok(Ok(())) => Json(policy_state(&admin)).into_response(),
+        Ok(Err(faults)) => {
+            (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"faults": faults}))).into_response()
+        }
+        Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the reload broke off"),
+    }
+}
+
+async fn check(State(admin): State<Admin>, body: Bytes) -> Response {
+    let Ok(text) = std::str::from_utf8(&body) else {
+        return problem(StatusCode::BAD_REQUEST, "malformed_request", "a policy is UTF-8");
+    };
+    match admin.reloader.judge(std::path::Path::new("policy.toml"), text) {
+        Ok(loaded) => Json(json!({"sha256": loaded.sha256, "faults": []})).into_response(),
+        Err(faults) => (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"faults": faults}))).into_response(),
+    }
+}

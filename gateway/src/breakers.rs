@@ -1,0 +1,92 @@
+//! The breakers of this replica: the policy's arithmetic behind short locks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use policy::breaker::{Breaker, BreakerRule, Outcome, Pass, State};
+use policy::time::Timestamp;
+use tracing::warn;
+
+use crate::clock;
+use crate::observe::metrics::Metrics;
+
+/// Every breaker by name. A reload keeps the state of those that are still there.
+#[derive(Clone)]
+pub struct Breakers {
+    all: Arc<Mutex<HashMap<Arc<str>, Breaker>>>,
+    metrics: Metrics,
+}
+
+/// Permission for one request. Dropped without a verdict, as when a later stage refuses or a task is cancelled, it
+/// frees its place and says nothing about the upstream.
+pub struct BreakerPass {
+    guard: Option<(Breakers, Arc<BreakerRule>, Pass)>,
+}
+
+impl Breakers {
+    /// No breaker has failed yet.
+    pub fn new(metrics: Metrics) -> Self {
+        Self { all: Arc::default(), metrics }
+    }
+
+    /// Asks to send a request under `rule`.
+    pub fn enter(&self, rule: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<BreakerPass, Duration> {
+        let Some(rule) = rule else { return Ok(BreakerPass { guard: None }) };
+        let pass = self.with(rule, now, |breaker| breaker.enter(rule, now))?;
+        Ok(BreakerPass { guard: Some((self.clone(), Arc::clone(rule), pass)) })
+    }
+
+    /// The state and the error rate of `rule`'s breaker.
+    pub fn state(&self, rule: &BreakerRule, now: Timestamp) -> (State, f64) {
+        let all = self.all.lock();
+        all.get(&rule.name)
+            .map_or((State::Closed, 0.0), |breaker| (breaker.state(now), breaker.error_rate(rule, now)))
+    }
+
+    /// Closes a breaker by hand; `false` when it has never been used.
+    pub fn reset(&self, name: &str) -> bool {
+        let found = self.all.lock().get_mut(name).map(Breaker::reset).is_some();
+        if found {
+            self.metrics.breaker_state.with_label_values(&[name]).set(State::Closed.number());
+        }
+        found
+    }
+
+    fn with<T>(&self, rule: &BreakerRule, now: Timestamp, work: impl FnOnce(&mut Breaker) -> T) -> T {
+        let (result, before, after) = {
+            let mut all = self.all.lock();
+            if !all.contains_key(&rule.name) {
+                all.insert(Arc::clone(&rule.name), Breaker::default());
+            }
+            let Some(breaker) = all.get_mut(&rule.name) else { unreachable!("inserted above") };
+            let before = breaker.state(now);
+            let result = work(breaker);
+            (result, before, breaker.state(now))
+        };
+        if before != after {
+            warn!(breaker = &*rule.name, from = before.as_str(), to = after.as_str(), "breaker moved");
+            self.metrics.breaker_moved(&rule.name, before, after);
+        }
+        result
+    }
+}
+
+impl BreakerPass {
+    /// Says how the request ended.
+    pub fn settle(mut self, outcome: Outcome, now: Timestamp) {
+        if let Some((breakers, rule, pass)) = self.guard.take() {
+            breakers.with(&rule, now, |breaker| breaker.settle(&rule, pass, outcome, now));
+        }
+    }
+}
+
+impl Drop for BreakerPass {
+    fn drop(&mut self) {
+        if let Some((breakers, rule, pass)) = self.guard.take() {
+            let now = clock::now();
+            breakers.with(&rule, now, |breaker| breaker.settle(&rule, pass, Outcome::ClientLeft, now));
+        }
+    }
+}

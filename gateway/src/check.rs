@@ -1,0 +1,108 @@
+//! `gateway check` and `gateway explain`: what a policy decides, without a gateway.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use policy::Policy;
+use policy::check::{RequestLine, judge};
+use policy::simulation::{SIGNATURE, Simulation};
+use policy::stage::{Finding, Stage};
+use serde_json::json;
+
+use crate::cli::Explain;
+use crate::clock;
+use crate::reload::lines;
+
+/// Validates policies and runs their own tests. Every fault of every file is printed.
+pub fn check(policies: &[PathBuf]) -> anyhow::Result<()> {
+    let mut refused = 0;
+    for file in policies {
+        let name = file.display().to_string();
+        let text = read(file)?;
+        match Policy::parse(&name, &text, None).and_then(|policy| policy.run_tests(&name, &text)) {
+            Ok(tests) => println!("{name}: ok, {tests} tests passed"),
+            Err(faults) => {
+                eprintln!("{}", lines(&faults));
+                refused += 1;
+            }
+        }
+    }
+    if refused > 0 {
+        bail!("{refused} of {} refused", policies.len());
+    }
+    Ok(())
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))
+}
+
+/// Prints each stage in order and what it decides.
+pub fn explain(arguments: &Explain) -> anyhow::Result<()> {
+    let name = arguments.policy.display().to_string();
+    let text = read(&arguments.policy)?;
+    let policy =
+        Policy::parse(&name, &text, None).map_err(|faults| anyhow::anyhow!("refused\n{}", lines(&faults)))?;
+    let line: RequestLine =
+        arguments.request.parse().map_err(|allowed| anyhow::anyhow!("the request is {allowed}"))?;
+    let mut headers = Vec::new();
+    for field in &arguments.headers {
+        let (name, value) =
+            field.split_once(':').with_context(|| format!("a header is `name: value` (got {field:?})"))?;
+        headers.push((name.trim().to_owned(), value.trim().to_owned()));
+    }
+    if let Some(token) = &arguments.token {
+        let signed = token.rsplit_once('.').map_or(token.as_str(), |(signed, _)| signed);
+        headers.push(("authorization".to_owned(), format!("Bearer {signed}.{SIGNATURE}")));
+    }
+    let world = Simulation::at(clock::now());
+    let (verdict, trail) = judge(&policy, &line, arguments.ip, &headers, &world);
+    let stages = Stage::JUDGED.map(|stage| {
+        let finding = match trail.finding(stage) {
+            Some(Finding::Passed) => "passed",
+            Some(Finding::Refused) => "refused",
+            None => "not reached",
+        };
+        (stage, finding)
+    });
+    if arguments.json {
+        let stages: Vec<_> = stages
+            .iter()
+            .map(|(stage, finding)| json!({"stage": stage.as_str(), "finding": finding}))
+            .collect();
+        let verdict = match &verdict {
+            Ok(admission) => json!({
+                "admitted": true,
+                "route": &*admission.route.name,
+                "upstream": &*admission.route.upstream,
+                "user": admission.subject.id(),
+            }),
+            Err(refusal) => json!({
+                "admitted": false,
+                "status": refusal.status(),
+                "code": refusal.code.as_str(),
+                "stage": refusal.stage.as_str(),
+                "rule": refusal.rule,
+                "detail": refusal.detail,
+            }),
+        };
+        println!("{}", serde_json::to_string_pretty(&json!({"stages": stages, "verdict": verdict}))?);
+        return Ok(());
+    }
+    for (stage, finding) in stages {
+        println!("{:<13} {:<12} {}", stage.as_str(), finding, stage.what());
+    }
+    match verdict {
+        Ok(admission) => {
+            println!(
+                "admitted by route `{}` to upstream `{}`",
+                admission.route.name, admission.route.upstream
+            );
+            if let Some(needed) = &admission.route.permission {
+                println!("(permission {} was granted)", needed.permission);
+            }
+        }
+        Err(refusal) => println!("{} {}: {}", refusal.status(), refusal.code.as_str(), refusal.detail),
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! What the upstream is sent, and what of its answer is passed on: the one place where a request is rewritten.
+
+use http::Version;
+use http::header::HeaderName;
+use pingora_core::Result;
+use pingora_http::{RequestHeader, ResponseHeader};
+
+use crate::proxy::Exchange;
+
+/// Fields of an answer that concern one connection (RFC 9110, 7.6.1). `Transfer-Encoding` is pingora's business.
+const HOP_BY_HOP: [&str; 5] = ["keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer"];
+
+/// Makes the request that the upstream gets: the normal path, our word for who is asking, and nothing that the client
+/// could have made up about it.
+pub(crate) fn rewrite(
+    request: &mut RequestHeader,
+    received: &RequestHeader,
+    exchange: &Exchange,
+    gateway_token: Option<&str>,
+) -> Result<()> {
+    request.set_raw_path(exchange.target.as_bytes())?;
+    let untrusted: Vec<HeaderName> =
+        request.headers.keys().filter(|name| is_ours_to_write(name.as_str(), exchange)).cloned().collect();
+    for name in untrusted {
+        request.remove_header(&name);
+    }
+    let Some(admission) = &exchange.admission else { return Ok(()) };
+    for (name, value) in admission.subject.headers() {
+        request.insert_header(name.to_string(), value)?;
+    }
+    // Only the service that answers permission questions is shown the gateway's token: it believes us for it.
+    if let Some(token) =
+        gateway_token.filter(|_| admission.route.upstream == exchange.rules().permissions.upstream)
+    {
+        request.insert_header("x-gateway-token", token)?;
+    }
+    request.insert_header("x-request-id", &exchange.request_id)?;
+    forwarded(request, received, exchange, admission.client.behind_proxy)?;
+    if request.headers.get("host").is_none() && received.version == Version::HTTP_10 {
+        request.insert_header("host", &*admission.route.upstream)?;
+    }
+    Ok(())
+}
+
+/// Identity, in every spelling; what proves that a request comes from us; and what a trusted peer alone may say.
+fn is_ours_to_write(name: &str, exchange: &Exchange) -> bool {
+    let spelt = |ours: &str| {
+        name.len() == ours.len()
+            && name.bytes().zip(ours.bytes()).all(|(byte, ours)| match byte {
+                b'_' | b'.' | b'~' => ours == b'-',
+                other => other == ours,
+            })
+    };
+    spelt("x-gateway-token")
+        || matches!(name, "forwarded" | "expect" | "traceparent")
+        || exchange.rules().is_identity_field(name)
+}
+
+/// `X-Forwarded-For|Proto|Host`: appended to when the peer is trusted, replaced when it is not.
+fn forwarded(
+    request: &mut RequestHeader,
+    received: &RequestHeader,
+    exchange: &Exchange,
+    behind_proxy: bool,
+) -> Result<()> {
+    let peer = exchange.peer().to_string();
+    let told = |name: &str| -> Vec<String> {
+        let values = received.headers.get_all(name).iter();
+        values.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()
+    };
+    let chain = if behind_proxy { told("x-forwarded-for") } else { Vec::new() };
+    let chain = chain.into_iter().chain([peer]).collect::<Vec<_>>().join(", ");
+    request.insert_header("x-forwarded-for", chain)?;
+    for (name, ours) in [("x-forwarded-proto", Some("http".to_owned())), ("x-forwarded-host", host(received))]
+    {
+        let kept = told(name).into_iter().next_back().filter(|_| behind_proxy);
+        match kept.or(ours) {
+            Some(value) => request.insert_header(name, value)?,
+            None => {
+                request.remove_header(name);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The host that the client asked for.
+fn host(received: &RequestHeader) -> Option<String> {
+    let field = received.headers.get("host").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    field.or_else(|| received.uri.authority().map(ToString::to_string))
+}
+
+/// Takes out of an answer what concerns the connection to the upstream alone.
+pub(crate) fn clean_answer(response: &mut ResponseHeader, upgraded: bool) {
+    let named: Vec<String> = response
+        .headers
+        .get_all("connection")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        // What frames the message stays, whoever names it.
+        .filter(|name| !matches!(name.as_str(), "content-length" | "transfer-encoding" | "upgrade" | ""))
+        .collect();
+    for name in HOP_BY_HOP.into_iter().map(str::to_owned).chain(named) {
+        response.remove_header(name.as_str());
+    }
+    if !upgraded {
+        response.remove_header("upgrade");
+    }
+}

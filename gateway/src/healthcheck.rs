@@ -1,0 +1,18 @@
+//! `gateway healthcheck`: a container without a shell asks its own gateway whether it is ready.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::fetch::{Address, Fetch};
+
+/// Succeeds when `/health/ready` on the admin plane answers 200.
+pub async fn run(admin_listen: &str) -> anyhow::Result<()> {
+    let address = admin_listen.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:");
+    let fetch = Fetch::of(&Address::parse(&address)?);
+    fetch
+        .get("/health/ready", Duration::from_secs(3))
+        .await
+        .with_context(|| format!("not ready at {address}"))?;
+    Ok(())
+}

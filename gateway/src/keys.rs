@@ -1,0 +1,245 @@
+//! The keys that verify tokens, by issuer.
+//!
+//! A key set is fetched in the background, anew every `refresh`, and at once when a token names a key that is not in
+//! it: at most once in [`AT_MOST_ONCE_IN`], by one request while the others wait for the same answer. The last good
+//! set serves while the source is away.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::{AlgorithmFamily, DecodingKey};
+use policy::Policy;
+use policy::authenticate::{Issuer, KeySource};
+use policy::token::{Algorithm, Token};
+use policy::world::VerifyFault;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::fetch::Fetch;
+use crate::settings::Secrets;
+
+/// An unknown key causes a fetch at most so often.
+const AT_MOST_ONCE_IN: Duration = Duration::from_secs(10);
+
+/// For a fetch.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// One key and what it may be used for.
+struct Key {
+    kid: Option<String>,
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+/// The keys of one source.
+struct Source {
+    place: KeySource,
+    keys: ArcSwapOption<Vec<Key>>,
+    /// When the source was last asked because of an unknown key; held while asking.
+    asked: tokio::sync::Mutex<Option<Instant>>,
+}
+
+/// Every source that the policy in force names.
+pub struct Keys {
+    sources: ArcSwap<HashMap<KeySource, Arc<Source>>>,
+    fetch: Fetch,
+    secrets: Secrets,
+}
+
+impl Keys {
+    /// No keys yet.
+    pub fn new(secrets: Secrets) -> Self {
+        Self { sources: ArcSwap::default(), fetch: Fetch::anywhere(), secrets }
+    }
+
+    /// Makes the sources of `policy` known; those that were known keep their keys. Keys in files and secrets are read
+    /// here, so that a policy whose keys are not there is refused.
+    pub fn adopt(&self, policy: &Policy) -> anyhow::Result<()> {
+        let known = self.sources.load();
+        let mut sources = HashMap::new();
+        for issuer in &policy.issuers {
+            let source = known.get(&issuer.keys).cloned();
+            let source = source.unwrap_or_else(|| Arc::new(Source::new(issuer.keys.clone())));
+            if !matches!(issuer.keys, KeySource::Jwks(_)) {
+                let keys = self.read(&issuer.keys).with_context(|| format!("jwt.{}", issuer.name))?;
+                source.keys.store(Some(Arc::new(keys)));
+            }
+            sources.insert(issuer.keys.clone(), source);
+        }
+        self.sources.store(Arc::new(sources));
+        Ok(())
+    }
+
+    /// Whether the issuer's key made the token's signature.
+    pub async fn verify(&self, issuer: &Issuer, token: &Token<'_>) -> Result<(), VerifyFault> {
+        let source = self.sources.load().get(&issuer.keys).cloned().ok_or(VerifyFault::Away)?;
+        let verdict = source.verify(token);
+        if !matches!(verdict, Err(VerifyFault::UnknownKey | VerifyFault::Away)) {
+            return verdict;
+        }
+        self.ask_about_unknown(&source).await;
+        source.verify(token)
+    }
+
+    async fn ask_about_unknown(&self, source: &Source) {
+        let KeySource::Jwks(_) = source.place else { return };
+        let mut asked = source.asked.lock().await;
+        if asked.is_none_or(|at| at.elapsed() >= AT_MOST_ONCE_IN) {
+            *asked = Some(Instant::now());
+            self.refresh(source).await;
+        }
+    }
+
+    /// Fetches the key sets of the policy in force, each in its own rhythm, forever.
+    pub async fn keep_fresh(&self, policy: impl Fn() -> Vec<Arc<Issuer>>) {
+        let mut due: HashMap<KeySource, Instant> = HashMap::new();
+        loop {
+            let issuers = policy();
+            due.retain(|place, _| issuers.iter().any(|issuer| issuer.keys == *place));
+            for issuer in issuers {
+                let Some(source) = self.sources.load().get(&issuer.keys).cloned() else { continue };
+                let now = Instant::now();
+                if matches!(issuer.keys, KeySource::Jwks(_))
+                    && due.get(&issuer.keys).is_none_or(|at| *at <= now)
+                {
+                    let fine = self.refresh(&source).await;
+                    let wait = if fine { issuer.refresh } else { issuer.refresh.min(Duration::from_secs(5)) };
+                    due.insert(issuer.keys.clone(), now + wait);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Fetches a key set; `false` when the last good one goes on serving.
+    async fn refresh(&self, source: &Source) -> bool {
+        let KeySource::Jwks(url) = &source.place else { return true };
+        let fetched = self.fetch.get(url, PATIENCE).await.and_then(|body| key_set(&body));
+        match fetched {
+            Ok(keys) => {
+                if source.keys.load().is_none() {
+                    info!(url, keys = keys.len(), "key set fetched");
+                }
+                source.keys.store(Some(Arc::new(keys)));
+                true
+            }
+            Err(error) => {
+                warn!(
+                    url,
+                    error = format!("{error:#}"),
+                    "key set cannot be fetched: the last good one serves"
+                );
+                false
+            }
+        }
+    }
+
+    fn read(&self, place: &KeySource) -> anyhow::Result<Vec<Key>> {
+        match place {
+            KeySource::Jwks(_) => Ok(Vec::new()),
+            KeySource::Secret(name) => {
+                let secret = self.secrets.require(name, "the policy verifies tokens with it")?;
+                let key = DecodingKey::from_secret(secret.expose());
+                Ok(vec![Key { kid: None, algorithm: Algorithm::HS256, key }])
+            }
+            KeySource::File(path) => {
+                let bytes = std::fs::read(path).with_context(|| format!("key_file: cannot read `{path}`"))?;
+                if bytes.trim_ascii_start().starts_with(b"{") {
+                    return key_set(&bytes).with_context(|| format!("key_file `{path}`"));
+                }
+                let families = [
+                    (Algorithm::EdDSA, DecodingKey::from_ed_pem(&bytes)),
+                    (Algorithm::ES256, DecodingKey::from_ec_pem(&bytes)),
+                    (Algorithm::RS256, DecodingKey::from_rsa_pem(&bytes)),
+                ];
+                let key = families.into_iter().find_map(|(algorithm, key)| Some((algorithm, key.ok()?)));
+                let (algorithm, key) =
+                    key.with_context(|| format!("key_file `{path}`: a public key in PEM or a key set"))?;
+                Ok(vec![Key { kid: None, algorithm, key }])
+            }
+        }
+    }
+}
+
+impl Source {
+    fn new(place: KeySource) -> Self {
+        Self { place, keys: ArcSwapOption::empty(), asked: tokio::sync::Mutex::default() }
+    }
+
+    fn verify(&self, token: &Token<'_>) -> Result<(), VerifyFault> {
+        let keys = self.keys.load();
+        let keys = keys.as_ref().ok_or(VerifyFault::Away)?;
+        // A key is named by the token, or it is the only one; and it is of the token's algorithm.
+        let named = |key: &&Key| match (&token.kid, &key.kid) {
+            (Some(wanted), Some(kid)) => wanted == kid,
+            (Some(_) | None, None) => true,
+            (None, Some(_)) => keys.len() == 1,
+        };
+        let key = keys.iter().filter(named).find(|key| key.algorithm == token.algorithm);
+        let key = key.ok_or(VerifyFault::UnknownKey)?;
+        let good = jsonwebtoken::crypto::verify(
+            token.signature,
+            token.signed.as_bytes(),
+            &key.key,
+            jsonwebtoken_algorithm(key.algorithm),
+        );
+        if good.unwrap_or(false) { Ok(()) } else { Err(VerifyFault::Forged) }
+    }
+}
+
+const fn jsonwebtoken_algorithm(algorithm: Algorithm) -> jsonwebtoken::Algorithm {
+    match algorithm {
+        Algorithm::HS256 => jsonwebtoken::Algorithm::HS256,
+        Algorithm::RS256 => jsonwebtoken::Algorithm::RS256,
+        Algorithm::ES256 => jsonwebtoken::Algorithm::ES256,
+        Algorithm::EdDSA => jsonwebtoken::Algorithm::EdDSA,
+    }
+}
+
+/// The usable keys of a key set. One that we cannot use, or not for signatures, is skipped: the others still serve.
+fn key_set(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
+    #[derive(serde::Deserialize)]
+    struct Set {
+        keys: Vec<serde_json::Value>,
+    }
+    const MOST: usize = 100;
+    let set: Set = serde_json::from_slice(bytes).context("not a key set")?;
+    if set.keys.len() > MOST {
+        bail!("a key set of more than {MOST} keys");
+    }
+    Ok(set
+        .keys
+        .into_iter()
+        .filter_map(|key| serde_json::from_value(key).ok())
+        .filter_map(|key| usable(&key))
+        .collect())
+}
+
+/// A public key for signatures, of one algorithm that its own type, `use` and `alg` allow.
+fn usable(jwk: &Jwk) -> Option<Key> {
+    if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
+        return None;
+    }
+    let by_type = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => Algorithm::RS256,
+        AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => Algorithm::ES256,
+        AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
+        // A shared secret in a public place is none.
+        _ => return None,
+    };
+    let said = jwk.common.key_algorithm.map(|algorithm| match algorithm {
+        KeyAlgorithm::RS256 => Some(Algorithm::RS256),
+        KeyAlgorithm::ES256 => Some(Algorithm::ES256),
+        KeyAlgorithm::EdDSA => Some(Algorithm::EdDSA),
+        _ => None,
+    });
+    if said.is_some_and(|said| said != Some(by_type)) {
+        return None;
+    }
+    let key = DecodingKey::from_jwk(jwk).ok().filter(|key| key.family() != AlgorithmFamily::Hmac)?;
+    Some(Key { kid: jwk.common.key_id.clone(), algorithm: by_type, key })
+}

@@ -1,0 +1,27 @@
+//! Palisade's gateway: thin adapters around [`policy`], on pingora.
+//!
+//! A request comes in through [`wire`], is judged by the hooks in [`proxy`] in the world that [`gateway`] offers, is
+//! rewritten in [`forward`], and is answered, by the upstream or by [`answer`]. The policy comes from [`reload`]; state
+//! that replicas share is in [`store`].
+
+pub mod admin;
+pub mod answer;
+pub mod bans;
+pub mod breakers;
+pub mod check;
+pub mod cli;
+pub mod clock;
+pub mod fetch;
+mod forward;
+pub mod gateway;
+pub mod healthcheck;
+pub mod keys;
+pub mod observe;
+pub mod permissions;
+pub mod proxy;
+pub mod reload;
+pub mod run;
+pub mod settings;
+pub mod store;
+pub mod upstreams;
+pub mod wire;

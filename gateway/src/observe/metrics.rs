@@ -1,0 +1,154 @@
+//! Every metric of the gateway, with its help. Labels come from closed sets: names in the policy, codes, statuses;
+//! never an address, a path or a user.
+
+use std::sync::Arc;
+
+use policy::breaker::State;
+use policy::limits::Quota;
+use policy::refusal::{Code, Refusal};
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+/// From 50 microseconds to ten seconds.
+const BUCKETS: [f64; 14] =
+    [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 1.0, 5.0, 10.0];
+
+/// The metrics; cheap to clone.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+impl std::ops::Deref for Metrics {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+macro_rules! metrics {
+    ($($field:ident: $type:ty = $name:literal $([$($label:literal),+])? $help:literal;)+) => {
+        /// The metrics by their field names; `name` and `help` stand in the source beside each.
+        pub struct Inner {
+            registry: Registry,
+            $(#[doc = $help] pub $field: $type,)+
+        }
+
+        impl Inner {
+            fn new() -> prometheus::Result<Self> {
+                let registry = Registry::new_custom(Some("palisade".to_owned()), None)?;
+                registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+                Ok(Self {
+                    $($field: {
+                        let metric = <$type as Make>::make($name, $help, &[$($($label),+)?])?;
+                        registry.register(Box::new(metric.clone()))?;
+                        metric
+                    },)+
+                    registry,
+                })
+            }
+        }
+    };
+}
+
+metrics! {
+    requests: IntCounterVec = "requests_total" ["route", "method", "status"] "Requests answered.";
+    request_duration: HistogramVec = "request_duration_seconds" ["route"] "From the header to the end of the answer.";
+    overhead: Histogram = "gateway_overhead_seconds" "Time of a request that was not spent in the upstream.";
+    denials: IntCounterVec = "stage_denials_total" ["stage", "rule", "code"] "Requests refused, by who refused them.";
+    auth_requests: IntCounterVec = "auth_requests_total" ["method", "status"] "Tokens judged.";
+    auth_errors: IntCounterVec = "auth_errors_total" ["method", "error_type"] "Tokens refused.";
+    permission_checks: IntCounterVec = "permission_checks_total" ["permission", "result"] "Permission questions.";
+    permission_check_duration: Histogram = "permission_check_duration_seconds" "Time to ask the backend.";
+    permission_cache_hits: IntCounter = "permission_cache_hits_total" "Questions answered from memory.";
+    permission_cache_misses: IntCounter = "permission_cache_misses_total" "Questions asked of the backend.";
+    permission_cache_evictions: IntCounter = "permission_cache_evictions_total" "Answers dropped for lack of room.";
+    permission_cache_invalidations: IntCounter = "permission_cache_invalidations_total" "Changes that made answers void.";
+    permission_cache_entries: IntGauge = "permission_cache_entries" "Answers in memory.";
+    permission_feed_age: prometheus::Gauge = "permission_feed_lag_seconds" "Since the change feed was last heard of.";
+    rate_limit_exceeded: IntCounterVec = "rate_limit_exceeded_total" ["limit"] "Requests over a limit, also in shadow.";
+    ip_blocks: IntCounterVec = "ip_blocks_total" ["reason"] "Bans made.";
+    ip_blocks_active: IntGauge = "ip_blocks_active" "Bans in force.";
+    breaker_state: IntGaugeVec = "circuit_breaker_state" ["breaker"] "0 closed, 1 open, 2 half-open.";
+    breaker_error_rate: GaugeVec = "circuit_breaker_error_rate" ["breaker"] "Share of failures in the window.";
+    breaker_transitions: IntCounterVec = "circuit_breaker_transitions_total" ["breaker", "from", "to"] "Moves.";
+    redis_up: IntGauge = "redis_up" "1 while Redis answers.";
+    redis_round_trip: Histogram = "redis_round_trip_seconds" "One exchange with Redis.";
+    redis_errors: IntCounter = "redis_errors_total" "Exchanges with Redis that failed.";
+    policy_info: IntGaugeVec = "policy_info" ["sha256"] "1 for the policy in force.";
+    policy_reloads: IntCounterVec = "policy_reloads_total" ["result"] "Policies read.";
+    policy_last_reload: IntGauge = "policy_last_reload_timestamp_seconds" "When a policy last came into force.";
+    connections: IntGauge = "connections_open" "Client connections.";
+    access_log_dropped: IntCounter = "access_log_dropped_total" "Lines not written, because the writer was behind.";
+}
+
+/// Makes a metric of one kind.
+trait Make: Sized {
+    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self>;
+}
+
+macro_rules! make {
+    ($($type:ty: $name:ident, $help:ident, $labels:ident => $made:expr;)+) => {$(
+        impl Make for $type {
+            #[expect(clippy::allow_attributes, reason = "only some kinds have labels")]
+            fn make($name: &str, $help: &str, #[allow(unused_variables)] $labels: &[&str]) -> prometheus::Result<Self> {
+                $made
+            }
+        }
+    )+};
+}
+
+make! {
+    IntCounter: name, help, labels => IntCounter::new(name, help);
+    IntCounterVec: name, help, labels => IntCounterVec::new(Opts::new(name, help), labels);
+    IntGauge: name, help, labels => IntGauge::new(name, help);
+    IntGaugeVec: name, help, labels => IntGaugeVec::new(Opts::new(name, help), labels);
+    prometheus::Gauge: name, help, labels => prometheus::Gauge::new(name, help);
+    GaugeVec: name, help, labels => GaugeVec::new(Opts::new(name, help), labels);
+    Histogram: name, help, labels => Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()));
+    HistogramVec: name, help, labels => HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), labels);
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> prometheus::Result<Self> {
+        Inner::new().map(|inner| Self(Arc::new(inner)))
+    }
+
+    /// The exposition format.
+    pub fn render(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// Counts a refusal.
+    pub fn refused(&self, refusal: &Refusal) {
+        let rule = refusal.rule.as_deref().unwrap_or("none");
+        self.denials.with_label_values(&[refusal.stage.as_str(), rule, refusal.code.as_str()]).inc();
+        let token_refused =
+            matches!(refusal.code, Code::TokenMissing | Code::TokenInvalid | Code::TokenExpired);
+        if token_refused {
+            self.auth_requests.with_label_values(&["jwt", "refused"]).inc();
+            self.auth_errors.with_label_values(&["jwt", refusal.code.as_str()]).inc();
+        }
+    }
+
+    /// Counts the limits that had nothing left.
+    pub fn limits_exceeded(&self, quotas: &[Quota]) {
+        for quota in quotas.iter().filter(|quota| quota.exceeded) {
+            self.rate_limit_exceeded.with_label_values(&[&*quota.rule.name]).inc();
+        }
+    }
+
+    /// Notes a move of a breaker.
+    pub fn breaker_moved(&self, name: &str, from: State, to: State) {
+        self.breaker_state.with_label_values(&[name]).set(to.number());
+        self.breaker_transitions.with_label_values(&[name, from.as_str(), to.as_str()]).inc();
+    }
+}
+
+/// A method as a label: the usual ones by name.
+pub fn method_label(method: &str) -> &'static str {
+    const KNOWN: [&str; 7] = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"];
+    KNOWN.into_iter().find(|known| *known == method).unwrap_or("other")
+}

@@ -1,0 +1,5 @@
+//! What can be seen from outside: metrics, logs, traces.
+
+pub mod access;
+pub mod metrics;
+pub mod telemetry;

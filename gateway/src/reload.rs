@@ -1,0 +1,248 @@
+//! The policy in force, and how another one takes its place.
+//!
+//! The file's directory is watched, for editors and ConfigMaps replace files rather than write them. A new text is
+//! parsed, validated and tested by its own tests; only then it comes into force, in one step. What is refused is
+//! reported by `/admin/policy`, by metrics and in the log, and the last good policy goes on serving. It is also kept
+//! in the state directory, so that a restart with a broken file still serves.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use notify::{EventKind, RecursiveMode, Watcher as _};
+use parking_lot::Mutex;
+use policy::Policy;
+use policy::document::Fault;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use tracing::{error, info, warn};
+
+use crate::gateway::Gateway;
+use crate::keys::Keys;
+use crate::observe::metrics::Metrics;
+
+/// A file that is being written is quiet for so long before it is read.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Where a file system tells nothing of changes, the file is looked at so often.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// The largest policy, in bytes.
+const LARGEST: u64 = 4 << 20;
+
+/// A policy with where it came from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The rules.
+    pub rules: Policy,
+    /// Of the file's bytes, in hexadecimal.
+    pub sha256: String,
+    /// The file.
+    pub file: String,
+    /// When it came into force.
+    pub loaded_at: SystemTime,
+}
+
+/// A refusal to reload, as `/admin/policy` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReloadRefusal {
+    /// When, RFC 3339.
+    pub at: String,
+    /// Why.
+    pub faults: Vec<Fault>,
+}
+
+/// Reads policies and puts them in force.
+pub struct Reloader {
+    file: PathBuf,
+    state_dir: PathBuf,
+    upstreams: Vec<String>,
+    keys: Arc<Keys>,
+    metrics: Metrics,
+    last_refusal: Mutex<Option<ReloadRefusal>>,
+    /// The text that was judged last, good or not: it is not judged again.
+    last_seen: Mutex<Option<String>>,
+}
+
+impl Reloader {
+    /// A reader of `file`.
+    pub fn new(
+        file: PathBuf,
+        state_dir: PathBuf,
+        upstreams: Vec<String>,
+        keys: Arc<Keys>,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            file,
+            state_dir,
+            upstreams,
+            keys,
+            metrics,
+            last_refusal: Mutex::default(),
+            last_seen: Mutex::default(),
+        })
+    }
+
+    /// The policy to start with: the file, or the last good one when the file is refused. With neither there is
+    /// nothing to serve by.
+    pub fn first(&self) -> anyhow::Result<Arc<Loaded>> {
+        let text = read(&self.file)?;
+        *self.last_seen.lock() = Some(text.clone());
+        match self.judge(&self.file, &text) {
+            Ok(loaded) => Ok(self.accept(loaded, &text)),
+            Err(faults) => {
+                let kept = self.kept_file();
+                let last_good = read(&kept).ok().and_then(|text| self.judge(&kept, &text).ok());
+                let Some(last_good) = last_good else { bail!("the policy is refused\n{}", lines(&faults)) };
+                error!(file = %self.file.display(), "the policy is refused: starting with the last good one");
+                self.refuse(faults);
+                let last_good = Arc::new(last_good);
+                self.note_in_force(&last_good);
+                Ok(last_good)
+            }
+        }
+    }
+
+    /// Judges a text without putting it in force.
+    pub fn judge(&self, file: &Path, text: &str) -> Result<Loaded, Vec<Fault>> {
+        let name = file.display().to_string();
+        let rules = Policy::parse(&name, text, Some(&self.upstreams))?;
+        rules.run_tests(&name, text)?;
+        let sha256 = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Loaded { rules, sha256, file: name, loaded_at: SystemTime::now() })
+    }
+
+    /// Reads the file and puts it in force, or says why not.
+    pub fn reload(&self, gateway: &Gateway) -> Result<(), Vec<Fault>> {
+        let text = read(&self.file).map_err(|error| {
+            let faults = vec![whole_file(&self.file, &error)];
+            self.refuse(faults.clone());
+            faults
+        })?;
+        *self.last_seen.lock() = Some(text.clone());
+        let adopted = self.judge(&self.file, &text).and_then(|loaded| {
+            self.keys.adopt(&loaded.rules).map_err(|error| vec![whole_file(&self.file, &error)])?;
+            Ok(loaded)
+        });
+        match adopted {
+            Ok(loaded) => {
+                let loaded = self.accept(loaded, &text);
+                info!(target: "audit", action = "policy_reload", sha256 = loaded.sha256, file = loaded.file);
+                gateway.put_in_force(loaded);
+                *self.last_refusal.lock() = None;
+                Ok(())
+            }
+            Err(faults) => {
+                self.refuse(faults.clone());
+                Err(faults)
+            }
+        }
+    }
+
+    /// The last refusal, unless a good policy has come since.
+    pub fn last_refusal(&self) -> Option<ReloadRefusal> {
+        self.last_refusal.lock().clone()
+    }
+
+    /// Watches the file, forever, on a thread of its own.
+    pub fn watch(self: &Arc<Self>, gateway: Arc<Gateway>) -> anyhow::Result<()> {
+        let (sender, events) = channel();
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Our own reading is an event, too.
+            if event.is_ok_and(|event| !matches!(event.kind, EventKind::Access(_)) || event.need_rescan()) {
+                let _ = sender.send(());
+            }
+        })?;
+        let directory = self.file.parent().filter(|parent| !parent.as_os_str().is_empty());
+        watcher.watch(directory.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)?;
+        let reloader = Arc::clone(self);
+        std::thread::Builder::new().name("policy-watch".to_owned()).spawn(move || {
+            let _watcher = watcher;
+            while wait(&events) {
+                reloader.look(&gateway);
+            }
+        })?;
+        Ok(())
+    }
+
+    fn look(&self, gateway: &Gateway) {
+        let Ok(text) = read(&self.file) else { return };
+        if self.last_seen.lock().as_ref() != Some(&text) {
+            let _ = self.reload(gateway);
+        }
+    }
+
+    fn accept(&self, loaded: Loaded, text: &str) -> Arc<Loaded> {
+        if let Err(error) = self.keep(text) {
+            warn!(error = format!("{error:#}"), "the policy cannot be kept for a restart");
+        }
+        self.metrics.policy_reloads.with_label_values(&["accepted"]).inc();
+        let loaded = Arc::new(loaded);
+        self.note_in_force(&loaded);
+        info!(sha256 = loaded.sha256, file = loaded.file, "policy in force");
+        loaded
+    }
+
+    fn note_in_force(&self, loaded: &Loaded) {
+        self.metrics.policy_info.reset();
+        self.metrics.policy_info.with_label_values(&[&loaded.sha256]).set(1);
+        let at = loaded.loaded_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.metrics.policy_last_reload.set(i64::try_from(at).unwrap_or(i64::MAX));
+    }
+
+    fn refuse(&self, faults: Vec<Fault>) {
+        self.metrics.policy_reloads.with_label_values(&["refused"]).inc();
+        for fault in &faults {
+            error!(fault = %fault, "the policy is refused: the one in force stays");
+        }
+        let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        *self.last_refusal.lock() = Some(ReloadRefusal { at, faults });
+    }
+
+    fn kept_file(&self) -> PathBuf {
+        self.state_dir.join("policy.last-good.toml")
+    }
+
+    /// Written beside and renamed, so that a kill leaves the old text or the new one.
+    fn keep(&self, text: &str) -> anyhow::Result<()> {
+        std::fs::create_dir_all(&self.state_dir)?;
+        let beside = self.state_dir.join(format!("policy.{}.tmp", std::process::id()));
+        std::fs::write(&beside, text)?;
+        Ok(std::fs::rename(beside, self.kept_file())?)
+    }
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    let cannot = || format!("policy.file: cannot read `{}`", file.display());
+    let size = std::fs::metadata(file).with_context(cannot)?.len();
+    if size > LARGEST {
+        bail!("policy.file: `{}` has more than {LARGEST} bytes", file.display());
+    }
+    std::fs::read_to_string(file).with_context(cannot)
+}
+
+/// Waits for something to look at: a change and then quiet, or time to look anyway. `false` when nobody watches.
+fn wait(events: &Receiver<()>) -> bool {
+    match events.recv_timeout(LOOK) {
+        Ok(()) => {
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < 5 * QUIET && events.recv_timeout(QUIET).is_ok() {}
+            true
+        }
+        Err(RecvTimeoutError::Timeout) => true,
+        Err(RecvTimeoutError::Disconnected) => false,
+    }
+}
+
+fn whole_file(file: &Path, error: &anyhow::Error) -> Fault {
+    let message = format!("{error:#}");
+    Fault { file: file.display().to_string(), line: 1, column: 1, key: String::new(), message }
+}
+
+/// The faults, one a line.
+pub fn lines(faults: &[Fault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,192 @@
+//! `gateway run`: puts the parts together, serves, and leaves without dropping a request.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use pingora_core::server::configuration::ServerConf;
+use pingora_proxy::http_proxy;
+use policy::authorize::PermissionRule;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::admin::{self, Admin};
+use crate::gateway::Gateway;
+use crate::keys::Keys;
+use crate::observe::access::AccessLog;
+use crate::observe::metrics::Metrics;
+use crate::observe::telemetry;
+use crate::permissions::Permissions;
+use crate::proxy::Proxy;
+use crate::reload::Reloader;
+use crate::settings::{Profile, Secrets, Settings};
+use crate::store::redis::RedisStore;
+use crate::upstreams::Upstreams;
+use crate::wire::accept::Door;
+
+/// Connections to upstreams that are kept while nobody uses them, all together.
+const KEPT_CONNECTIONS: usize = 1024;
+
+/// Tries for a request whose kept connection turns out to be dead; a request that was sent is not sent again.
+const TRIES: usize = 2;
+
+/// Serves until SIGTERM or Ctrl-C.
+pub async fn run(
+    settings: Settings,
+    policy: Option<PathBuf>,
+    profile: Profile,
+    environment: &BTreeMap<String, String>,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let metrics = Metrics::new()?;
+    let secrets = Secrets::new(&settings.secrets.dir, environment)?;
+    let gateway_token = match profile {
+        Profile::Production => {
+            Some(secrets.require("GATEWAY_TOKEN", "the backend believes the gateway for it")?)
+        }
+        Profile::Development | Profile::Testing => secrets.get("GATEWAY_TOKEN")?,
+    };
+    let gateway_token = gateway_token.map(|token| String::from_utf8_lossy(token.expose()).into_owned());
+    let upstreams = Upstreams::new(&settings.upstreams)?;
+    let keys = Arc::new(Keys::new(secrets.clone()));
+    let reloader = Reloader::new(
+        policy.unwrap_or(settings.policy.file),
+        settings.state.dir,
+        upstreams.names(),
+        Arc::clone(&keys),
+        metrics.clone(),
+    );
+    let first = reloader.first()?;
+    keys.adopt(&first.rules)?;
+    let shared = match settings.redis.url.as_str() {
+        "" => None,
+        url => Some(RedisStore::new(url, metrics.clone()).context("redis.url")?),
+    };
+    let permissions = Arc::new(Permissions::new(upstreams.clone(), gateway_token.clone(), metrics.clone()));
+    let gateway =
+        Gateway::new(first, shared.clone(), Arc::clone(&keys), Arc::clone(&permissions), metrics.clone());
+    let access = AccessLog::open(&settings.log.access, metrics)?;
+
+    let mut listeners = Vec::new();
+    for address in &settings.server.listen {
+        let listener = TcpListener::bind(address).await;
+        listeners.push(listener.with_context(|| format!("server.listen: cannot listen on `{address}`"))?);
+    }
+    let admin_token = secrets.get("ADMIN_TOKEN")?;
+    let admin_listener = admin::bind(&settings.admin.listen, admin_token.is_some()).await?;
+
+    let (shutdown, stopping) = watch::channel(false);
+    let (stop_admin, admin_stops) = watch::channel(false);
+    let leaving = Arc::new(AtomicBool::new(false));
+    reloader.watch(Arc::clone(&gateway)).context("policy.file: its directory cannot be watched")?;
+    let admin = Admin {
+        gateway: Arc::clone(&gateway),
+        reloader,
+        upstreams: upstreams.clone(),
+        admin_token,
+        metrics_token: secrets.get("METRICS_TOKEN")?,
+        leaving: Arc::clone(&leaving),
+    };
+    info!(listen = %admin_listener.local_addr()?, "admin plane");
+    let admin_task = tokio::spawn(admin::serve(admin, admin_listener, admin_stops));
+    start_background(&gateway, shared, &keys, &permissions);
+
+    let proxy =
+        Proxy { gateway: Arc::clone(&gateway), upstreams, gateway_token, access, shutdown: stopping.clone() };
+    let pingora = ServerConf {
+        threads: 1,
+        upstream_keepalive_pool_size: KEPT_CONNECTIONS,
+        max_retries: TRIES,
+        ..ServerConf::default()
+    };
+    let mut proxy = http_proxy(&Arc::new(pingora), proxy);
+    let mut options = pingora_core::apps::HttpServerOptions::default();
+    options.h2c = true;
+    proxy.server_options = Some(options);
+    let (door, mut all_done) = Door::new(gateway, Arc::new(proxy), stopping);
+    for listener in listeners {
+        info!(listen = %listener.local_addr()?, "data plane");
+        tokio::spawn(door.clone().listen(listener));
+    }
+    drop(door);
+
+    let name = signals.wait().await;
+    let (delay, timeout) =
+        (settings.server.drain_delay.unwrap_or_default(), settings.server.drain_timeout.unwrap_or_default());
+    info!(signal = name, drain_delay_ms = delay.as_millis(), "leaving: not ready, still accepting");
+    leaving.store(true, Ordering::Relaxed);
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        _ = signals.wait() => leave_at_once(),
+    }
+    info!(drain_timeout_ms = timeout.as_millis(), "no new connections, requests in flight finish");
+    shutdown.send_replace(true);
+    tokio::select! {
+        _ = all_done.recv() => info!("all requests are answered"),
+        () = tokio::time::sleep(timeout) => warn!("some requests did not finish in time"),
+        _ = signals.wait() => leave_at_once(),
+    }
+    stop_admin.send_replace(true);
+    let _ = tokio::time::timeout(Duration::from_secs(1), admin_task).await;
+    info!("flushing traces");
+    tokio::task::spawn_blocking(telemetry::flush).await?;
+    info!("stopped");
+    Ok(())
+}
+
+fn start_background(
+    gateway: &Arc<Gateway>,
+    shared: Option<Arc<RedisStore>>,
+    keys: &Arc<Keys>,
+    permissions: &Arc<Permissions>,
+) {
+    if let Some(shared) = shared {
+        let (sender, news) = mpsc::channel(1024);
+        tokio::spawn(shared.run(sender));
+        let gateway = Arc::clone(gateway);
+        tokio::spawn(async move { gateway.follow_bans(news).await });
+    }
+    let (sweeping, fetching, following) = (Arc::clone(gateway), Arc::clone(gateway), Arc::clone(gateway));
+    tokio::spawn(async move { sweeping.sweep().await });
+    let keys = Arc::clone(keys);
+    tokio::spawn(async move { keys.keep_fresh(|| fetching.policy().rules.issuers.clone()).await });
+    let permissions = Arc::clone(permissions);
+    tokio::spawn(async move { permissions.follow_changes(|| asks_permissions(&following)).await });
+}
+
+/// How permissions are asked, if any route of the policy in force asks for one.
+fn asks_permissions(gateway: &Gateway) -> Option<PermissionRule> {
+    let policy = gateway.policy();
+    let asks = policy.rules.routes.iter().any(|route| route.permission.is_some());
+    asks.then(|| policy.rules.permissions.clone())
+}
+
+#[expect(clippy::exit, reason = "an operator who asks twice means it")]
+fn leave_at_once() -> ! {
+    warn!("second signal: leaving at once");
+    std::process::exit(1)
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

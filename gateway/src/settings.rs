@@ -1,0 +1,468 @@
+//! Settings of the process: command line > environment > secret files > TOML file > defaults.
+//!
+//! An unknown key, in the file or in the environment, is an error that names the nearest known one. What changes
+//! live is not here but in the policy.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use base64::Engine as _;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+/// What begins an environment variable of ours.
+const PREFIX: &str = "PALISADE_GATEWAY__";
+
+/// Where the program runs; it changes defaults and what must be there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Profile {
+    /// On a developer's machine: listens on loopback, text logs.
+    #[default]
+    Development,
+    /// In tests: like development, with JSON logs.
+    Testing,
+    /// For real: listens everywhere, JSON logs, secrets required, time for balancers to notice that it leaves.
+    Production,
+}
+
+/// `config/gateway.toml`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The data plane.
+    pub server: ServerSettings,
+    /// The admin plane.
+    pub admin: AdminSettings,
+    /// Where requests go, by name.
+    pub upstreams: BTreeMap<String, UpstreamSettings>,
+    /// Shared state.
+    pub redis: RedisSettings,
+    /// The policy.
+    pub policy: PolicySettings,
+    /// What outlives a restart.
+    pub state: StateSettings,
+    /// Traces.
+    pub telemetry: TelemetrySettings,
+    /// Logs.
+    pub log: LogSettings,
+    /// Secret files.
+    pub secrets: SecretsSettings,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerSettings {
+    /// `HOST:PORT`s; the profile's when empty.
+    pub listen: Vec<String>,
+    /// Worker threads; 0: one a core.
+    pub threads: usize,
+    /// After SIGTERM: not ready, still accepting.
+    #[serde(deserialize_with = "some_duration")]
+    pub drain_delay: Option<Duration>,
+    /// For requests in flight.
+    #[serde(deserialize_with = "some_duration")]
+    pub drain_timeout: Option<Duration>,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminSettings {
+    /// `HOST:PORT`; anything but loopback needs ADMIN_TOKEN.
+    pub listen: String,
+}
+
+impl Default for AdminSettings {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:8081".to_owned() }
+    }
+}
+
+/// `[upstreams.NAME]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamSettings {
+    /// `HOST:PORT` or `unix:PATH`; several are taken in turn.
+    pub addresses: Vec<String>,
+    /// What `/health/ready` asks of it.
+    #[serde(default = "health_path")]
+    pub health: String,
+}
+
+fn health_path() -> String {
+    "/health/ready".to_owned()
+}
+
+/// `[redis]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedisSettings {
+    /// `redis://…`; empty: in process.
+    pub url: String,
+}
+
+/// `[policy]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicySettings {
+    /// The file; it and its directory are watched.
+    pub file: PathBuf,
+}
+
+impl Default for PolicySettings {
+    fn default() -> Self {
+        Self { file: "config/policy.toml".into() }
+    }
+}
+
+/// `[state]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StateSettings {
+    /// Holds the last good policy.
+    pub dir: PathBuf,
+}
+
+impl Default for StateSettings {
+    fn default() -> Self {
+        Self { dir: "data/gateway".into() }
+    }
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetrySettings {
+    /// Empty: no traces.
+    pub otlp_endpoint: String,
+    /// How to speak to it.
+    pub protocol: OtlpProtocol,
+    /// The share of requests without a `traceparent` that are traced.
+    pub sample_ratio: f64,
+}
+
+impl Default for TelemetrySettings {
+    fn default() -> Self {
+        Self { otlp_endpoint: String::new(), protocol: OtlpProtocol::Grpc, sample_ratio: 0.01 }
+    }
+}
+
+/// How to speak to the collector.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OtlpProtocol {
+    /// Port 4317.
+    Grpc,
+    /// Port 4318, protobuf.
+    Http,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSettings {
+    /// error, warn, info, debug or trace.
+    pub level: String,
+    /// `None`: text in development, JSON otherwise.
+    pub format: Option<LogFormat>,
+    /// `stdout`, `off` or a file.
+    pub access: String,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: None, access: "stdout".to_owned() }
+    }
+}
+
+/// `json` or `text`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// `[secrets]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SecretsSettings {
+    /// One file for each secret, by its name.
+    pub dir: PathBuf,
+}
+
+impl Default for SecretsSettings {
+    fn default() -> Self {
+        Self { dir: "/run/secrets".into() }
+    }
+}
+
+fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text)
+        .map(Some)
+        .map_err(|_| D::Error::custom(format!("a duration like \"30s\" or \"5m\" (got {text:?})")))
+}
+
+impl Settings {
+    /// Reads `file`, if there is one, lays the environment over it, and fills in what depends on the profile.
+    pub fn load(
+        file: Option<&Path>,
+        environment: &BTreeMap<String, String>,
+        profile: Profile,
+    ) -> anyhow::Result<Self> {
+        let mut table = toml::Table::new();
+        if let Some(file) = file {
+            let name = file.display().to_string();
+            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read `{name}`"))?;
+            // Parsed by itself first, for the place of a fault.
+            toml::from_str::<Self>(&text).map_err(|error| anyhow::anyhow!(located(&name, &text, &error)))?;
+            table = text.parse()?;
+        }
+        for (variable, value) in environment {
+            let Some(path) = variable.strip_prefix(PREFIX) else { continue };
+            let path: Vec<_> = path.split("__").map(str::to_ascii_lowercase).collect();
+            let value = scalar(value, &path);
+            let mut single = toml::Table::new();
+            lay(&mut single, &path, value.clone());
+            if let Err(error) = single.try_into::<Self>() {
+                bail!("{variable}: {}", with_nearest(error.message()));
+            }
+            lay(&mut table, &path, value);
+        }
+        let settings: Self = table.try_into()?;
+        settings.in_profile(profile).check()
+    }
+
+    fn in_profile(mut self, profile: Profile) -> Self {
+        let production = profile == Profile::Production;
+        if self.server.listen.is_empty() {
+            let listen = if production { "0.0.0.0:8080" } else { "127.0.0.1:8080" };
+            self.server.listen = vec![listen.to_owned()];
+        }
+        self.server.drain_delay.get_or_insert(Duration::from_secs(if production { 5 } else { 0 }));
+        self.server.drain_timeout.get_or_insert(Duration::from_secs(30));
+        if self.upstreams.is_empty() {
+            let backend =
+                UpstreamSettings { addresses: vec!["127.0.0.1:8090".to_owned()], health: health_path() };
+            self.upstreams.insert("backend".to_owned(), backend);
+        }
+        self
+    }
+
+    fn check(self) -> anyhow::Result<Self> {
+        if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
+            bail!("telemetry.sample_ratio: from 0 to 1 (got {})", self.telemetry.sample_ratio);
+        }
+        for (name, upstream) in &self.upstreams {
+            if upstream.addresses.is_empty() {
+                bail!("upstreams.{name}.addresses: at least one HOST:PORT or unix:PATH");
+            }
+            if !upstream.health.starts_with('/') {
+                bail!("upstreams.{name}.health: a path (got {:?})", upstream.health);
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// A value from the environment: what TOML reads as a number, a flag or a list is one, the rest is text; a list of
+/// addresses may be written with commas.
+fn scalar(text: &str, path: &[String]) -> toml::Value {
+    let parsed = format!("v = {text}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
+    let value =
+        parsed.filter(|value| !value.is_table() && !value.is_datetime()).unwrap_or_else(|| text.into());
+    let is_list = path.last().is_some_and(|key| key == "addresses") || path == ["server", "listen"];
+    if is_list && !value.is_array() {
+        return text.split(',').map(|item| toml::Value::from(item.trim())).collect::<Vec<_>>().into();
+    }
+    value
+}
+
+fn lay(table: &mut toml::Table, path: &[String], value: toml::Value) {
+    match path {
+        [] => {}
+        [key] => {
+            table.insert(key.clone(), value);
+        }
+        [key, rest @ ..] => {
+            let inner = table.entry(key.clone()).or_insert_with(|| toml::Table::new().into());
+            if !inner.is_table() {
+                *inner = toml::Table::new().into();
+            }
+            if let Some(inner) = inner.as_table_mut() {
+                lay(inner, rest, value);
+            }
+        }
+    }
+}
+
+fn located(name: &str, text: &str, error: &toml::de::Error) -> String {
+    let offset = error.span().map_or(0, |span| span.start);
+    let before = &text[..offset.min(text.len())];
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!("{name}:{}:{column}: {}", before.matches('\n').count() + 1, with_nearest(error.message()))
+}
+
+/// Serde says ``unknown field `lisen`, expected one of `listen`, …``; the nearest is what was meant.
+fn with_nearest(message: &str) -> String {
+    let mut words = message.split('`').skip(1).step_by(2);
+    let found = words.next().filter(|_| message.starts_with("unknown field"));
+    match found.and_then(|found| policy::document::nearest(found, words)) {
+        Some(nearest) => format!("{message}: did you mean `{nearest}`?"),
+        None => message.to_owned(),
+    }
+}
+
+/// Text that no log, error or debug print ever shows.
+#[derive(Clone)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    /// The secret itself.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Compares in constant time.
+    pub fn matches(&self, candidate: &[u8]) -> bool {
+        use subtle::ConstantTimeEq as _;
+        self.0.ct_eq(candidate).into()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// The least a secret may hold.
+const MIN_SECRET: usize = 32;
+
+/// Where secrets come from: the environment first, then one file each.
+#[derive(Clone, Debug)]
+pub struct Secrets {
+    dir: PathBuf,
+    environment: BTreeMap<String, Secret>,
+}
+
+impl Secrets {
+    /// The names of the secrets that are looked for in the environment. A policy's `secret = "NAME"` adds its own.
+    const NAMES: [&str; 4] = ["ADMIN_TOKEN", "GATEWAY_TOKEN", "JWT_SECRET", "METRICS_TOKEN"];
+
+    /// Takes the secrets out of the environment.
+    pub fn new(dir: &Path, environment: &BTreeMap<String, String>) -> anyhow::Result<Self> {
+        let known = |name: &str| Self::NAMES.contains(&name) || name.ends_with("_SECRET");
+        let mut secrets = BTreeMap::new();
+        for (name, text) in environment.iter().filter(|(name, _)| known(name)) {
+            secrets.insert(name.clone(), decode(name, text, "in the environment")?);
+        }
+        Ok(Self { dir: dir.to_owned(), environment: secrets })
+    }
+
+    /// The secret called `name`, if it is there.
+    pub fn get(&self, name: &str) -> anyhow::Result<Option<Secret>> {
+        if let Some(secret) = self.environment.get(name) {
+            return Ok(Some(secret.clone()));
+        }
+        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) {
+            bail!("a secret's name holds letters, digits, `_` and `-` (got {name:?})");
+        }
+        let file = self.dir.join(name);
+        match std::fs::read_to_string(&file) {
+            Ok(text) => decode(name, &text, &format!("in `{}`", file.display())).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => bail!("{name}: cannot read `{}`: {error}", file.display()),
+        }
+    }
+
+    /// The secret called `name`, which must be there because of `why`.
+    pub fn require(&self, name: &str, why: &str) -> anyhow::Result<Secret> {
+        self.get(name)?.with_context(|| {
+            format!("{name} is missing: {why}; looked in the environment and in `{}`", self.dir.display())
+        })
+    }
+}
+
+fn decode(name: &str, text: &str, place: &str) -> anyhow::Result<Secret> {
+    let text = text.trim_end_matches(['\r', '\n']);
+    let bytes = match text.strip_prefix("base64:") {
+        Some(encoded) => base64::engine::general_purpose::STANDARD
+            .decode(encoded)
+            .map_err(|_| anyhow::anyhow!("{name} {place}: what follows `base64:` is not base64"))?,
+        None => text.as_bytes().to_vec(),
+    };
+    if bytes.len() < MIN_SECRET {
+        bail!("{name} {place}: at least {MIN_SECRET} characters (got {})", bytes.len());
+    }
+    Ok(Secret(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_shipped_file_parses_and_the_environment_overrides_it() {
+        let shipped = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/gateway.toml"));
+        let over = environment(&[
+            ("PALISADE_GATEWAY__SERVER__LISTEN", "127.0.0.1:1, 127.0.0.1:2"),
+            ("PALISADE_GATEWAY__UPSTREAMS__BACKEND__ADDRESSES", "127.0.0.1:3"),
+            ("PALISADE_GATEWAY__REDIS__URL", "redis://127.0.0.1:4"),
+        ]);
+        let settings = Settings::load(Some(shipped), &over, Profile::Development).unwrap();
+        assert_eq!(settings.server.listen, ["127.0.0.1:1", "127.0.0.1:2"]);
+        assert_eq!(settings.upstreams["backend"].addresses, ["127.0.0.1:3"]);
+        assert_eq!(settings.redis.url, "redis://127.0.0.1:4");
+    }
+
+    #[test]
+    fn no_file_at_all_is_fine_and_the_profile_counts() {
+        let load = |profile| Settings::load(None, &environment(&[]), profile).unwrap();
+        assert_eq!(load(Profile::Development).server.listen, ["127.0.0.1:8080"]);
+        assert_eq!(load(Profile::Production).server.listen, ["0.0.0.0:8080"]);
+        assert_eq!(load(Profile::Production).server.drain_delay, Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_one() {
+        let over = environment(&[("PALISADE_GATEWAY__REDIS__URI", "x")]);
+        let error = Settings::load(None, &over, Profile::Testing).unwrap_err().to_string();
+        assert!(error.starts_with("PALISADE_GATEWAY__REDIS__URI: unknown field `uri`"), "{error}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "[server]\nlisen = [\"a\"]\n").unwrap();
+        let error =
+            Settings::load(Some(file.path()), &environment(&[]), Profile::Testing).unwrap_err().to_string();
+        assert!(
+            error.contains(":2:1: unknown field `lisen`") && error.ends_with("did you mean `listen`?"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn secrets_come_from_the_environment_then_from_files() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("ADMIN_TOKEN"), format!("{}\n", "a".repeat(32))).unwrap();
+        std::fs::write(dir.path().join("GATEWAY_TOKEN"), "short").unwrap();
+        let secrets = Secrets::new(dir.path(), &environment(&[("JWT_SECRET", &"j".repeat(32))])).unwrap();
+        assert!(secrets.get("ADMIN_TOKEN").unwrap().unwrap().matches("a".repeat(32).as_bytes()));
+        assert_eq!(secrets.get("JWT_SECRET").unwrap().unwrap().expose(), "j".repeat(32).as_bytes());
+        assert!(secrets.get("METRICS_TOKEN").unwrap().is_none());
+        let error = secrets.get("GATEWAY_TOKEN").unwrap_err().to_string();
+        assert!(error.contains("at least 32 characters (got 5)"), "{error}");
+        let error = secrets.require("OTHER", "the policy names it").unwrap_err().to_string();
+        assert!(error.starts_with("OTHER is missing: the policy names it"), "{error}");
+        assert!(!format!("{secrets:?}").contains("jjj"));
+    }
+}

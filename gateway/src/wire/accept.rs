@@ -1,0 +1,234 @@
+//! From accepting a connection to handing each of its requests to pingora, and the deadlines in between.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pingora_core::apps::{HttpServerApp, ServerApp as _};
+use pingora_core::protocols::Stream;
+use pingora_core::protocols::http::ServerSession;
+use pingora_proxy::HttpProxy;
+use policy::refusal::{Code, Refusal};
+use policy::requests::RequestRule;
+use policy::stage::Stage;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, warn};
+
+use super::connection::Connection;
+use super::head::{self, Head};
+use super::places::Places;
+use crate::answer;
+use crate::gateway::Gateway;
+use crate::proxy::Proxy;
+
+/// RFC 9113, 3.4: how a client says that it speaks HTTP/2.
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Everything that a connection's task needs.
+#[derive(Clone)]
+pub struct Door {
+    gateway: Arc<Gateway>,
+    proxy: Arc<HttpProxy<Proxy>>,
+    places: Places,
+    shutdown: watch::Receiver<bool>,
+    /// Held by every connection; when the last one is dropped, all are done.
+    _open: mpsc::Sender<()>,
+}
+
+impl Door {
+    /// A door to `proxy`. The receiver ends when the door and all its connections are gone.
+    pub fn new(
+        gateway: Arc<Gateway>,
+        proxy: Arc<HttpProxy<Proxy>>,
+        shutdown: watch::Receiver<bool>,
+    ) -> (Self, mpsc::Receiver<()>) {
+        let (_open, all_done) = mpsc::channel(1);
+        (Self { gateway, proxy, places: Places::default(), shutdown, _open }, all_done)
+    }
+
+    /// Accepts until shutdown.
+    pub async fn listen(self, listener: TcpListener) {
+        let mut shutdown = self.shutdown.clone();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = shutdown.wait_for(|leaving| *leaving) => return,
+            };
+            match accepted {
+                Ok((socket, peer)) => {
+                    tokio::spawn(self.clone().serve(socket, peer));
+                }
+                Err(error) => {
+                    // Out of descriptors: accepting again at once would only spin.
+                    warn!(%error, "cannot accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(self, socket: TcpStream, peer: SocketAddr) {
+        let address = peer.ip().to_canonical();
+        let _ = socket.set_nodelay(true);
+        let policy = self.gateway.policy();
+        let most = policy.rules.requests.max_connections;
+        // A trusted proxy brings the connections of many clients.
+        let most = if policy.rules.client.trusts(address) { u32::MAX } else { most };
+        drop(policy);
+        let connection = Box::new(Connection::new(socket));
+        let Some(_place) = self.places.take(address, most) else {
+            let detail = format!("this address holds {most} connections already");
+            refuse(&self, connection, &Refusal::new(Stage::Accept, Code::TooManyConnections, detail)).await;
+            return;
+        };
+        self.gateway.metrics.connections.inc();
+        if let Err(error) = self.requests(connection).await {
+            debug!(%error, "connection ended");
+        }
+        self.gateway.metrics.connections.dec();
+    }
+
+    /// One request after the other, until somebody closes.
+    async fn requests(&self, mut connection: Box<Connection>) -> io::Result<()> {
+        let mut first = true;
+        loop {
+            let rule = self.gateway.policy().rules.requests;
+            let head = match self.read_head(&mut connection, &rule, first).await {
+                Read::Head(head) => head,
+                Read::Http2 => {
+                    connection.open();
+                    let stream: Stream = connection;
+                    self.proxy.process_new(stream, &self.shutdown).await;
+                    return Ok(());
+                }
+                Read::Nothing => {
+                    return Ok(());
+                }
+                Read::Refused(refusal) => {
+                    refuse(self, connection, &refusal).await;
+                    return Ok(());
+                }
+            };
+            first = false;
+            match self.one_request(connection, head, &rule).await {
+                Some(next) if !head.upgrade => connection = next,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    async fn one_request(
+        &self,
+        mut connection: Box<Connection>,
+        head: Head,
+        rule: &RequestRule,
+    ) -> Option<Box<Connection>> {
+        let bytes = connection.begin(head.length, head.framing, rule.header_bytes);
+        if head.upgrade {
+            connection.open();
+        }
+        let mut session = ServerSession::new_http1(connection);
+        session.set_pipelined_prefix(bytes);
+        // pingora counts in whole seconds and only asks whether to keep the connection: the deadline is ours.
+        let leaving = *self.shutdown.borrow();
+        session.set_keepalive((!leaving && !head.upgrade).then_some(rule.idle_timeout.as_secs().max(1)));
+        session.set_read_timeout(Some(rule.request_timeout));
+        session.set_write_timeout(Some(rule.write_timeout));
+        let (stream, _) = self.proxy.process_new_http(session, &self.shutdown).await?.consume();
+        let mut connection = stream.into_any().downcast::<Connection>().ok()?;
+        connection.rest();
+        connection.is_between_messages().then_some(connection)
+    }
+
+    /// Waits for a whole header. An idle connection waits here, in a future of a few hundred bytes.
+    async fn read_head(&self, connection: &mut Connection, rule: &RequestRule, first: bool) -> Read {
+        let mut shutdown = self.shutdown.clone();
+        let begun = !connection.inbox.is_empty();
+        // Before a first byte a new connection is on the header's clock, a kept one on the idle clock.
+        let wait = if first || begun { rule.header_timeout } else { rule.idle_timeout };
+        let mut deadline = Instant::now() + wait;
+        let mut started = begun;
+        loop {
+            if !connection.inbox.is_empty() {
+                match examine(&connection.inbox, rule) {
+                    Ok(Some(read)) => return read,
+                    Ok(None) => {}
+                    Err(refusal) => return Read::Refused(Box::new(refusal)),
+                }
+                if !started {
+                    started = true;
+                    if !first {
+                        deadline = Instant::now() + rule.header_timeout;
+                    }
+                }
+            }
+            let read = tokio::select! {
+                read = timeout_at(deadline, connection.read_more()) => read,
+                _ = shutdown.wait_for(|leaving| *leaving), if !started => return Read::Nothing,
+            };
+            match read {
+                Ok(Ok(0) | Err(_)) => return Read::Nothing,
+                Ok(Ok(_)) => {}
+                Err(_) if !started && !first => return Read::Nothing,
+                Err(_) => {
+                    let detail = "the request's header did not arrive in time";
+                    return Read::Refused(Box::new(Refusal::new(Stage::Accept, Code::HeaderTimeout, detail)));
+                }
+            }
+        }
+    }
+}
+
+/// What came of waiting for a header.
+enum Read {
+    Head(Head),
+    Http2,
+    Nothing,
+    Refused(Box<Refusal>),
+}
+
+/// Looks at the bytes so far: a header, the preface of HTTP/2, not enough yet, or a fault.
+fn examine(bytes: &BytesMut, rule: &RequestRule) -> Result<Option<Read>, Refusal> {
+    if bytes.starts_with(H2_PREFACE) {
+        return Ok(Some(Read::Http2));
+    }
+    if H2_PREFACE.starts_with(bytes) {
+        return Ok(None);
+    }
+    let too_large = || {
+        let detail = format!("the request's header has more than {} bytes", rule.header_bytes);
+        Refusal::new(Stage::Accept, Code::HeaderTooLarge, detail)
+    };
+    match head::parse(&bytes[..bytes.len().min(rule.header_bytes)], rule.max_headers) {
+        Ok(Some(head)) => Ok(Some(Read::Head(head))),
+        Ok(None) if bytes.len() >= rule.header_bytes => Err(too_large()),
+        Ok(None) => Ok(None),
+        Err(fault) => Err(Refusal::new(Stage::Accept, fault.code, fault.detail)),
+    }
+}
+
+/// Answers before there is a session, and closes.
+async fn refuse(door: &Door, mut connection: Box<Connection>, refusal: &Refusal) {
+    let request_id = answer::new_request_id();
+    door.gateway.metrics.refused(refusal);
+    door.gateway.metrics.requests.with_label_values(&["none", "none", &refusal.status().to_string()]).inc();
+    tracing::info!(
+        target: "access",
+        request_id,
+        status = refusal.status(),
+        code = refusal.code.as_str(),
+        stage = refusal.stage.as_str(),
+        detail = refusal.detail,
+        "refused before a request"
+    );
+    let policy = door.gateway.policy();
+    let bytes = answer::as_http1(refusal, &request_id, &policy.rules.headers);
+    // Everything that still comes is the rest of what was refused: `Connection` reads it while it says farewell.
+    connection.open();
+    let _ = connection.write_all(&bytes).await;
+}

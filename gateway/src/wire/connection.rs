@@ -1,0 +1,237 @@
+//! One client connection as pingora sees it: a stream that holds one message at a time.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Buf as _, BytesMut};
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::body::{BodyFault, Gate};
+use super::head::Framing;
+
+/// Bytes taken from the socket at a time, and answers gathered before they are sent. Neither buffer outlives its use:
+/// an idle connection holds none.
+const PIECE: usize = 8 * 1024;
+
+/// For reading on after an early answer.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A client connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// Gone only in `drop`.
+    socket: Option<TcpStream>,
+    digest: Arc<SocketDigest>,
+    /// Read from the socket, not yet let through.
+    pub(super) inbox: BytesMut,
+    /// Let through, not yet read.
+    outbox: BytesMut,
+    gate: Gate,
+    fault: Option<BodyFault>,
+    /// Written, not yet sent.
+    answer: BytesMut,
+}
+
+impl Connection {
+    pub(super) fn new(socket: TcpStream) -> Self {
+        use std::os::fd::AsRawFd as _;
+        let digest = Arc::new(SocketDigest::from_raw_fd(socket.as_raw_fd()));
+        Self {
+            socket: Some(socket),
+            digest,
+            inbox: BytesMut::new(),
+            outbox: BytesMut::new(),
+            gate: Gate::Length(0),
+            fault: None,
+            answer: BytesMut::new(),
+        }
+    }
+
+    /// Takes the header off the inbox and sets the gate for its body.
+    pub(super) fn begin(&mut self, head_length: usize, framing: Framing, overhead: usize) -> BytesMut {
+        self.gate = Gate::new(framing, overhead);
+        self.fault = None;
+        self.inbox.split_to(head_length)
+    }
+
+    /// From now on every byte passes.
+    pub(super) fn open(&mut self) {
+        self.gate = Gate::Open;
+    }
+
+    /// Whether the connection can take another request: this one's body is through, or there was none.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.gate.is_done() && self.outbox.is_empty() && self.fault.is_none()
+    }
+
+    /// What was wrong with the body, if the reader met a fault.
+    pub fn fault(&self) -> Option<BodyFault> {
+        self.fault
+    }
+
+    /// Reads more of the header; nothing when the client has closed.
+    pub(super) async fn read_more(&mut self) -> io::Result<usize> {
+        std::future::poll_fn(|cx| self.poll_fill(cx)).await
+    }
+
+    /// Frees what only a request in progress needs.
+    pub(super) fn rest(&mut self) {
+        if self.inbox.is_empty() {
+            self.inbox = BytesMut::new();
+        }
+        self.outbox = BytesMut::new();
+    }
+
+    fn socket(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        self.socket.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut piece = [0; PIECE];
+        let mut piece = ReadBuf::new(&mut piece);
+        ready!(self.socket()?.poll_read(cx, &mut piece))?;
+        self.inbox.extend_from_slice(piece.filled());
+        Poll::Ready(Ok(piece.filled().len()))
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.answer.is_empty() {
+            let Some(socket) = &mut self.socket else {
+                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+            };
+            let sent = ready!(Pin::new(socket).poll_write(cx, &self.answer))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.answer.advance(sent);
+        }
+        self.answer = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if this.outbox.is_empty() {
+                let Self { gate, inbox, outbox, .. } = this;
+                if let Err(fault) = gate.pass(inbox, outbox, PIECE) {
+                    this.fault = Some(fault);
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault)));
+                }
+            }
+            if !this.outbox.is_empty() {
+                let count = this.outbox.len().min(into.remaining());
+                into.put_slice(&this.outbox.split_to(count));
+                return Poll::Ready(Ok(()));
+            }
+            // The message is over and the next one is there already: nobody is woken until this one is answered.
+            if this.gate.is_done() && !this.inbox.is_empty() {
+                return Poll::Pending;
+            }
+            if ready!(this.poll_fill(cx))? == 0 {
+                return Poll::Ready(Ok(())); // the client has closed
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.answer.len() + bytes.len() > PIECE {
+            ready!(this.poll_send(cx))?;
+        }
+        if bytes.len() >= PIECE {
+            return this.socket()?.poll_write(cx, bytes);
+        }
+        this.answer.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_send(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        this.socket()?.poll_shutdown(cx)
+    }
+}
+
+impl Drop for Connection {
+    /// A socket that is closed while the client still sends is reset, and the client may lose the answer that says
+    /// why. So what it sends is read, for a while, and thrown away.
+    fn drop(&mut self) {
+        let unfinished = !self.gate.is_done() || self.fault.is_some();
+        let Some(mut socket) = self.socket.take().filter(|_| unfinished) else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let answer = std::mem::take(&mut self.answer);
+        let farewell = async move {
+            socket.write_all(&answer).await?;
+            AsyncWriteExt::shutdown(&mut socket).await?;
+            let mut rest = [0; 1024];
+            while socket.read(&mut rest).await? > 0 {}
+            io::Result::Ok(())
+        };
+        runtime.spawn(tokio::time::timeout(LINGER, farewell));
+    }
+}
+
+#[async_trait]
+impl Shutdown for Connection {
+    async fn shutdown(&mut self) {
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for Connection {
+    fn id(&self) -> UniqueIDType {
+        use std::os::fd::AsRawFd as _;
+        self.socket.as_ref().map_or(-1, TcpStream::as_raw_fd)
+    }
+}
+
+impl Ssl for Connection {}
+
+#[async_trait]
+impl Peek for Connection {
+    /// Looks at bytes that stay unread; the accept loop has them already.
+    async fn try_peek(&mut self, into: &mut [u8]) -> io::Result<bool> {
+        let seen = self.inbox.get(..into.len());
+        if let Some(seen) = seen {
+            into.copy_from_slice(seen);
+        }
+        Ok(seen.is_some())
+    }
+}
+
+impl GetTimingDigest for Connection {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Connection {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Connection {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(Arc::clone(&self.digest))
+    }
+}

@@ -1,0 +1,309 @@
+//! The strict reading of a request's header (RFC 9110, RFC 9112; stricter where they leave a choice).
+//!
+//! Refused, never repaired: bare CR or LF, obs-fold, a space before the colon, control bytes, a second or missing or
+//! ungrammatical Host, Content-Length with Transfer-Encoding, two lengths even if equal, any Transfer-Encoding but one
+//! plain `chunked`, and the spellings `Transfer_Encoding` and `Content_Length`.
+
+use policy::refusal::Code;
+
+/// The parser's room for header fields; a policy's `max_headers` is never more.
+const MAX_FIELDS: usize = policy::requests::MAX_HEADERS as usize;
+
+/// How the message's end is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// So many bytes follow the header; none for most requests.
+    Length(u64),
+    /// Chunks follow.
+    Chunked,
+}
+
+/// What the wire must know of a request; the rest is judged later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Bytes of the header, with the empty line.
+    pub length: usize,
+    /// How the body ends.
+    pub framing: Framing,
+    /// A WebSocket handshake: what follows is not HTTP.
+    pub upgrade: bool,
+}
+
+/// Why a header is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadFault {
+    /// The code of the refusal.
+    pub code: Code,
+    /// The sentence that a client reads.
+    pub detail: &'static str,
+}
+
+const fn malformed(detail: &'static str) -> HeadFault {
+    HeadFault { code: Code::MalformedRequest, detail }
+}
+
+/// Reads the header at the start of `bytes`: `None` while it is not complete. A fault is found as soon as the bytes
+/// that show it are there.
+pub fn parse(bytes: &[u8], max_fields: usize) -> Result<Option<Head>, HeadFault> {
+    line_ends(bytes)?;
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    let length = match request.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(too_many_fields()),
+        Err(error) => return Err(grammar(error)),
+    };
+    if request.headers.len() > max_fields {
+        return Err(too_many_fields());
+    }
+    let http_11 = request.version == Some(1);
+    let method = request.method.unwrap_or_default();
+    if matches!(method, "CONNECT" | "TRACE") {
+        return Err(HeadFault { code: Code::MethodNotAllowed, detail: "CONNECT and TRACE are never taken" });
+    }
+    check_target(method, request.path.unwrap_or_default())?;
+    check_host(request.headers, http_11)?;
+    check_authority(request.path.unwrap_or_default(), request.headers)?;
+    let framing = framing(request.headers, http_11)?;
+    let upgrade = http_11
+        && method == "GET"
+        && framing == Framing::Length(0)
+        && holds(request.headers, "connection", "upgrade")
+        && holds(request.headers, "upgrade", "websocket");
+    Ok(Some(Head { length, framing, upgrade }))
+}
+
+const fn too_many_fields() -> HeadFault {
+    HeadFault { code: Code::HeaderTooLarge, detail: "the request has too many header fields" }
+}
+
+const fn grammar(error: httparse::Error) -> HeadFault {
+    malformed(match error {
+        httparse::Error::HeaderName => "a header field's name is malformed",
+        httparse::Error::HeaderValue => "a header field's value is malformed",
+        httparse::Error::NewLine => "a line does not end with CR LF",
+        httparse::Error::Version => "the version is not HTTP/1.0 or HTTP/1.1",
+        _ => "the request line is malformed",
+    })
+}
+
+/// A CR is followed by LF and an LF follows a CR; at most one empty line stands before the request line.
+fn line_ends(bytes: &[u8]) -> Result<(), HeadFault> {
+    for (at, byte) in bytes.iter().enumerate() {
+        let fine = match byte {
+            b'\n' => at > 0 && bytes[at - 1] == b'\r',
+            b'\r' => bytes.get(at + 1).is_none_or(|next| *next == b'\n'),
+            _ => true,
+        };
+        if !fine {
+            return Err(malformed("a line ends with CR LF, and neither stands alone"));
+        }
+        if *byte == b'\n' && bytes[..=at].ends_with(b"\r\n\r\n") && at > 3 {
+            break; // what follows the header is not the header's
+        }
+    }
+    if bytes.starts_with(b"\r\n\r\n") {
+        return Err(malformed("the request line is missing"));
+    }
+    Ok(())
+}
+
+fn check_target(method: &str, target: &str) -> Result<(), HeadFault> {
+    let refused = |byte: u8| !(0x21..=0x7e).contains(&byte) || b"\\#<>`\"".contains(&byte);
+    if target.bytes().any(refused) {
+        return Err(malformed("the target holds a byte that must be percent-encoded"));
+    }
+    let fine = match absolute(target) {
+        Some((authority, _)) => is_host(authority),
+        None => target.starts_with('/') || (method == "OPTIONS" && target == "*"),
+    };
+    if fine { Ok(()) } else { Err(malformed("the target is a path, or an http address with its host")) }
+}
+
+/// The authority and the rest of a target in absolute form.
+pub fn absolute(target: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = target.split_once("://")?;
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return None;
+    }
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    Some(rest.split_at(end))
+}
+
+fn check_host(fields: &[httparse::Header<'_>], http_11: bool) -> Result<(), HeadFault> {
+    let mut hosts = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    match (hosts.next(), hosts.next()) {
+        (None, _) if http_11 => Err(malformed("the request has no Host")),
+        (None, _) => Ok(()),
+        (Some(_), Some(_)) => Err(malformed("the request has more than one Host")),
+        (Some(host), None) => {
+            let fine = std::str::from_utf8(host.value).is_ok_and(is_host);
+            if fine { Ok(()) } else { Err(malformed("Host is a name or an address, with a port or without")) }
+        }
+    }
+}
+
+/// A target in absolute form and Host name one place: a client that sends two has two in mind.
+fn check_authority(target: &str, fields: &[httparse::Header<'_>]) -> Result<(), HeadFault> {
+    let Some((authority, _)) = absolute(target) else { return Ok(()) };
+    let host = fields.iter().find(|field| field.name.eq_ignore_ascii_case("host"));
+    if host.is_none_or(|host| host.value.eq_ignore_ascii_case(authority.as_bytes())) {
+        Ok(())
+    } else {
+        Err(malformed("the target and Host name different places"))
+    }
+}
+
+/// `uri-host [ ":" port ]`, RFC 9110, 7.2, not empty.
+pub fn is_host(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, "")) => (address, None),
+            Some((address, after)) => match after.strip_prefix(':') {
+                Some(port) => (address, Some(port)),
+                None => return false,
+            },
+            None => return false,
+        },
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        },
+    };
+    let host_fine = if text.starts_with('[') {
+        host.parse::<std::net::Ipv6Addr>().is_ok()
+    } else {
+        !host.is_empty()
+            && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte))
+    };
+    host_fine
+        && port.is_none_or(|port| port.is_empty() || port.parse::<u16>().is_ok() && !port.starts_with('+'))
+}
+
+fn framing(fields: &[httparse::Header<'_>], http_11: bool) -> Result<Framing, HeadFault> {
+    let mut length = None;
+    let mut chunked = false;
+    for field in fields {
+        let name = field.name;
+        if name.eq_ignore_ascii_case("transfer_encoding") || name.eq_ignore_ascii_case("content_length") {
+            return Err(malformed("a header field that frames the message is misspelt"));
+        }
+        if name.eq_ignore_ascii_case("content-length") {
+            let text = std::str::from_utf8(field.value).unwrap_or_default();
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            let value = text.parse().ok().filter(|_| digits);
+            let value = value.ok_or(malformed("Content-Length is one number"))?;
+            if length.replace(value).is_some() {
+                return Err(malformed("the request has more than one Content-Length"));
+            }
+        }
+        if name.eq_ignore_ascii_case("transfer-encoding") {
+            if !http_11 || chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
+                return Err(malformed("Transfer-Encoding is `chunked`, once, and only in HTTP/1.1"));
+            }
+            chunked = true;
+        }
+    }
+    match (length, chunked) {
+        (Some(_), true) => Err(malformed("the request has both Content-Length and Transfer-Encoding")),
+        (None, true) => Ok(Framing::Chunked),
+        (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
+    }
+}
+
+/// Whether the list field `name` holds `token`.
+fn holds(fields: &[httparse::Header<'_>], name: &str, token: &str) -> bool {
+    let named = fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+    let mut tokens = named.flat_map(|field| field.value.split(|byte| *byte == b','));
+    tokens.any(|one| one.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framing_of(text: &str) -> Result<Framing, Code> {
+        let head = parse(text.as_bytes(), 100).map_err(|fault| fault.code)?;
+        Ok(head.expect("a complete header").framing)
+    }
+
+    #[test]
+    fn what_is_valid_but_rare_is_read() {
+        assert_eq!(framing_of("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(Framing::Length(0)));
+        assert_eq!(framing_of("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(Framing::Length(0)));
+        assert_eq!(framing_of("GET / HTTP/1.0\r\n\r\n"), Ok(Framing::Length(0)));
+        assert_eq!(
+            framing_of("GET http://[::1]:80/a?b HTTP/1.1\r\nHost:[::1]:80 \r\n\r\n"),
+            Ok(Framing::Length(0))
+        );
+        assert_eq!(
+            framing_of("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"),
+            Ok(Framing::Length(5))
+        );
+        assert_eq!(
+            framing_of("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n"),
+            Ok(Framing::Chunked)
+        );
+        let body = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\na\nb";
+        assert_eq!(framing_of(body), Ok(Framing::Length(3)), "a line feed in the body is nobody's business");
+    }
+
+    #[test]
+    fn an_incomplete_header_is_waited_for() {
+        assert_eq!(parse(b"GET / HTTP/1.1\r\nHost: a\r\n\r", 100), Ok(None));
+        assert_eq!(parse(b"", 100), Ok(None));
+    }
+
+    #[test]
+    fn what_two_parties_could_read_differently_is_refused() {
+        let host = "GET / HTTP/1.1\r\nHost: a\r\n";
+        for text in [
+            "GET / HTTP/1.1\nHost: a\n\n".to_owned(),
+            "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n".to_owned(),
+            "GET / HTTP/1.1\r\n\r\n".to_owned(),
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n".to_owned(),
+            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n".to_owned(),
+            "GET / HTTP/1.1\r\nHost: user@a\r\n\r\n".to_owned(),
+            "GET / HTTP/1.1\r\nHost:\r\n\r\n".to_owned(),
+            "GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+            "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+            "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+            "GET a HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+            format!("{host}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            format!("{host}Content-Length: 5\r\nContent-Length: 5\r\n\r\n"),
+            format!("{host}Content-Length: 5, 5\r\n\r\n"),
+            format!("{host}Content-Length: +5\r\n\r\n"),
+            format!("{host}Content-Length: \r\n\r\n"),
+            format!("{host}Content-Length: 99999999999999999999\r\n\r\n"),
+            format!("{host}Transfer-Encoding: gzip, chunked\r\n\r\n"),
+            format!("{host}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            format!("{host}Transfer-Encoding: xchunked\r\n\r\n"),
+            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
+            format!("{host}Transfer_Encoding: chunked\r\n\r\n"),
+            format!("{host}Content_Length: 5\r\n\r\n"),
+            format!("{host}X : b\r\n\r\n"),
+            format!("{host}X: b\r\n folded\r\n\r\n"),
+            format!("{host}X: a\0b\r\n\r\n"),
+            "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        ] {
+            assert_eq!(framing_of(&text), Err(Code::MalformedRequest), "{text:?}");
+        }
+        assert_eq!(framing_of("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Code::MethodNotAllowed));
+        let many = format!("{host}{}\r\n", "X: y\r\n".repeat(100));
+        assert_eq!(framing_of(&many), Err(Code::HeaderTooLarge));
+    }
+
+    #[test]
+    fn only_a_websocket_handshake_is_an_upgrade() {
+        let upgrade = |protocol: &str| {
+            let text = format!(
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+            );
+            parse(text.as_bytes(), 100).unwrap().unwrap().upgrade
+        };
+        assert!(upgrade("websocket"));
+        assert!(!upgrade("h2c"));
+    }
+}
