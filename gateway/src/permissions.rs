@@ -112,7 +112,8 @@ impl Permissions {
     async fn ask(&self, rule: &PermissionRule, question: &Question<'_>) -> anyhow::Result<Answer> {
         let body =
             json!({"user": question.user, "permission": question.permission, "resource": question.resource});
-        let request = self.signed(Request::builder().method("POST")).header("content-type", "application/json");
+        let request =
+            self.signed(Request::builder().method("POST")).header("content-type", "application/json");
         let fetch = self.upstreams.fetch(&rule.upstream)?;
         let answer =
             fetch.send(request, "/internal/permissions", body.to_string().into_bytes(), PATIENCE).await?;

@@ -28,7 +28,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{EnvFilter, fmt};
 
-use crate::settings::{LogSettings, LogFormat, OtlpProtocol, Profile, TelemetrySettings};
+use crate::settings::{LogFormat, LogSettings, OtlpProtocol, Profile, TelemetrySettings};
 
 /// Spans that wait for the exporter; more are dropped.
 const QUEUE: usize = 4096;

@@ -1,0 +1,109 @@
+//! A program under test: started, watched through its log, ended.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::{PATIENCE, eventually};
+
+/// A running program. It is killed when dropped, and its log is printed when the test is failing.
+pub struct Program {
+    name: String,
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+/// The built program `name`, beside the tests' own.
+pub fn built(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.parent().and_then(|deps| deps.parent()).unwrap().join(name);
+    assert!(program.exists(), "`{}` is not built: run `make test`", program.display());
+    program
+}
+
+/// A command for the built program `name`, without the caller's environment.
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(built(name));
+    command.env_clear();
+    command
+}
+
+impl Program {
+    /// Starts `command`.
+    pub fn start(name: &str, mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        follow(child.stdout.take().unwrap(), Arc::clone(&log));
+        follow(child.stderr.take().unwrap(), Arc::clone(&log));
+        Self { name: name.to_owned(), child, log }
+    }
+
+    /// The lines that it has written so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// The log lines that are JSON.
+    pub fn events(&self) -> Vec<Value> {
+        self.log().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for a log event whose message is `message`, and returns its field `field`.
+    pub async fn field_of(&self, message: &str, field: &str) -> String {
+        let find = || self.events().into_iter().find(|event| event["message"] == message);
+        eventually(&format!("{} logs `{message}`: {:?}", self.name, self.log()), || async {
+            find().is_some()
+        })
+        .await;
+        find().unwrap()[field].as_str().unwrap().to_owned()
+    }
+
+    /// Sends a signal by its name: `TERM`, `KILL`, `STOP`.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().expect("the program runs").to_string();
+        let sent = std::process::Command::new("kill").args([&format!("-{name}"), &id]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// Waits for it to end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap()
+    }
+}
+
+fn follow(stream: impl AsyncRead + Send + Unpin + 'static, log: Arc<Mutex<Vec<String>>>) {
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(stream).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            log.lock().unwrap().push(line);
+        }
+    });
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut text = format!("--- {} ---\n", self.name);
+            for line in self.log() {
+                let _ = writeln!(text, "{line}");
+            }
+            eprint!("{text}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The product, started for one test: a backend, one or more gateways, a Redis where it is asked for.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::client::Client;
+use crate::eventually;
+use crate::program::{Program, command};
+
+/// What the two programs know of each other.
+pub const GATEWAY_TOKEN: &str = "a gateway token for tests, long enough";
+
+/// The password of every account that a test makes.
+pub const PASSWORD: &str = "correct horse battery";
+
+/// A policy with `jwks` in place of `{jwks}`.
+pub const POLICY: &str = include_str!("policy.toml");
+
+/// A backend with a database of its own.
+pub struct Backend {
+    /// The process.
+    pub program: Program,
+    /// Where it listens.
+    pub address: SocketAddr,
+    dir: TempDir,
+}
+
+impl Backend {
+    /// Starts a backend, with more environment than usual if need be.
+    pub async fn start(environment: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(dir, "127.0.0.1:0", environment).await
+    }
+
+    async fn start_in(dir: TempDir, listen: &str, environment: &[(&str, &str)]) -> Self {
+        let mut serve = command("backend-sqlite");
+        serve.args(["serve", "--profile", "testing"]);
+        serve.env("PALISADE_BACKEND__SERVER__LISTEN", listen);
+        serve.env("PALISADE_BACKEND__DATABASE__PATH", dir.path().join("palisade.db"));
+        serve.env("PALISADE_BACKEND__SECRETS__DIR", dir.path());
+        serve.env("GATEWAY_TOKEN", GATEWAY_TOKEN);
+        serve.envs(environment.iter().copied());
+        let program = Program::start("backend", serve);
+        let address = program.field_of("serving", "listen").await.parse().unwrap();
+        Self { program, address, dir }
+    }
+
+    /// Kills it and starts it again on the same database and port.
+    pub async fn restart(self) -> Self {
+        let Self { mut program, address, dir } = self;
+        program.signal("KILL");
+        program.ended().await;
+        Self::start_in(dir, &address.to_string(), &[]).await
+    }
+
+    /// The database file.
+    pub fn database(&self) -> PathBuf {
+        self.dir.path().join("palisade.db")
+    }
+
+    /// Adds an account from the command line and returns its id.
+    pub async fn add_user(&self, name: &str, roles: &[&str]) -> String {
+        let mut add = command("backend-sqlite");
+        add.args(["user", "add", name, "--password-stdin", "--database"]).arg(self.database());
+        add.args(roles.iter().flat_map(|role| ["--role", role]));
+        add.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = add.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stdin, PASSWORD.as_bytes()).await.unwrap();
+        drop(stdin);
+        let output = child.wait_with_output().await.unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+}
+
+/// A gateway with a policy file of its own.
+pub struct Gateway {
+    /// The process.
+    pub program: Program,
+    /// The data plane.
+    pub address: SocketAddr,
+    /// The admin plane.
+    pub admin: SocketAddr,
+    dir: TempDir,
+}
+
+impl Gateway {
+    /// Starts a gateway before `upstream` that judges by `policy`.
+    pub async fn start(upstream: SocketAddr, policy: &str, environment: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("policy.toml"), policy_for(policy, upstream)).unwrap();
+        let mut run = command("gateway");
+        run.args(["run", "--profile", "testing", "--policy"]).arg(dir.path().join("policy.toml"));
+        run.env("PALISADE_GATEWAY__SERVER__LISTEN", "127.0.0.1:0");
+        run.env("PALISADE_GATEWAY__ADMIN__LISTEN", "127.0.0.1:0");
+        run.env("PALISADE_GATEWAY__UPSTREAMS__BACKEND__ADDRESSES", upstream.to_string());
+        run.env("PALISADE_GATEWAY__STATE__DIR", dir.path().join("state"));
+        run.env("PALISADE_GATEWAY__SECRETS__DIR", dir.path());
+        run.env("GATEWAY_TOKEN", GATEWAY_TOKEN);
+        run.envs(environment.iter().copied());
+        let program = Program::start("gateway", run);
+        let address = program.field_of("data plane", "listen").await.parse().unwrap();
+        let admin = program.field_of("admin plane", "listen").await.parse().unwrap();
+        Self { program, address, admin, dir }
+    }
+
+    /// A client at 127.0.0.1.
+    pub fn client(&self) -> Client {
+        Client::of(self.address)
+    }
+
+    /// A client of the admin plane.
+    pub fn operator(&self) -> Client {
+        Client::of(self.admin)
+    }
+
+    /// The policy file.
+    pub fn policy_file(&self) -> PathBuf {
+        self.dir.path().join("policy.toml")
+    }
+
+    /// Replaces the policy file as an editor does: written beside and renamed.
+    pub fn edit_policy(&self, edit: impl FnOnce(String) -> String) {
+        let text = edit(std::fs::read_to_string(self.policy_file()).unwrap());
+        let beside = self.dir.path().join("policy.toml.new");
+        std::fs::write(&beside, text).unwrap();
+        std::fs::rename(beside, self.policy_file()).unwrap();
+    }
+
+    /// The digest of the policy in force.
+    pub async fn policy_in_force(&self) -> String {
+        self.operator().get("/admin/policy", None).await.json()["sha256"].as_str().unwrap().to_owned()
+    }
+
+    /// The value of a metric, labels and all; zero when it is not there.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.operator().get("/metrics", None).await.body;
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+}
+
+/// A policy for a gateway before `upstream`.
+pub fn policy_for(policy: &str, upstream: SocketAddr) -> String {
+    policy.replace("{jwks}", &format!("http://{upstream}/.well-known/jwks.json"))
+}
+
+/// A backend with one gateway before it.
+pub struct Stack {
+    /// The backend.
+    pub backend: Backend,
+    /// The gateway.
+    pub gateway: Gateway,
+}
+
+impl Stack {
+    /// Starts both with the tests' policy.
+    pub async fn start() -> Self {
+        Self::with(POLICY, &[]).await
+    }
+
+    /// Starts both, with a policy and more environment for the gateway.
+    pub async fn with(policy: &str, environment: &[(&str, &str)]) -> Self {
+        let backend = Backend::start(&[]).await;
+        let gateway = Gateway::start(backend.address, policy, environment).await;
+        Self { backend, gateway }
+    }
+
+    /// Adds an account and logs it in.
+    pub async fn user(&self, name: &str, roles: &[&str]) -> User {
+        let id = self.backend.add_user(name, roles).await;
+        User { id, token: self.login(name).await }
+    }
+
+    /// An access token.
+    pub async fn login(&self, name: &str) -> String {
+        let body = json!({"username": name, "password": PASSWORD});
+        let answer =
+            self.gateway.client().at([127, 9, 9, 9]).json("POST", "/v1/auth/login", None, &body).await;
+        assert_eq!(answer.status(), 200, "{:?}", answer.body);
+        answer.json()["access_token"].as_str().unwrap().to_owned()
+    }
+}
+
+/// An account with a token.
+pub struct User {
+    /// Its id.
+    pub id: String,
+    /// Its access token.
+    pub token: String,
+}
+
+/// A real redis-server on a port of its own.
+pub struct Redis {
+    /// The process.
+    pub program: Program,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl Redis {
+    /// Starts an empty one.
+    pub async fn start() -> Self {
+        let port =
+            std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        Self::start_at(port).await
+    }
+
+    /// Starts an empty one at a port that was used before.
+    pub async fn start_at(port: u16) -> Self {
+        let mut server = Command::new("redis-server");
+        server.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        let program = Program::start("redis-server", server);
+        let ready = |line: &String| line.contains("Ready to accept connections");
+        eventually("redis-server is ready", || async { program.log().iter().any(ready) }).await;
+        Self { program, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+
+    /// `redis://…`
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+}
+
+/// A program from `PATH`, or from where `get-tools` puts those that Debian does not package.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
+    assert!(
+        found.is_some() || std::env::var_os("CI").is_none(),
+        "`{name}` is not on PATH, and CI requires it"
+    );
+    found
+}
+
+/// The project's root.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}

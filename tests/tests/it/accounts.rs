@@ -1,0 +1,121 @@
+//! Tokens: what is believed and what is not, and the going round of the gateway.
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::Ed25519KeyPair;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+use tests::client::Client;
+use tests::stack::{PASSWORD, Stack};
+
+/// A gateway that believes a key of the test's own, read from a file, and the key.
+async fn stack_with_key() -> (Stack, EncodingKey) {
+    let pkcs8 = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new()).unwrap();
+    let key = EncodingKey::from_ed_der(pkcs8.as_ref());
+    let public = jsonwebtoken::jwk::Jwk::from_encoding_key(&key, Algorithm::EdDSA).unwrap();
+    let file = std::env::temp_dir().join(format!("palisade-test-keys-{}.json", std::process::id()));
+    std::fs::write(&file, json!({"keys": [public]}).to_string()).unwrap();
+    let policy = tests::stack::POLICY
+        .replace("jwks = \"{jwks}\"", &format!("key_file = {:?}", file.to_str().unwrap()));
+    (Stack::with(&policy, &[]).await, key)
+}
+
+fn claims() -> Value {
+    let now = jsonwebtoken::get_current_timestamp();
+    json!({"iss": "palisade", "aud": "palisade", "sub": "ann", "roles": ["admin"], "iat": now, "exp": now + 600})
+}
+
+fn sign(key: &EncodingKey, edit: impl FnOnce(&mut Value)) -> String {
+    let mut claims = claims();
+    edit(&mut claims);
+    encode(&Header::new(Algorithm::EdDSA), &claims, key).unwrap()
+}
+
+async fn code(client: &Client, token: &str) -> String {
+    let answer = client.get("/v1/users", Some(token)).await;
+    if answer.status() == 200 { "ok".to_owned() } else { answer.code() }
+}
+
+#[tokio::test]
+async fn only_a_token_that_is_right_in_every_way_is_believed() {
+    let (stack, key) = stack_with_key().await;
+    let client = stack.gateway.client();
+    assert_eq!(code(&client, &sign(&key, |_| {})).await, "ok");
+    let now = jsonwebtoken::get_current_timestamp();
+    assert_eq!(code(&client, &sign(&key, |claims| claims["exp"] = json!(now - 60))).await, "token_expired");
+    let edits: [(&str, fn(&mut Value)); 8] = [
+        ("another issuer", |claims| claims["iss"] = json!("evil")),
+        ("another audience", |claims| claims["aud"] = json!(["evil"])),
+        ("no audience", |claims| drop(claims.as_object_mut().unwrap().remove("aud"))),
+        ("no subject", |claims| drop(claims.as_object_mut().unwrap().remove("sub"))),
+        ("no expiry", |claims| drop(claims.as_object_mut().unwrap().remove("exp"))),
+        ("not yet valid", |claims| claims["nbf"] = json!(claims["exp"])),
+        ("issued in the future", |claims| claims["iat"] = json!(claims["exp"])),
+        ("a role that would be two", |claims| claims["roles"] = json!(["a,admin"])),
+    ];
+    for (what, edit) in edits {
+        assert_eq!(code(&client, &sign(&key, edit)).await, "token_invalid", "{what}");
+    }
+    let pkcs8 = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new()).unwrap();
+    let stranger = EncodingKey::from_ed_der(pkcs8.as_ref());
+    assert_eq!(code(&client, &sign(&stranger, |_| {})).await, "token_invalid", "another key");
+    let payload = URL_SAFE_NO_PAD.encode(claims().to_string());
+    for header in [r#"{"alg":"none"}"#, r#"{"alg":"HS256"}"#, r#"{"alg":"EdDSA","crit":["x"]}"#] {
+        let token = format!("{}.{payload}.", URL_SAFE_NO_PAD.encode(header));
+        assert_eq!(code(&client, &token).await, "token_invalid", "{header}");
+    }
+    let fine = sign(&key, |_| {});
+    for token in [format!("{fine}A"), format!("{fine}."), fine.replace('.', ". "), "a.b.c".to_owned()] {
+        assert_eq!(code(&client, &token).await, "token_invalid", "{token}");
+    }
+    assert_eq!(client.get(&format!("/v1/users?access_token={fine}"), None).await.code(), "token_missing");
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_good_once_and_not_after_logout() {
+    let stack = Stack::start().await;
+    stack.backend.add_user("root", &["admin"]).await;
+    stack.gateway.edit_policy(|text| {
+        text.replace(
+            "name = \"login\"\npath = \"/v1/auth/login\"",
+            "name = \"login\"\npath = \"/v1/auth/{action}\"",
+        )
+        .replace("5/min", "100/min")
+    });
+    tests::eventually("the edit is in force", || async {
+        stack.gateway.metric("palisade_policy_reloads_total{result=\"accepted\"}").await > 1.5
+    })
+    .await;
+    let client = stack.gateway.client();
+    let login = json!({"username": "root", "password": PASSWORD});
+    let tokens = client.json("POST", "/v1/auth/login", None, &login).await.json();
+    assert_eq!((tokens["token_type"].as_str(), tokens["expires_in"].as_u64()), (Some("Bearer"), Some(1800)));
+    let first = json!({"refresh_token": tokens["refresh_token"]});
+    let renewed = client.json("POST", "/v1/auth/refresh", None, &first).await;
+    assert_eq!(renewed.status(), 200);
+    assert_eq!(client.json("POST", "/v1/auth/refresh", None, &first).await.status(), 401, "used up");
+    let second = json!({"refresh_token": renewed.json()["refresh_token"]});
+    assert_eq!(client.json("POST", "/v1/auth/logout", None, &second).await.status(), 204);
+    assert_eq!(client.json("POST", "/v1/auth/refresh", None, &second).await.status(), 401);
+}
+
+#[tokio::test]
+async fn going_round_the_gateway_gives_nothing() {
+    let stack = Stack::start().await;
+    let backend = Client::of(stack.backend.address);
+    for (method, target) in [
+        ("POST", "/v1/auth/login"),
+        ("GET", "/v1/users"),
+        ("POST", "/internal/permissions"),
+        ("GET", "/internal/changes?revision=0"),
+    ] {
+        let fields = [
+            ("x-auth-user", "root"),
+            ("x-auth-roles", "admin"),
+            ("x-gateway-token", "a guess that is long enough, too"),
+        ];
+        assert_eq!(backend.ask(method, target, &fields, "{}").await.status(), 401, "{target}");
+    }
+    assert_eq!(backend.get("/health/ready", None).await.status(), 200);
+}

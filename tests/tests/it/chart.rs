@@ -1,0 +1,48 @@
+//! The chart, read by the tool that reads it.
+
+use std::process::Command;
+
+use tests::program::built;
+use tests::stack::{root, tool};
+
+fn helm(helm: &std::path::Path, arguments: &[&str]) -> String {
+    let output = Command::new(helm).args(arguments).current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The policy in the rendered ConfigMap.
+fn rendered_policy(manifests: &str) -> String {
+    let begin = manifests.find("policy.toml: |").expect("a ConfigMap with the policy");
+    let lines =
+        manifests[begin..].lines().skip(1).take_while(|line| line.starts_with("    ") || line.is_empty());
+    lines.map(|line| line.strip_prefix("    ").unwrap_or(line)).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_chart_lints_and_renders_in_both_modes_and_its_policy_is_good() {
+    let Some(path) = tool("helm") else { return eprintln!("helm is not on PATH: not tried") };
+    for mode in ["sidecar", "standalone"] {
+        let set = format!("mode={mode}");
+        helm(&path, &["lint", "--strict", "charts/palisade", "--set", &set]);
+        let manifests = helm(&path, &["template", "test", "charts/palisade", "--set", &set]);
+        for wanted in ["runAsNonRoot: true", "readOnlyRootFilesystem: true", "/health/ready", "secretName"] {
+            assert!(manifests.contains(wanted), "{mode}: {wanted}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("policy.toml");
+        std::fs::write(&file, rendered_policy(&manifests)).unwrap();
+        let checked = Command::new(built("gateway")).arg("check").arg(&file).output().unwrap();
+        assert!(checked.status.success(), "{mode}: {}", String::from_utf8_lossy(&checked.stderr));
+    }
+}
+
+#[test]
+fn the_chart_refuses_values_that_it_does_not_know() {
+    let Some(path) = tool("helm") else { return eprintln!("helm is not on PATH: not tried") };
+    for bad in ["mode=other", "gateway.replicass=2", "gateway.replicas=many"] {
+        let arguments = ["template", "test", "charts/palisade", "--set", bad];
+        let output = Command::new(&path).args(arguments).current_dir(root()).output().unwrap();
+        assert!(!output.status.success(), "{bad}");
+    }
+}

@@ -1,0 +1,13 @@
+//! The product from outside, on the real programs.
+#![expect(clippy::unwrap_used, reason = "a test panics to fail")]
+
+mod accounts;
+mod chart;
+mod drain;
+mod main_job;
+mod reload;
+mod replicas;
+mod startup;
+mod stores;
+mod trace;
+mod wire;

@@ -1,0 +1,138 @@
+//! A policy edit takes effect at once and costs no request; a broken one changes nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tests::eventually;
+use tests::program::{Program, command};
+use tests::stack::{POLICY, Stack, policy_for};
+
+#[tokio::test]
+async fn an_edit_under_load_takes_effect_without_one_failed_request() {
+    let stack = Stack::start().await;
+    let client = stack.gateway.client();
+    let (stop, served, failed) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let load: Vec<_> = (0..4)
+        .map(|_| {
+            let (stop, served, failed) = (Arc::clone(&stop), Arc::clone(&served), Arc::clone(&failed));
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let status = client.get("/.well-known/jwks.json", None).await.status();
+                    if status == 200 { &served } else { &failed }.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for round in 0..5 {
+        let path = format!("/reloaded/{round}");
+        assert_eq!(client.get(&path, None).await.status(), 404);
+        let route = format!(
+            "\n[[routes]]\nname = \"r{round}\"\npath = \"{path}\"\nupstream = \"backend\"\nauth = [\"jwt:accounts\"]\n"
+        );
+        stack.gateway.edit_policy(|text| text + &route);
+        let begun = Instant::now();
+        eventually("the edit is in force", || async { client.get(&path, None).await.status() == 401 }).await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        println!("edit {round} in force after {:?}", begun.elapsed());
+    }
+    stop.store(true, Ordering::Relaxed);
+    for task in load {
+        task.await.unwrap();
+    }
+    println!("{} served while reloading", served.load(Ordering::Relaxed));
+    assert!(served.load(Ordering::Relaxed) > 100);
+    assert_eq!(failed.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_broken_edit_is_refused_with_its_line_and_the_old_policy_serves() {
+    let stack = Stack::start().await;
+    let before = stack.gateway.policy_in_force().await;
+    let line = POLICY.lines().position(|line| line == "rate = \"5/min\"").unwrap() + 1;
+    stack.gateway.edit_policy(|text| text.replacen("rate = \"5/min\"", "rate = \"5/minute\"", 1));
+    let refusal =
+        || async { stack.gateway.operator().get("/admin/policy", None).await.json()["last_refusal"].clone() };
+    eventually("the refusal is reported", || async { !refusal().await.is_null() }).await;
+    let fault = &refusal().await["faults"][0];
+    assert_eq!(
+        (fault["line"].as_u64(), fault["key"].as_str()),
+        (Some(line as u64), Some("limits.login.rate"))
+    );
+    assert_eq!(stack.gateway.policy_in_force().await, before);
+    assert_eq!(stack.gateway.client().get("/.well-known/jwks.json", None).await.status(), 200);
+    assert!(stack.gateway.metric("palisade_policy_reloads_total{result=\"refused\"}").await > 0.5);
+    stack.gateway.edit_policy(|text| text.replacen("5/minute", "6/min", 1));
+    eventually("a good edit ends it", || async { refusal().await.is_null() }).await;
+    assert_ne!(stack.gateway.policy_in_force().await, before);
+}
+
+#[tokio::test]
+async fn an_empty_or_half_written_file_is_refused() {
+    let stack = Stack::start().await;
+    let before = stack.gateway.policy_in_force().await;
+    for text in ["", "version = 1\n", "version = 1\n[[routes]]\nname = \"a"] {
+        std::fs::write(stack.gateway.policy_file(), text).unwrap();
+        let answer = stack.gateway.operator().ask("POST", "/admin/policy/reload", &[], "").await;
+        assert_eq!(answer.status(), 422, "{text:?}");
+        assert_eq!(stack.gateway.policy_in_force().await, before);
+    }
+}
+
+#[tokio::test]
+async fn a_restart_with_a_broken_file_serves_by_the_last_good_one() {
+    let stack = Stack::start().await;
+    let dir = stack.gateway.policy_file().parent().unwrap().to_owned();
+    std::fs::write(dir.join("broken.toml"), "version = 7\n").unwrap();
+    let run = || {
+        let mut run = command("gateway");
+        run.args(["run", "--profile", "testing", "--policy"]).arg(dir.join("broken.toml"));
+        run.env("PALISADE_GATEWAY__SERVER__LISTEN", "127.0.0.1:0")
+            .env("PALISADE_GATEWAY__ADMIN__LISTEN", "127.0.0.1:0");
+        run.env("PALISADE_GATEWAY__UPSTREAMS__BACKEND__ADDRESSES", stack.backend.address.to_string());
+        run.env("PALISADE_GATEWAY__STATE__DIR", dir.join("state"));
+        run
+    };
+    let program = Program::start("gateway", run());
+    let address = program.field_of("data plane", "listen").await.parse().unwrap();
+    assert_eq!(tests::client::Client::of(address).get("/.well-known/jwks.json", None).await.status(), 200);
+    assert!(program.log().iter().any(|line| line.contains("starting with the last good one")));
+    let mut fresh = run();
+    fresh.env("PALISADE_GATEWAY__STATE__DIR", dir.join("elsewhere"));
+    let mut program = Program::start("gateway", fresh);
+    assert!(!program.ended().await.success(), "without a last good one there is nothing to serve by");
+}
+
+#[tokio::test]
+async fn a_configmap_swap_is_noticed() {
+    let stack = Stack::start().await;
+    // As the kubelet does it: policy.toml -> ..data/policy.toml, ..data -> ..v1, then ..data is renamed over.
+    let dir = tempfile::tempdir().unwrap();
+    let version = |name: &str, text: &str| {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+        std::fs::write(dir.path().join(name).join("policy.toml"), text).unwrap();
+    };
+    let policy = policy_for(POLICY, stack.backend.address);
+    version("..v1", &policy);
+    std::os::unix::fs::symlink("..v1", dir.path().join("..data")).unwrap();
+    std::os::unix::fs::symlink("..data/policy.toml", dir.path().join("policy.toml")).unwrap();
+    let mut run = command("gateway");
+    run.args(["run", "--profile", "testing", "--policy"]).arg(dir.path().join("policy.toml"));
+    run.env("PALISADE_GATEWAY__SERVER__LISTEN", "127.0.0.1:0")
+        .env("PALISADE_GATEWAY__ADMIN__LISTEN", "127.0.0.1:0");
+    run.env("PALISADE_GATEWAY__UPSTREAMS__BACKEND__ADDRESSES", stack.backend.address.to_string());
+    run.env("PALISADE_GATEWAY__STATE__DIR", dir.path().join("state"));
+    let program = Program::start("gateway", run);
+    let address = program.field_of("data plane", "listen").await.parse().unwrap();
+    let client = tests::client::Client::of(address);
+    assert_eq!(client.get("/swapped", None).await.status(), 404);
+    version(
+        "..v2",
+        &(policy
+            + "\n[[routes]]\nname = \"swapped\"\npath = \"/swapped\"\nupstream = \"backend\"\nauth = [\"jwt:accounts\"]\n"),
+    );
+    std::os::unix::fs::symlink("..v2", dir.path().join("..data_tmp")).unwrap();
+    std::fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
+    eventually("the swap is noticed", || async { client.get("/swapped", None).await.status() == 401 }).await;
+}

@@ -1,0 +1,139 @@
+//! Several gateways on one Redis, and a Redis that goes away.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tests::eventually;
+use tests::fault::FaultProxy;
+use tests::stack::{Backend, Gateway, POLICY, Redis};
+
+async fn gateway(backend: &Backend, redis_url: &str) -> Gateway {
+    let gateway =
+        Gateway::start(backend.address, POLICY, &[("PALISADE_GATEWAY__REDIS__URL", redis_url)]).await;
+    eventually("redis is there", || async { gateway.metric("palisade_redis_up").await > 0.5 }).await;
+    gateway
+}
+
+#[tokio::test]
+async fn one_key_at_two_gateways_admits_exactly_its_burst_and_rate() {
+    let (redis, backend) = (Redis::start().await, Backend::start(&[]).await);
+    let gateways = [gateway(&backend, &redis.url()).await, gateway(&backend, &redis.url()).await];
+    let admitted = Arc::new(AtomicU32::new(0));
+    let begun = Instant::now();
+    let until = begun + Duration::from_secs(4);
+    let hammers: Vec<_> = gateways
+        .iter()
+        .flat_map(|gateway| [gateway.client(), gateway.client().at([127, 0, 0, 2])])
+        .map(|client| {
+            let admitted = Arc::clone(&admitted);
+            tokio::spawn(async move {
+                while Instant::now() < until {
+                    match client.get("/health/live", None).await.status() {
+                        200 => drop(admitted.fetch_add(1, Ordering::Relaxed)),
+                        status => assert_eq!(status, 429),
+                    }
+                }
+            })
+        })
+        .collect();
+    for hammer in hammers {
+        hammer.await.unwrap();
+    }
+    let bound = 20.0 + 10.0 * begun.elapsed().as_secs_f64();
+    let admitted = f64::from(admitted.load(Ordering::Relaxed));
+    println!("admitted {admitted} of at most {bound:.1}: {:.3}", admitted / bound);
+    assert!(admitted <= bound && admitted / bound > 0.97, "{admitted} of {bound}");
+}
+
+#[tokio::test]
+async fn a_small_rate_is_exact_to_the_request_over_two_gateways() {
+    let (redis, backend) = (Redis::start().await, Backend::start(&[]).await);
+    let gateways = [gateway(&backend, &redis.url()).await, gateway(&backend, &redis.url()).await];
+    let mut statuses = Vec::new();
+    for turn in 0..6 {
+        statuses.push(gateways[turn % 2].client().get("/health/ready", None).await.status());
+    }
+    assert_eq!(statuses, [200, 200, 200, 429, 429, 429]);
+}
+
+#[tokio::test]
+async fn a_ban_on_one_holds_on_the_other_and_so_does_its_end() {
+    let (redis, backend) = (Redis::start().await, Backend::start(&[]).await);
+    let (one, other) = (gateway(&backend, &redis.url()).await, gateway(&backend, &redis.url()).await);
+    let client = other.client().at([127, 0, 5, 1]);
+    let path = "/admin/ip-blocks/127.0.5.0/24";
+    assert_eq!(one.operator().ask("PUT", path, &[], "{\"duration\":\"1h\"}").await.status(), 204);
+    let begun = Instant::now();
+    eventually("the ban holds", || async {
+        client.get("/.well-known/jwks.json", None).await.status() == 403
+    })
+    .await;
+    println!("a ban reached the other gateway in {:?}", begun.elapsed());
+    let path = "/admin/ip-blocks/127.0.5.0%2F24";
+    assert_eq!(one.operator().ask("DELETE", path, &[], "").await.status(), 204);
+    eventually("it ends", || async { client.get("/.well-known/jwks.json", None).await.status() == 200 })
+        .await;
+}
+
+#[tokio::test]
+async fn redis_killed_costs_no_request_and_limits_still_hold() {
+    let (redis, backend) = (Redis::start().await, Backend::start(&[]).await);
+    let gateway = gateway(&backend, &redis.url()).await;
+    let client = gateway.client();
+    assert_eq!(client.get("/health/live", None).await.status(), 200);
+    redis.program.signal("KILL");
+    let (mut admitted, mut slowest) = (0, Duration::ZERO);
+    let begun = Instant::now();
+    for _ in 0..200 {
+        let asked = Instant::now();
+        match client.get("/health/live", None).await.status() {
+            200 => admitted += 1,
+            status => assert_eq!(status, 429, "no request fails because Redis went away"),
+        }
+        slowest = slowest.max(asked.elapsed());
+    }
+    let bound = 20.0 + 10.0 * begun.elapsed().as_secs_f64() + 1.0;
+    println!("alone: admitted {admitted} of at most {bound:.1}, slowest {slowest:?}");
+    assert!(f64::from(admitted) <= bound, "{admitted} of {bound}");
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_back_empty_forgets_no_ban() {
+    let (redis, backend) = (Redis::start().await, Backend::start(&[]).await);
+    let one = gateway(&backend, &redis.url()).await;
+    let port = redis.address.port();
+    let client = one.client().at([127, 0, 0, 3]);
+    assert_eq!(one.operator().ask("PUT", "/admin/ip-blocks/127.0.0.3", &[], "").await.status(), 204);
+    let mut program = redis.program;
+    program.signal("KILL");
+    program.ended().await;
+    let redis = Redis::start_at(port).await;
+    eventually("redis is there again", || async { one.metric("palisade_redis_up").await > 0.5 }).await;
+    assert_eq!(client.get("/.well-known/jwks.json", None).await.status(), 403);
+    let newcomer = gateway(&backend, &redis.url()).await;
+    let client = newcomer.client().at([127, 0, 0, 3]);
+    eventually("a newcomer hears of it", || async {
+        client.get("/.well-known/jwks.json", None).await.status() == 403
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replica_that_was_cut_off_catches_up() {
+    let (redis, backend) = (Redis::start().await, Backend::start(&[]).await);
+    let wire = FaultProxy::to(redis.address).await;
+    let one = gateway(&backend, &redis.url()).await;
+    let cut = gateway(&backend, &format!("redis://{}", wire.address())).await;
+    wire.cut();
+    eventually("it is cut off", || async { cut.metric("palisade_redis_up").await < 0.5 }).await;
+    assert_eq!(one.operator().ask("PUT", "/admin/ip-blocks/127.0.0.4", &[], "").await.status(), 204);
+    assert_eq!(cut.operator().ask("PUT", "/admin/ip-blocks/127.0.0.5", &[], "").await.status(), 204);
+    assert_eq!(cut.client().at([127, 0, 0, 4]).get("/.well-known/jwks.json", None).await.status(), 200);
+    wire.mend();
+    let blocked = async |gateway: &Gateway, address| {
+        gateway.client().at(address).get("/.well-known/jwks.json", None).await.status() == 403
+    };
+    eventually("it hears of theirs", || blocked(&cut, [127, 0, 0, 4])).await;
+    eventually("they hear of its own", || blocked(&one, [127, 0, 0, 5])).await;
+}

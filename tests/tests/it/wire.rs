@@ -1,0 +1,174 @@
+//! The wire: what is malformed never reaches the upstream, what is rare is served right, and slow clients end.
+
+use std::time::Duration;
+
+use tests::client::{closes, read_for};
+use tests::stack::Stack;
+use tokio::io::AsyncWriteExt as _;
+
+const KEYS: &str = "/.well-known/jwks.json";
+
+#[tokio::test]
+async fn what_is_malformed_is_refused_closed_and_never_forwarded() {
+    let stack = Stack::start().await;
+    let client = stack.gateway.client();
+    let smuggled = format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\n\r\n");
+    for head in [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+        "Content-Length: 4\r\nContent-Length: 4\r\n",
+        "Content-Length: 4, 4\r\n",
+        "Content-Length: +4\r\n",
+        "Transfer-Encoding: gzip, chunked\r\n",
+        "Transfer_Encoding: chunked\r\n",
+        "X: a\r\n b\r\n",
+        "X : a\r\n",
+        "Host: b\r\n",
+    ] {
+        let text = format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\n{head}\r\n{smuggled}");
+        let mut stream = client.connect().await;
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let answer = read_for(&mut stream, Duration::from_millis(500)).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{head:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{head:?}: {answer}");
+        assert!(
+            answer.contains("\"code\":\"malformed_request\"") && answer.contains("\"stage\":\"accept\""),
+            "{answer}"
+        );
+        assert!(closes(&mut stream).await, "{head:?}");
+    }
+    let asked = stack.backend.program.events().iter().filter(|event| event["route"] == KEYS).count();
+    // The gateway's own fetch of the key set is the only one.
+    assert!(asked <= 1, "{asked} requests reached the backend");
+}
+
+#[tokio::test]
+async fn what_is_valid_but_rare_is_served_right() {
+    let stack = Stack::start().await;
+    let client = stack.gateway.client();
+    for request in [
+        format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        format!("\r\nGET {KEYS} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        format!("GET http://a{KEYS} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        format!("GET //.well-known/./x/../jwks%2Ejson HTTP/1.1\r\nHost:\t a:80 \r\n\r\n"),
+        format!("GET {KEYS}?a=/../b HTTP/1.1\r\nhOST: a\r\n\r\n"),
+        format!("HEAD {KEYS} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        format!("GET {KEYS} HTTP/1.0\r\n\r\n"),
+        format!(
+            "GET {KEYS} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;x=y\r\nz\r\n0\r\nT: u\r\n\r\n"
+        ),
+    ] {
+        let answer = client.raw(request.as_bytes()).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200 ") || answer.starts_with("HTTP/1.0 200 "),
+            "{request:?}: {answer}"
+        );
+        assert_eq!(answer.contains("\"keys\""), !request.contains("HEAD"), "{request:?}: {answer}");
+    }
+    // One byte a segment.
+    let mut stream = client.connect().await;
+    stream.set_nodelay(true).unwrap();
+    for byte in format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\n\r\n").bytes() {
+        stream.write_all(&[byte]).await.unwrap();
+    }
+    assert!(read_for(&mut stream, Duration::from_millis(300)).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn requests_on_one_connection_are_answered_in_order() {
+    let stack = Stack::start().await;
+    let client = stack.gateway.client();
+    let one = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let answer = client.raw(format!("{}{}{}", one(KEYS), one("/nowhere"), one(KEYS)).as_bytes()).await;
+    let statuses: Vec<_> =
+        answer.match_indices("HTTP/1.1 ").map(|(at, _)| &answer[at + 9..at + 12]).collect();
+    assert_eq!(statuses, ["200", "404", "200"], "{answer}");
+}
+
+#[tokio::test]
+async fn a_bad_chunk_is_400_and_closes() {
+    let stack = Stack::start().await;
+    let answer = stack
+        .gateway
+        .client()
+        .raw(format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n").as_bytes())
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("malformed_request"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_header_that_trickles_is_cut_off_at_its_deadline() {
+    let stack = Stack::start().await;
+    let mut stream = stack.gateway.client().connect().await;
+    let begun = std::time::Instant::now();
+    stream.write_all(format!("GET {KEYS} HTTP/1.1\r\n").as_bytes()).await.unwrap();
+    let trickle = async {
+        while stream.write_all(b"X: y\r\n").await.is_ok() {
+            let answer = read_for(&mut stream, Duration::from_millis(200)).await;
+            if !answer.is_empty() {
+                return answer;
+            }
+        }
+        String::new()
+    };
+    let answer = tokio::time::timeout(tests::PATIENCE, trickle).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("header_timeout"), "{answer}");
+    assert!(begun.elapsed() >= Duration::from_millis(1_900), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_header_that_is_too_large_is_431() {
+    let stack = Stack::start().await;
+    let client = stack.gateway.client();
+    let many = format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(100));
+    let large = format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(70_000));
+    for request in [many, large] {
+        let answer = client.raw(request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 431 ") && answer.contains("header_too_large"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn http2_is_judged_and_answered_like_http1() {
+    let stack = Stack::start().await;
+    let ask = |target: &str| {
+        let mut curl = tokio::process::Command::new("curl");
+        let address = format!("http://{}{target}", stack.gateway.address);
+        curl.args(["-sS", "--http2-prior-knowledge", "-w", "\n%{http_version} %{http_code}", &address]);
+        async move { String::from_utf8(curl.output().await.unwrap().stdout).unwrap() }
+    };
+    assert!(ask(KEYS).await.ends_with("\n2 200"));
+    let refused = ask("/nowhere").await;
+    assert!(refused.ends_with("\n2 404") && refused.contains("route_not_found"), "{refused}");
+}
+
+/// Memory of a process, in KiB.
+fn resident_kib(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test]
+async fn an_idle_connection_costs_a_few_kib() {
+    const CONNECTIONS: u64 = 2_000;
+    let stack = Stack::start().await;
+    let client = stack.gateway.client();
+    // What pools and caches take once is not the connections'.
+    for _ in 0..50 {
+        client.get(KEYS, None).await;
+    }
+    let id = stack.gateway.program.id();
+    let before = resident_kib(id);
+    let mut idle = Vec::new();
+    for number in 0..CONNECTIONS {
+        let mut stream = client.at([127, 0, 1, u8::try_from(number % 250).unwrap() + 1]).connect().await;
+        stream.write_all(format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        let mut piece = [0; 4096];
+        let answered = tokio::io::AsyncReadExt::read(&mut stream, &mut piece).await.unwrap();
+        assert!(answered > 0);
+        idle.push(stream);
+    }
+    let each = (resident_kib(id) - before) as f64 / CONNECTIONS as f64;
+    println!("{CONNECTIONS} idle keep-alive connections: {each:.2} KiB each");
+    assert!(each < 12.0, "{each:.2} KiB for each idle connection");
+}
