@@ -6,7 +6,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
-use tracing::{Instrument as _, info, info_span};
+use tracing::{Instrument as _, debug, info, info_span};
 
 use crate::serve::App;
 use crate::telemetry;
@@ -58,7 +58,15 @@ pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next
     };
     app.metrics.requests.with_label_values(&[route.as_str(), known_method, status.as_str()]).inc();
     app.metrics.request_duration.with_label_values(&[route.as_str()]).observe(took.as_secs_f64());
-    span.in_scope(|| info!(status = status.as_u16(), took_us = took.as_micros(), %method, route, "answered"));
+    let (status_code, took_us) = (status.as_u16(), u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    span.in_scope(|| {
+        // The change feed asks once a second, for ever.
+        if route == "/internal/changes" {
+            debug!(status = status_code, took_us, "answered");
+        } else {
+            info!(status = status_code, took_us, "answered");
+        }
+    });
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", id);
     }

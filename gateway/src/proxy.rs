@@ -82,7 +82,6 @@ impl Exchange {
         let span = info_span!(
             "request",
             otel.kind = "server",
-            otel.name = field::Empty,
             http.request.method = header.method.as_str(),
             http.route = field::Empty,
             http.response.status_code = field::Empty,
@@ -377,7 +376,7 @@ impl Proxy {
             }
         }
         let span = &exchange.span;
-        span.record("otel.name", format!("{method} {route_label}"));
+        telemetry::rename(span, format!("{} {route_label}", method_label(method)));
         span.record("http.route", route_label);
         span.record("http.response.status_code", status);
         if let Some(refusal) = refusal {

@@ -14,7 +14,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
@@ -94,6 +94,13 @@ pub fn traceparent(span: &Span) -> Option<String> {
     let mut fields = HashMap::new();
     TraceContextPropagator::new().inject_context(&span.context(), &mut fields);
     fields.remove("traceparent")
+}
+
+/// Names `span` once it is known what it is; `tracing` itself can name a span only when it begins.
+pub fn rename(span: &Span, name: String) {
+    if is_on() {
+        span.context().span().update_name(name);
+    }
 }
 
 /// Makes `span` a child of the span that the caller named in `traceparent`.
