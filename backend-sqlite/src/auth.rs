@@ -43,12 +43,11 @@ pub(crate) async fn login(State(app): State<App>, Body(login): Body<Login>) -> R
     let verified = password::verify_async(login.password, hash).await.map_err(internal)?;
     let outcome = if verified { "ok" } else { "refused" };
     app.metrics.auth_requests.with_label_values(&["password", outcome]).inc();
-    match user.filter(|_| verified) {
-        Some(user) => issue(&app, user.id).await,
-        None => {
-            app.metrics.failed_logins.inc();
-            Err(Problem::unauthorized("login_failed", "the username or the password is wrong"))
-        }
+    if let Some(user) = user.filter(|_| verified) {
+        issue(&app, user.id).await
+    } else {
+        app.metrics.failed_logins.inc();
+        Err(Problem::unauthorized("login_failed", "the username or the password is wrong"))
     }
 }
 
@@ -104,6 +103,7 @@ async fn issue(app: &App, user: String) -> Result<Json<Tokens>> {
 }
 
 /// An error that says nothing to the client and everything to the log.
+#[expect(clippy::needless_pass_by_value, reason = "what `map_err` takes")]
 pub(crate) fn internal(error: anyhow::Error) -> Problem {
     tracing::error!(error = format!("{error:#}"), "a request failed");
     Problem::new(

@@ -1,6 +1,6 @@
 //! SQLite behind an async door: one writer, a pool of readers, every statement named, timed and traced.
 //!
-//! WAL lets readers go on while the writer writes. The writer is one connection, so that SQLITE_BUSY comes only from
+//! WAL lets readers go on while the writer writes. The writer is one connection, so that `SQLITE_BUSY` comes only from
 //! other programs (a backup, an operator's shell), and is retried. Statements run on blocking threads inside the
 //! caller's span.
 
@@ -41,7 +41,7 @@ impl DbError {
 
 pub(crate) type Result<T> = std::result::Result<T, DbError>;
 
-/// Waits before the tries after SQLITE_BUSY and SQLITE_LOCKED.
+/// Waits before the tries after `SQLITE_BUSY` and `SQLITE_LOCKED`.
 const BUSY_WAITS: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
 

@@ -48,7 +48,7 @@ pub(crate) async fn metrics(State(app): State<App>, headers: HeaderMap) -> Resul
     app.metrics.db_pool_idle.set(i64::try_from(idle).unwrap_or(i64::MAX));
     let in_use = app.pool_places.saturating_sub(free);
     app.metrics.db_pool_in_use.set(i64::try_from(in_use).unwrap_or(i64::MAX));
-    if let Ok(users) = app.database.read(|session| accounts::count(session)).await {
+    if let Ok(users) = app.database.read(accounts::count).await {
         app.metrics.users.set(users);
     }
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];

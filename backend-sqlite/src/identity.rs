@@ -12,7 +12,7 @@ use crate::serve::App;
 
 /// Refuses whoever does not show the gateway's token.
 pub(crate) async fn from_gateway(State(app): State<App>, request: Request, next: Next) -> Result<Response> {
-    let shown = request.headers().get("x-gateway-token").map(|value| value.as_bytes());
+    let shown = request.headers().get("x-gateway-token").map(axum::http::HeaderValue::as_bytes);
     match (&app.secrets.gateway_token, shown) {
         (Some(token), Some(shown)) if token.matches(shown) => Ok(next.run(request).await),
         _ => Err(Problem::unauthorized("not_the_gateway", "this address answers the gateway alone")),

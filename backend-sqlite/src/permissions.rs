@@ -115,11 +115,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Either way the answer says up to which change the caller now knows everything.
 pub(crate) async fn changes(State(app): State<App>, Query(since): Query<Since>) -> Result<Json<Value>> {
     let mut news = app.database.changes();
-    let mut current = app.database.read(|session| revision(session)).await?;
+    let mut current = app.database.read(revision).await?;
     if current == since.revision {
         // Woken or not, look again: another program may have made a change.
         let _ = tokio::time::timeout(PATIENCE, news.changed()).await;
-        current = app.database.read(|session| revision(session)).await?;
+        current = app.database.read(revision).await?;
     }
     Ok(Json(json!({"revision": current})))
 }

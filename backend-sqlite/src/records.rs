@@ -1,4 +1,4 @@
-//! Collections of JSON records with ETags (RFC 9110, 13): lost updates are refused, not merged.
+//! Collections of JSON records with `ETags` (RFC 9110, 13): lost updates are refused, not merged.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -192,8 +192,8 @@ pub(crate) async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode> {
     let conditions = Conditions::read(&headers)?;
-    let deleted = app
-        .database
+
+    app.database
         .write(move |session| {
             let before = session.row(sql::RECORD_VERSION, [&collection, &key], |row| row.get(0))?;
             if !conditions.hold(before) {
@@ -204,8 +204,7 @@ pub(crate) async fn delete(
             }
             Ok(Ok(StatusCode::NO_CONTENT))
         })
-        .await?;
-    deleted
+        .await?
 }
 
 #[derive(Deserialize)]

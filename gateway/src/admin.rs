@@ -218,18 +218,18 @@ async fn block(State(admin): State<Admin>, Path(network): Path<String>, body: By
     let Some(network) = network_of(&admin, &network) else {
         return bad("the address is an IP address or a CIDR like 192.0.2.0/24");
     };
-    let body: BlockBody = match body.is_empty() {
-        true => BlockBody::default(),
-        false => match serde_json::from_slice(&body) {
+    let body: BlockBody = if body.is_empty() {
+        BlockBody::default()
+    } else {
+        match serde_json::from_slice(&body) {
             Ok(body) => body,
             Err(error) => {
                 return bad(&format!("the body is {{\"duration\",\"reason\"}}, both optional: {error}"));
             }
-        },
+        }
     };
-    let duration = match body.duration.as_deref().map(humantime::parse_duration).transpose() {
-        Ok(duration) => duration,
-        Err(_) => return bad("duration is like \"1h\" or \"30m\""),
+    let Ok(duration) = body.duration.as_deref().map(humantime::parse_duration).transpose() else {
+        return bad("duration is like \"1h\" or \"30m\"");
     };
     let reason = body.reason.unwrap_or_else(|| "by an operator".to_owned());
     if reason.len() > MAX_REASON {
@@ -308,8 +308,8 @@ async fn show_policy(State(admin): State<Admin>) -> Json<Value> {
 
 async fn reload(State(admin): State<Admin>) -> Response {
     let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
-    let reloaded = tokio::task::spawn_blocking(move || reloader.reload(&gateway)).await;
-    match reloaded {
+    let outcome = tokio::task::spawn_blocking(move || reloader.reload(&gateway)).await;
+    match outcome {
         Ok(Ok(())) => Json(policy_state(&admin)).into_response(),
         Ok(Err(faults)) => {
             (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"faults": faults}))).into_response()

@@ -24,7 +24,7 @@ struct Problem<'a> {
     retry_after: Option<u64>,
 }
 
-/// A new request id: UUIDv7.
+/// A new request id: `UUIDv7`.
 pub fn new_request_id() -> String {
     uuid::Uuid::now_v7().to_string()
 }

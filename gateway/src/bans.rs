@@ -48,7 +48,7 @@ impl BanList {
         }
         changes.insert(change.network, change);
         changes.retain(|_, change| change.matters(now));
-        self.table.store(Table::new(changes.values()).into());
+        self.table.store(Table::new(changes.values()));
         true
     }
 

@@ -28,7 +28,7 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         policy: Option<PathBuf>,
     },
-    /// Validate policies and run their own tests; exit 1 with FILE:LINE:COL: reason.
+    /// Validate policies and run their own tests; exit 1 with <FILE:LINE:COL>: reason.
     Check {
         /// The policies.
         #[arg(value_name = "POLICY", required = true)]

@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 struct Key {
     kid: Option<String>,
     algorithm: Algorithm,
-    key: DecodingKey,
+    verifier: DecodingKey,
 }
 
 /// The keys of one source.
@@ -144,7 +144,7 @@ impl Keys {
             KeySource::Secret(name) => {
                 let secret = self.secrets.require(name, "the policy verifies tokens with it")?;
                 let key = DecodingKey::from_secret(secret.expose());
-                Ok(vec![Key { kid: None, algorithm: Algorithm::HS256, key }])
+                Ok(vec![Key { kid: None, algorithm: Algorithm::HS256, verifier: key }])
             }
             KeySource::File(path) => {
                 let bytes = std::fs::read(path).with_context(|| format!("key_file: cannot read `{path}`"))?;
@@ -159,7 +159,7 @@ impl Keys {
                 let key = families.into_iter().find_map(|(algorithm, key)| Some((algorithm, key.ok()?)));
                 let (algorithm, key) =
                     key.with_context(|| format!("key_file `{path}`: a public key in PEM or a key set"))?;
-                Ok(vec![Key { kid: None, algorithm, key }])
+                Ok(vec![Key { kid: None, algorithm, verifier: key }])
             }
         }
     }
@@ -184,7 +184,7 @@ impl Source {
         let good = jsonwebtoken::crypto::verify(
             token.signature,
             token.signed.as_bytes(),
-            &key.key,
+            &key.verifier,
             jsonwebtoken_algorithm(key.algorithm),
         );
         if good.unwrap_or(false) { Ok(()) } else { Err(VerifyFault::Forged) }
@@ -241,5 +241,5 @@ fn usable(jwk: &Jwk) -> Option<Key> {
         return None;
     }
     let key = DecodingKey::from_jwk(jwk).ok().filter(|key| key.family() != AlgorithmFamily::Hmac)?;
-    Some(Key { kid: jwk.common.key_id.clone(), algorithm: by_type, key })
+    Some(Key { kid: jwk.common.key_id.clone(), algorithm: by_type, verifier: key })
 }

@@ -263,7 +263,7 @@ mod tests {
     fn rule() -> PermissionRule {
         PermissionRule {
             upstream: "backend".into(),
-            ttl: Duration::from_secs(300),
+            ttl: Duration::from_mins(5),
             negative_ttl: Duration::from_secs(30),
             capacity: 128,
             max_staleness: Duration::from_secs(5),

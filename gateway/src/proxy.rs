@@ -94,7 +94,9 @@ impl Exchange {
             started: Instant::now(),
             started_at: SystemTime::now(),
             peer: peer.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_canonical(),
-            request_id: answer::request_id(header.headers.get("x-request-id").map(|value| value.as_bytes())),
+            request_id: answer::request_id(
+                header.headers.get("x-request-id").map(http::HeaderValue::as_bytes),
+            ),
             target: String::new(),
             path_length: 0,
             admission: None,

@@ -1,6 +1,6 @@
 //! The policy in force, and how another one takes its place.
 //!
-//! The file's directory is watched, for editors and ConfigMaps replace files rather than write them. A new text is
+//! The file's directory is watched, for editors and `ConfigMaps` replace files rather than write them. A new text is
 //! parsed, validated and tested by its own tests; only then it comes into force, in one step. What is refused is
 //! reported by `/admin/policy`, by metrics and in the log, and the last good policy goes on serving. It is also kept
 //! in the state directory, so that a restart with a broken file still serves.
@@ -111,7 +111,9 @@ impl Reloader {
         let name = file.display().to_string();
         let rules = Policy::parse(&name, text, Some(&self.upstreams))?;
         rules.run_tests(&name, text)?;
-        let sha256 = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = Sha256::digest(text.as_bytes())
+            .iter()
+            .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
         Ok(Loaded { rules, sha256, file: name, loaded_at: SystemTime::now() })
     }
 

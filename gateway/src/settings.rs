@@ -72,7 +72,7 @@ pub struct ServerSettings {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminSettings {
-    /// `HOST:PORT`; anything but loopback needs ADMIN_TOKEN.
+    /// `HOST:PORT`; anything but loopback needs `ADMIN_TOKEN`.
     pub listen: String,
 }
 

@@ -16,7 +16,7 @@ use crate::settings::UpstreamSettings;
 const CONNECT: Duration = Duration::from_secs(3);
 
 /// An unused connection to an upstream is kept for so long.
-const KEEP: Duration = Duration::from_secs(60);
+const KEEP: Duration = Duration::from_mins(1);
 
 /// Every upstream by name; cheap to clone.
 #[derive(Clone)]

@@ -94,7 +94,7 @@ impl Issuer {
             audience: section.get_or("audience", Vec::new()),
             leeway: section.get_or("leeway", Span(Duration::from_secs(30))).0,
             refresh: section
-                .get_checked("refresh", Span(Duration::from_secs(300)), |span| {
+                .get_checked("refresh", Span(Duration::from_mins(5)), |span| {
                     (span.0 >= Duration::from_secs(1))
                         .then_some(())
                         .ok_or(format!("at least 1s (got {span})"))

@@ -47,8 +47,8 @@ impl BlockRule {
                         .then_some(())
                         .ok_or(format!("from 1 to 1000 (got {failures})"))
                 }),
-                window: auto.get_or("window", Span(Duration::from_secs(600))).0,
-                duration: auto.get_or("duration", Span(Duration::from_secs(3600))).0,
+                window: auto.get_or("window", Span(Duration::from_mins(10))).0,
+                duration: auto.get_or("duration", Span(Duration::from_hours(1))).0,
             };
             auto.finish();
             rule

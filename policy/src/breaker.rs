@@ -160,10 +160,10 @@ struct Run {
 /// Counts over a sliding window, in slots of a tenth of it.
 #[derive(Clone, Debug, Default)]
 struct Window {
-    slots: [Slot; SLOTS as usize],
+    slots: [Slot; SLOTS],
 }
 
-const SLOTS: u64 = 10;
+const SLOTS: usize = 10;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
@@ -264,12 +264,12 @@ impl Run {
 
 impl Window {
     fn number(rule: &BreakerRule, now: Timestamp) -> u64 {
-        now.as_nanos() / (nanos(rule.window) / SLOTS).max(1)
+        now.as_nanos() / (nanos(rule.window) / SLOTS as u64).max(1)
     }
 
     fn count(&mut self, failed: bool, rule: &BreakerRule, now: Timestamp) {
         let number = Self::number(rule, now);
-        let slot = &mut self.slots[usize::try_from(number % SLOTS).unwrap_or(0)];
+        let slot = &mut self.slots[usize::try_from(number % SLOTS as u64).unwrap_or(0)];
         if slot.number != number {
             *slot = Slot { number, ..Slot::default() };
         }
@@ -279,7 +279,7 @@ impl Window {
 
     fn sums(&self, rule: &BreakerRule, now: Timestamp) -> (u32, u32) {
         let newest = Self::number(rule, now);
-        let current = self.slots.iter().filter(|slot| slot.number + SLOTS > newest);
+        let current = self.slots.iter().filter(|slot| slot.number + SLOTS as u64 > newest);
         current.fold((0, 0), |(total, failed), slot| {
             (slot.total.saturating_add(total), slot.failed.saturating_add(failed))
         })
@@ -310,7 +310,7 @@ mod tests {
             failures: 5,
             error_rate: Some(0.5),
             min_requests: 20,
-            window: Duration::from_secs(60),
+            window: Duration::from_mins(1),
             cooldown: Duration::from_secs(30),
             half_open_successes: 2,
             statuses: vec![500, 502, 503, 504],

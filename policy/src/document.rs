@@ -200,7 +200,7 @@ impl<'d> Section<'d> {
 
     /// The named tables under `key`: `[key.one]`, `[key.two]`, in the order of the file.
     pub fn named_sections(&self, key: &'static str) -> Vec<(String, Section<'d>)> {
-        self.section(key).map(|outer| outer.into_named()).unwrap_or_default()
+        self.section(key).map(Section::into_named).unwrap_or_default()
     }
 
     fn into_named(self) -> Vec<(String, Section<'d>)> {

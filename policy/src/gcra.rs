@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_full_bucket_gives_its_burst_and_then_one_an_interval() {
-        let gcra = Gcra::new(5, Duration::from_secs(60), 5);
+        let gcra = Gcra::new(5, Duration::from_mins(1), 5);
         let mut arrival = Timestamp::EPOCH;
         for left in (0..5).rev() {
             let reading = gcra.take(arrival, START);
@@ -112,7 +112,9 @@ mod tests {
         assert_eq!(refused.next, Duration::from_secs(12));
         assert_eq!(refused.arrival, arrival);
         assert!(gcra.take(arrival, START + refused.next).conforms, "who waits for `next` is admitted");
-        assert!(!gcra.take(arrival, START + (refused.next - Duration::from_nanos(1))).conforms);
+        assert!(
+            !gcra.take(arrival, START + refused.next.checked_sub(Duration::from_nanos(1)).unwrap()).conforms
+        );
     }
 
     #[test]

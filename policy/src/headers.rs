@@ -29,14 +29,14 @@ const RESERVED: [&str; 8] = [
 ];
 
 impl AnswerHeaders {
-    pub(crate) fn read(section: Option<Section<'_>>) -> Self {
+    pub(crate) fn read(section: Option<&Section<'_>>) -> Self {
         let mut fields: Vec<(String, String)> =
             DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        for (name, value, _) in section.iter().flat_map(Section::free_strings) {
+        for (name, value, _) in section.into_iter().flat_map(Section::free_strings) {
             let lower = name.to_ascii_lowercase();
             let visible = value.bytes().all(|byte| (b' '..=b'~').contains(&byte));
             if !is_field_name(&lower) || RESERVED.contains(&lower.as_str()) || !visible {
-                if let Some(section) = &section {
+                if let Some(section) = section {
                     section
                         .fault(&name, "a header field that is free to set, with visible ASCII as its value");
                 }

@@ -254,9 +254,9 @@ pub fn spend_all(
     let gcra = |charge: &Charge| charge.rule.gcra.share(replicas);
     let mut readings: SmallVec<[Reading; 4]> =
         charges.iter().enumerate().map(|(at, charge)| gcra(charge).take(arrival(at), now)).collect();
-    let refuses =
+    let holds_back =
         |(charge, reading): (&Charge, &Reading)| !reading.conforms && charge.rule.mode == Mode::Enforce;
-    let refused = charges.iter().zip(&readings).any(refuses);
+    let refused = charges.iter().zip(&readings).any(holds_back);
     for (at, (charge, reading)) in charges.iter().zip(&mut readings).enumerate() {
         if refused {
             *reading = gcra(charge).describe(arrival(at).max(now), now, reading.conforms);
@@ -367,12 +367,11 @@ impl Demand<'_> {
         spent.quotas.extend(quotas);
         let refused = |quota: &&Quota| quota.exceeded && quota.rule.mode == Mode::Enforce;
         // Of several that refuse, the one to wait longest for: who waits for it is admitted by all.
-        match spent.quotas.iter().filter(refused).max_by_key(|quota| quota.next) {
-            Some(quota) => Err(self.refusal(quota, &spent.quotas)),
-            None => {
-                spent.paid.push((store, charges));
-                Ok(Outcome::Paid)
-            }
+        if let Some(quota) = spent.quotas.iter().filter(refused).max_by_key(|quota| quota.next) {
+            Err(self.refusal(quota, &spent.quotas))
+        } else {
+            spent.paid.push((store, charges));
+            Ok(Outcome::Paid)
         }
     }
 

@@ -92,7 +92,7 @@ impl Policy {
             client: ClientRule::read(root.section("client")),
             requests: RequestRule::read(root.section("requests")),
             blocks: BlockRule::read(root.section("blocks")),
-            headers: AnswerHeaders::read(root.section("headers")),
+            headers: AnswerHeaders::read(root.section("headers").as_ref()),
             tests: PolicyTest::read_all(root),
             identity_fields: forwarded.map(|(_, field)| same_letters(field)).collect(),
             issuers: names.issuers.into_values().collect(),

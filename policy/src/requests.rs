@@ -45,7 +45,7 @@ impl Default for RequestRule {
             max_connections: 100,
             header_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_mins(1),
             write_timeout: Duration::from_secs(30),
             encoded_slash: EncodedSlash::Refuse,
             upstream_timeout: Duration::from_secs(30),

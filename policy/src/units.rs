@@ -86,11 +86,11 @@ mod tests {
 
     #[test]
     fn quantities_read_as_they_are_written() {
-        assert_eq!("5/min".parse(), Ok(Rate { count: 5, per: Duration::from_secs(60) }));
+        assert_eq!("5/min".parse(), Ok(Rate { count: 5, per: Duration::from_mins(1) }));
         assert_eq!("5/min".parse::<Rate>().unwrap().to_string(), "5/min");
         assert_eq!("1MB".parse(), Ok(Bytes(1_000_000)));
         assert_eq!("64KiB".parse(), Ok(Bytes(65_536)));
-        assert_eq!("1h".parse(), Ok(Span(Duration::from_secs(3600))));
+        assert_eq!("1h".parse(), Ok(Span(Duration::from_hours(1))));
     }
 
     #[test]

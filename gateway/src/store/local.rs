@@ -66,12 +66,11 @@ impl LocalStore {
         );
         for (at, arrival) in kept {
             let shard = &mut locked[place(at)];
-            match shard.get_mut(&charges[at].bucket) {
-                Some(stored) => *stored = arrival,
-                None => {
-                    make_room(shard, now);
-                    shard.insert(charges[at].bucket.clone(), arrival);
-                }
+            if let Some(stored) = shard.get_mut(&charges[at].bucket) {
+                *stored = arrival;
+            } else {
+                make_room(shard, now);
+                shard.insert(charges[at].bucket.clone(), arrival);
             }
         }
         readings
@@ -80,12 +79,11 @@ impl LocalStore {
     /// Notes the level of a bucket as another store knows it.
     pub fn note(&self, bucket: &str, arrival: Timestamp, now: Timestamp) {
         let mut shard = self.shards[self.shard_of(bucket)].lock();
-        match shard.get_mut(bucket) {
-            Some(stored) => *stored = arrival,
-            None => {
-                make_room(&mut shard, now);
-                shard.insert(bucket.to_owned(), arrival);
-            }
+        if let Some(stored) = shard.get_mut(bucket) {
+            *stored = arrival;
+        } else {
+            make_room(&mut shard, now);
+            shard.insert(bucket.to_owned(), arrival);
         }
     }
 

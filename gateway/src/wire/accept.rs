@@ -37,7 +37,8 @@ pub struct Door {
     places: Places,
     shutdown: watch::Receiver<bool>,
     /// Held by every connection; when the last one is dropped, all are done.
-    _open: mpsc::Sender<()>,
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    open: mpsc::Sender<()>,
 }
 
 impl Door {
@@ -47,8 +48,8 @@ impl Door {
         proxy: Arc<HttpProxy<Proxy>>,
         shutdown: watch::Receiver<bool>,
     ) -> (Self, mpsc::Receiver<()>) {
-        let (_open, all_done) = mpsc::channel(1);
-        (Self { gateway, proxy, places: Places::default(), shutdown, _open }, all_done)
+        let (open, all_done) = mpsc::channel(1);
+        (Self { gateway, proxy, places: Places::default(), shutdown, open }, all_done)
     }
 
     /// Accepts until shutdown.

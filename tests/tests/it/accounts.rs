@@ -32,6 +32,9 @@ fn sign(key: &EncodingKey, edit: impl FnOnce(&mut Value)) -> String {
     encode(&Header::new(Algorithm::EdDSA), &claims, key).unwrap()
 }
 
+/// What is wrong with a token, and how it is made so.
+type Edit = (&'static str, fn(&mut Value));
+
 async fn code(client: &Client, token: &str) -> String {
     let answer = client.get("/v1/users", Some(token)).await;
     if answer.status() == 200 { "ok".to_owned() } else { answer.code() }
@@ -44,7 +47,7 @@ async fn only_a_token_that_is_right_in_every_way_is_believed() {
     assert_eq!(code(&client, &sign(&key, |_| {})).await, "ok");
     let now = jsonwebtoken::get_current_timestamp();
     assert_eq!(code(&client, &sign(&key, |claims| claims["exp"] = json!(now - 60))).await, "token_expired");
-    let edits: [(&str, fn(&mut Value)); 8] = [
+    let edits: [Edit; 8] = [
         ("another issuer", |claims| claims["iss"] = json!("evil")),
         ("another audience", |claims| claims["aud"] = json!(["evil"])),
         ("no audience", |claims| drop(claims.as_object_mut().unwrap().remove("aud"))),

@@ -11,7 +11,7 @@ fn helm(helm: &std::path::Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The policy in the rendered ConfigMap.
+/// The policy in the rendered `ConfigMap`.
 fn rendered_policy(manifests: &str) -> String {
     let begin = manifests.find("policy.toml: |").expect("a ConfigMap with the policy");
     let lines =

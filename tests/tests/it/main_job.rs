@@ -194,7 +194,12 @@ async fn the_access_log_has_what_happened_and_no_secret() {
     let client = stack.gateway.client();
     let bearer = format!("Bearer {admin}");
     client
-        .ask("GET", "/v1/users?username=secret-query", &[("authorization", &bearer), ("x-request-id", "find-me")], "")
+        .ask(
+            "GET",
+            "/v1/users?username=secret-query",
+            &[("authorization", &bearer), ("x-request-id", "find-me")],
+            "",
+        )
         .await;
     let line = || stack.gateway.program.events().into_iter().find(|event| event["request_id"] == "find-me");
     eventually("the line", || async { line().is_some() }).await;

@@ -109,7 +109,7 @@ async fn a_shadow_limit_does_not_hold_back_the_others(store: &impl Store) {
 }
 
 async fn failures_are_counted_and_cleared(store: &impl Store) {
-    let rule = AutoBlock { failures: 3, window: Duration::from_secs(60), duration: Duration::from_secs(60) };
+    let rule = AutoBlock { failures: 3, window: Duration::from_mins(1), duration: Duration::from_mins(1) };
     let client = "192.0.2.1/32".parse().unwrap();
     for count in 1..=3 {
         assert_eq!(store.count_failure(client, rule, clock::now()).await.unwrap(), count);

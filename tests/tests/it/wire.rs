@@ -49,7 +49,7 @@ async fn what_is_valid_but_rare_is_served_right() {
         format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\n\r\n"),
         format!("\r\nGET {KEYS} HTTP/1.1\r\nHost: a\r\n\r\n"),
         format!("GET http://a{KEYS} HTTP/1.1\r\nHost: a\r\n\r\n"),
-        format!("GET //.well-known/./x/../jwks%2Ejson HTTP/1.1\r\nHost:\t a:80 \r\n\r\n"),
+        "GET //.well-known/./x/../jwks%2Ejson HTTP/1.1\r\nHost:\t a:80 \r\n\r\n".to_string(),
         format!("GET {KEYS}?a=/../b HTTP/1.1\r\nhOST: a\r\n\r\n"),
         format!("HEAD {KEYS} HTTP/1.1\r\nHost: a\r\n\r\n"),
         format!("GET {KEYS} HTTP/1.0\r\n\r\n"),
@@ -150,7 +150,7 @@ fn resident_kib(id: u32) -> u64 {
 
 #[tokio::test]
 async fn an_idle_connection_costs_a_few_kib() {
-    const CONNECTIONS: u64 = 2_000;
+    const CONNECTIONS: u32 = 2_000;
     let stack = Stack::start().await;
     let client = stack.gateway.client();
     // What pools and caches take once is not the connections'.
@@ -168,7 +168,8 @@ async fn an_idle_connection_costs_a_few_kib() {
         assert!(answered > 0);
         idle.push(stream);
     }
-    let each = (resident_kib(id) - before) as f64 / CONNECTIONS as f64;
+    let grown = u32::try_from(resident_kib(id) - before).unwrap();
+    let each = f64::from(grown) / f64::from(CONNECTIONS);
     println!("{CONNECTIONS} idle keep-alive connections: {each:.2} KiB each");
     assert!(each < 12.0, "{each:.2} KiB for each idle connection");
 }
