@@ -49,7 +49,7 @@ pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next
     let started = Instant::now();
     let mut response = REQUEST_ID.scope(id.clone(), next.run(request).instrument(span.clone())).await;
     let status = response.status();
-    span.record("http.response.status_code", status.as_u16());
+    span.record("http.response.status_code", i64::from(status.as_u16()));
     let took = started.elapsed();
     let known_method = if matches!(method.as_str(), "GET" | "HEAD" | "PUT" | "POST" | "DELETE") {
         method.as_str()

@@ -380,7 +380,7 @@ impl Proxy {
         let span = &exchange.span;
         telemetry::rename(span, format!("{} {route_label}", method_label(method)));
         span.record("http.route", route_label);
-        span.record("http.response.status_code", status);
+        span.record("http.response.status_code", i64::from(status));
         if let Some(refusal) = refusal {
             span.record("palisade.stage", refusal.stage.as_str());
             span.record("palisade.rule", refusal.rule.as_deref().unwrap_or("none"));

@@ -46,3 +46,10 @@ fn the_chart_refuses_values_that_it_does_not_know() {
         assert!(!output.status.success(), "{bad}");
     }
 }
+
+/// Helm reads no file outside of the chart, so the chart has a copy.
+#[test]
+fn the_chart_ships_the_policy_of_the_project() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    assert_eq!(read("charts/palisade/files/policy.toml"), read("config/policy.toml"));
+}
