@@ -43,6 +43,8 @@ pub async fn run(
     environment: &BTreeMap<String, String>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    // Each connection is a descriptor, and each request another one; the usual soft limit is 1024.
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files cannot be read")?;
     let metrics = Metrics::new()?;
     let secrets = Secrets::new(&settings.secrets.dir, environment)?;
     let gateway_token = match profile {
@@ -92,7 +94,7 @@ pub async fn run(
         metrics_token: secrets.get("METRICS_TOKEN")?,
         leaving: Arc::clone(&leaving),
     };
-    info!(listen = %admin_listener.local_addr()?, "admin plane");
+    info!(listen = %admin_listener.local_addr()?, open_files_limit = descriptors, "admin plane");
     let admin_task = tokio::spawn(admin::serve(admin, admin_listener, admin_stops));
     start_background(&gateway, shared, &keys, &permissions);
 
