@@ -44,7 +44,8 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     // Each connection is a descriptor, and each request another one; the usual soft limit is 1024.
-    let descriptors = rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files cannot be read")?;
+    let descriptors =
+        rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files cannot be read")?;
     let metrics = Metrics::new()?;
     let secrets = Secrets::new(&settings.secrets.dir, environment)?;
     let gateway_token = match profile {

@@ -152,7 +152,10 @@ fn resident_kib(id: u32) -> u64 {
 async fn ten_thousand_idle_connections_cost_a_few_kib_each() {
     const CONNECTIONS: u32 = 10_000;
     let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap();
-    assert!(descriptors > u64::from(CONNECTIONS) + 500, "at most {descriptors} open files: raise the hard limit");
+    assert!(
+        descriptors > u64::from(CONNECTIONS) + 500,
+        "at most {descriptors} open files: raise the hard limit"
+    );
     let stack = Stack::start().await;
     let client = stack.gateway.client();
     // What pools and caches take once is not the connections'.
