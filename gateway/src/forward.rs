@@ -52,7 +52,7 @@ fn is_ours_to_write(name: &str, exchange: &Exchange) -> bool {
             })
     };
     spelt("x-gateway-token")
-        || matches!(name, "forwarded" | "expect" | "traceparent")
+        || matches!(name, "forwarded" | "expect")
         || exchange.rules().is_identity_field(name)
 }
 
