@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use policy::Policy;
 use policy::check::{RequestLine, judge};
+use policy::document::Fault;
 use policy::simulation::{SIGNATURE, Simulation};
 use policy::stage::{Finding, Stage};
 use serde_json::json;
 
 use crate::cli::Explain;
 use crate::clock;
-use crate::reload::lines;
+use crate::reload::{lines, read_deny_files};
 
 /// Validates policies and runs their own tests. Every fault of every file is printed.
 pub fn check(policies: &[PathBuf]) -> anyhow::Result<()> {
@@ -19,7 +20,7 @@ pub fn check(policies: &[PathBuf]) -> anyhow::Result<()> {
     for file in policies {
         let name = file.display().to_string();
         let text = read(file)?;
-        match Policy::parse(&name, &text, None).and_then(|policy| policy.run_tests(&name, &text)) {
+        match parse(file, &name, &text).and_then(|policy| policy.run_tests(&name, &text)) {
             Ok(tests) => println!("{name}: ok, {tests} tests passed"),
             Err(faults) => {
                 eprintln!("{}", lines(&faults));
@@ -33,6 +34,12 @@ pub fn check(policies: &[PathBuf]) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn parse(file: &Path, name: &str, text: &str) -> Result<Policy, Vec<Fault>> {
+    let mut policy = Policy::parse(name, text, None)?;
+    read_deny_files(file, &mut policy)?;
+    Ok(policy)
+}
+
 fn read(file: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))
 }
@@ -41,8 +48,8 @@ fn read(file: &Path) -> anyhow::Result<String> {
 pub fn explain(arguments: &Explain) -> anyhow::Result<()> {
     let name = arguments.policy.display().to_string();
     let text = read(&arguments.policy)?;
-    let policy =
-        Policy::parse(&name, &text, None).map_err(|faults| anyhow::anyhow!("refused\n{}", lines(&faults)))?;
+    let policy = parse(&arguments.policy, &name, &text);
+    let policy = policy.map_err(|faults| anyhow::anyhow!("refused\n{}", lines(&faults)))?;
     let line: RequestLine =
         arguments.request.parse().map_err(|allowed| anyhow::anyhow!("the request is {allowed}"))?;
     let mut headers = Vec::new();

@@ -1,5 +1,6 @@
 //! The gateway as the specification sees it: a [`World`] of stores, keys, permissions and breakers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,19 +14,23 @@ use policy::limits::{Charge, Charges};
 use policy::time::Timestamp;
 use policy::token::Token;
 use policy::world::{PermissionAway, Question, Store as Which, StoreAway, VerifyFault, World};
-use tokio::sync::mpsc;
-use tracing::{Instrument as _, info, info_span};
+use serde_json::{Value, json};
+use tokio::sync::{Notify, mpsc};
+use tracing::{Instrument as _, info_span, warn};
 
 use crate::bans::BanList;
 use crate::breakers::{BreakerPass, Breakers};
 use crate::clock;
 use crate::keys::Keys;
+use crate::ledger::Ledger;
+use crate::observe::audit::{Actor, AuditLog, Entry};
 use crate::observe::metrics::Metrics;
 use crate::permissions::Permissions;
 use crate::reload::Loaded;
 use crate::store::local::LocalStore;
-use crate::store::redis::RedisStore;
-use crate::store::{BanChange, Readings, Store as _};
+use crate::store::redis::{News, RedisStore};
+use crate::store::{Change, Readings, Store as _, Topic};
+use crate::usage::Usage;
 
 /// Everything that decisions need, shared by all connections.
 pub struct Gateway {
@@ -34,8 +39,10 @@ pub struct Gateway {
     local: LocalStore,
     /// The buckets of all replicas, when they share any.
     shared: Option<Arc<RedisStore>>,
-    /// What this replica does on its own while the shared store is away.
-    alone: LocalStore,
+    /// What replicas agree about.
+    ledger: Arc<Ledger>,
+    /// Woken when overrides changed.
+    pub overrides_changed: Notify,
     /// Bans in force.
     pub bans: BanList,
     keys: Arc<Keys>,
@@ -44,6 +51,10 @@ pub struct Gateway {
     pub breakers: Breakers,
     /// What can be counted.
     pub metrics: Metrics,
+    /// Who changed what.
+    pub audit: AuditLog,
+    /// Who uses what most.
+    pub usage: Usage,
 }
 
 impl Gateway {
@@ -51,21 +62,43 @@ impl Gateway {
     pub fn new(
         policy: Arc<Loaded>,
         shared: Option<Arc<RedisStore>>,
+        ledger: Arc<Ledger>,
         keys: Arc<Keys>,
         permissions: Arc<Permissions>,
         metrics: Metrics,
+        audit: AuditLog,
     ) -> Arc<Self> {
+        let bans = BanList::default();
+        bans.replace(&ledger.holding(Topic::Bans, clock::now()));
         Arc::new(Self {
             policy: ArcSwap::new(policy),
             local: LocalStore::default(),
             shared,
-            alone: LocalStore::default(),
-            bans: BanList::default(),
+            ledger,
+            overrides_changed: Notify::new(),
+            bans,
             keys,
             permissions,
             breakers: Breakers::new(metrics.clone()),
             metrics,
+            audit,
+            usage: Usage::default(),
         })
+    }
+
+    /// What replicas agree about.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The store that replicas share, if they do.
+    pub fn shared(&self) -> Option<&Arc<RedisStore>> {
+        self.shared.as_ref()
+    }
+
+    /// This replica's own buckets.
+    pub fn local(&self) -> &LocalStore {
+        &self.local
     }
 
     /// The policy in force. A request takes it once.
@@ -83,62 +116,120 @@ impl Gateway {
         self.shared.as_ref().map(|store| store.is_up())
     }
 
-    /// Makes, changes or lifts a ban, here at once and on the other replicas as soon as they hear of it.
-    pub async fn change_ban(&self, change: BanChange) {
+    /// Makes changes, here at once and on the other replicas as soon as they hear of it. They are written down before
+    /// this returns; `Err` when they could not be.
+    pub async fn change(&self, changes: Vec<Change>, by: By<'_>) -> anyhow::Result<()> {
         let now = clock::now();
-        let kind = if change.lifted { "unblock" } else { "block" };
-        info!(target: "audit", action = kind, network = %change.network, reason = change.reason, until = change.until);
-        self.bans.apply(change.clone(), now);
-        self.metrics.ip_blocks_active.set(i64::try_from(self.bans.active(now)).unwrap_or(i64::MAX));
+        for change in &changes {
+            self.audit_change(change, by, now);
+        }
+        let news = self.ledger.apply(changes, now);
+        self.take_effect(&news, now);
         if let Some(shared) = &self.shared {
-            // Away: it is put there when Redis is back.
-            let _ = shared.publish_ban(&change).await;
+            for change in &news {
+                // Away: it is put there when Redis is back.
+                let _ = shared.put(change).await;
+            }
+        }
+        self.ledger.save().await
+    }
+
+    fn audit_change(&self, change: &Change, by: By<'_>, now: Timestamp) {
+        let before = self.ledger.find(change.topic, &change.key, now);
+        let action = match (change.topic, &change.value) {
+            (Topic::Bans, Some(_)) => "block",
+            (Topic::Bans, None) => "unblock",
+            (Topic::Overrides, Some(_)) => "override",
+            (Topic::Overrides, None) => "remove_override",
+        };
+        let state = |change: &Change| match change.until {
+            Some(until) => json!({"value": change.value, "until": clock::text(until)}),
+            None => json!(change.value),
+        };
+        self.audit.write(&Entry {
+            action,
+            target: &change.key,
+            actor: by.actor,
+            before: before.as_ref().map_or(Value::Null, state),
+            after: change.value.as_ref().map_or(Value::Null, |_| state(change)),
+            request_id: by.request_id,
+        });
+    }
+
+    /// Lets `news` hold: the ban list is made anew, the policy is judged again with the overrides.
+    fn take_effect(&self, news: &[Change], now: Timestamp) {
+        if news.iter().any(|change| change.topic == Topic::Bans) {
+            self.bans.replace(&self.ledger.holding(Topic::Bans, now));
+            self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
+        }
+        if news.iter().any(|change| change.topic == Topic::Overrides) {
+            self.overrides_changed.notify_one();
         }
     }
 
     /// Takes in what other replicas change, forever. After a cut both sides are merged, the newest change wins, and a
     /// store that came back empty is given what is known here.
-    pub async fn follow_bans(&self, mut news: mpsc::Receiver<Option<BanChange>>) {
-        while let Some(change) = news.recv().await {
+    pub async fn follow_changes(&self, mut news: mpsc::Receiver<News>) {
+        /// Changes that are taken in together: the ban list is made anew once for all of them.
+        const TOGETHER: usize = 256;
+        let mut heard = Vec::with_capacity(TOGETHER);
+        while news.recv_many(&mut heard, TOGETHER).await > 0 {
             let now = clock::now();
-            match change {
-                Some(change) => {
-                    self.bans.apply(change, now);
-                }
-                None => self.merge_bans().await,
+            let missed = heard.iter().any(|news| matches!(news, News::Missed));
+            let changes = heard.drain(..).filter_map(|news| match news {
+                News::Changed(change) => Some(change),
+                News::Missed => None,
+            });
+            let mut fresh = self.ledger.apply(changes, now);
+            if missed {
+                fresh.extend(self.merge().await);
             }
-            self.metrics.ip_blocks_active.set(i64::try_from(self.bans.active(now)).unwrap_or(i64::MAX));
+            self.take_effect(&fresh, now);
+            if !fresh.is_empty()
+                && let Err(error) = self.ledger.save().await
+            {
+                warn!(error = format!("{error:#}"), "changes cannot be kept for a restart");
+            }
         }
     }
 
-    async fn merge_bans(&self) {
-        let Some(shared) = &self.shared else { return };
-        let Ok(theirs) = shared.bans().await else { return };
-        let now = clock::now();
-        for change in &theirs {
-            self.bans.apply(change.clone(), now);
-        }
-        let known = |change: &BanChange| {
-            theirs
-                .iter()
-                .any(|other| other.network == change.network && other.changed_at >= change.changed_at)
-        };
-        for change in self.bans.changes(now).iter().filter(|change| !known(change)) {
-            if shared.publish_ban(change).await.is_err() {
-                return; // cut again: the next merge goes on
+    /// Takes in what the shared store knows, gives it what it does not, and returns what was news here.
+    async fn merge(&self) -> Vec<Change> {
+        let (Some(shared), now) = (&self.shared, clock::now()) else { return Vec::new() };
+        let mut fresh = Vec::new();
+        for topic in Topic::ALL {
+            let Ok(theirs) = shared.all(topic).await else { return fresh };
+            fresh.extend(self.ledger.apply(theirs.iter().cloned(), now));
+            let known: HashMap<&str, u64> =
+                theirs.iter().map(|change| (change.key.as_str(), change.changed_at)).collect();
+            let unknown = |change: &Change| {
+                known.get(change.key.as_str()).is_none_or(|changed_at| *changed_at < change.changed_at)
+            };
+            for change in self.ledger.all(topic, now).iter().filter(|change| unknown(change)) {
+                if shared.put(change).await.is_err() {
+                    return fresh; // cut again: the next merge goes on
+                }
             }
         }
+        fresh
     }
 
     /// Drops what says nothing any more, now and then, forever.
     pub async fn sweep(&self) {
         loop {
             tokio::time::sleep(Duration::from_secs(30)).await;
+            clock::follow();
             let now = clock::now();
-            let window = self.policy().rules.blocks.auto.map_or(Duration::ZERO, |auto| auto.window);
-            self.local.sweep(now, window);
-            self.alone.sweep(now, window);
-            self.metrics.ip_blocks_active.set(i64::try_from(self.bans.active(now)).unwrap_or(i64::MAX));
+            self.local.sweep(now, self.policy().rules.blocks.auto);
+            if let Some(shared) = &self.shared {
+                shared.sweep(now);
+            }
+            self.ledger.sweep(now);
+            let bans = self.ledger.holding(Topic::Bans, now);
+            if bans.len() != self.bans.len() {
+                self.bans.replace(&bans);
+            }
+            self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
         }
     }
 
@@ -148,19 +239,24 @@ impl Gateway {
         charges: &[Charge],
         now: Timestamp,
     ) -> Result<Readings, StoreAway> {
-        let span =
-            info_span!("redis", otel.name = "EVALSHA spend", otel.kind = "client", db.system.name = "redis");
-        let readings = shared.spend(charges, now).instrument(span).await?;
-        // The level last known is where this replica starts from when it is alone.
-        for (charge, reading) in charges.iter().zip(&readings) {
-            self.alone.note(&charge.bucket, reading.arrival, now);
-        }
-        Ok(readings)
+        let span = info_span!(
+            "redis",
+            otel.name = "EVALSHA take",
+            otel.kind = "client",
+            db.system.name = "redis",
+            palisade.stage = "limit"
+        );
+        shared.spend(charges, now).instrument(span).await
     }
+}
 
-    fn replicas(&self) -> u32 {
-        self.shared.as_ref().map_or(1, |shared| shared.replicas())
-    }
+/// Who changes something, and by which request.
+#[derive(Clone, Copy, Debug)]
+pub struct By<'r> {
+    /// Who.
+    pub actor: Actor,
+    /// By which request.
+    pub request_id: &'r str,
 }
 
 /// Bans a client whose failed logins are too many.
@@ -169,22 +265,28 @@ async fn count_failure(gateway: Arc<Gateway>, client: Client, rule: AutoBlock, n
         Some(shared) => shared.count_failure(client.network, rule, now).await,
         None => Err(StoreAway),
     };
-    let count = match counted {
-        Ok(count) => Ok(count),
-        Err(StoreAway) => gateway.local.count_failure(client.network, rule, now).await,
+    let failures = match counted {
+        Ok(failures) => failures,
+        Err(StoreAway) => gateway.local.count_failure(client.network, rule, now).await.unwrap_or_default(),
     };
-    if count.unwrap_or(0) < rule.failures {
+    if failures.count < rule.failures {
         return;
     }
     gateway.metrics.ip_blocks.with_label_values(&["failed_logins"]).inc();
-    let change = BanChange {
-        network: client.network,
-        until: Some((now + rule.duration).as_nanos()),
-        lifted: false,
-        reason: format!("{} failed logins", rule.failures),
+    let reason = format!("{} failed logins, offence {}", rule.failures, failures.offences.max(1));
+    let lasts = rule.duration_of(failures.offences);
+    let change = Change {
+        topic: Topic::Bans,
+        key: client.network.to_string(),
+        value: Some(json!({"reason": reason})),
+        until: Some((now + lasts).as_nanos()),
         changed_at: clock::now().as_nanos(),
     };
-    gateway.change_ban(change).await;
+    let by = By { actor: Actor::Policy, request_id: "" };
+    if let Err(error) = gateway.change(vec![change], by).await {
+        warn!(error = format!("{error:#}"), "a ban cannot be kept for a restart");
+    }
+    // Only now: had this replica died before, the next failure would have made the ban.
     clear_failures(gateway, client).await;
 }
 
@@ -212,23 +314,25 @@ impl World for Handle {
 
     async fn spend(&self, store: Which, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreAway> {
         let gateway = &*self.0;
+        if store != Which::Alone {
+            for charge in charges {
+                gateway.usage.buckets.record(&charge.bucket, now);
+            }
+        }
         match (store, &gateway.shared) {
             (Which::Shared, Some(shared)) => gateway.spend_shared(shared, charges, now).await,
-            (Which::Shared | Which::Local, _) => Ok(gateway.local.spend_shared(charges, now, 1)),
-            (Which::Alone, _) => Ok(gateway.alone.spend_shared(charges, now, gateway.replicas())),
+            (Which::Alone, Some(shared)) => Ok(shared.spend_alone(charges, now)),
+            (Which::Shared | Which::Local | Which::Alone, _) => Ok(gateway.local.spend_now(charges, now)),
         }
     }
 
     fn refund(&self, store: Which, charges: Charges) {
-        let gateway = Arc::clone(&self.0);
-        tokio::spawn(async move {
-            let now = clock::now();
-            let _ = match (store, &gateway.shared) {
-                (Which::Shared, Some(shared)) => shared.refund(charges, now).await,
-                (Which::Shared | Which::Local, _) => gateway.local.refund(charges, now).await,
-                (Which::Alone, _) => gateway.alone.refund(charges, now).await,
-            };
-        });
+        let now = clock::now();
+        match (store, &self.0.shared) {
+            (Which::Shared, Some(shared)) => shared.refund_now(&charges),
+            (Which::Alone, Some(shared)) => shared.refund_alone(&charges, now),
+            (Which::Shared | Which::Local | Which::Alone, _) => self.0.local.refund_now(&charges, now),
+        }
     }
 
     async fn verify(&self, issuer: &Arc<Issuer>, token: &Token<'_>) -> Result<(), VerifyFault> {

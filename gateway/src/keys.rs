@@ -74,6 +74,14 @@ impl Keys {
         Ok(())
     }
 
+    /// Whether the keys of `policy` that are in files and secrets can be read.
+    pub fn check(&self, policy: &Policy) -> anyhow::Result<()> {
+        for issuer in &policy.issuers {
+            self.read(&issuer.keys).with_context(|| format!("jwt.{}", issuer.name))?;
+        }
+        Ok(())
+    }
+
     /// Whether the issuer's key made the token's signature.
     pub async fn verify(&self, issuer: &Issuer, token: &Token<'_>) -> Result<(), VerifyFault> {
         let source = self.sources.load().get(&issuer.keys).cloned().ok_or(VerifyFault::Away)?;

@@ -24,6 +24,7 @@ use tracing::{Instrument as _, Span, debug, error, field, info_span};
 
 use crate::answer;
 use crate::breakers::BreakerPass;
+use crate::clock;
 use crate::forward;
 use crate::gateway::{Gateway, Handle};
 use crate::observe::access::{AccessLog, Line};
@@ -385,11 +386,18 @@ impl Proxy {
             span.record("palisade.stage", refusal.stage.as_str());
             span.record("palisade.rule", refusal.rule.as_deref().unwrap_or("none"));
         }
-        let client = admission.map_or(exchange.peer, |admission| admission.client.address);
+        let client = admission.map_or(exchange.peer, |admission| admission.client.address).to_string();
+        let usage = &self.gateway.usage;
+        let now = clock::now();
+        usage.addresses.record(client.as_str(), now);
+        usage.routes.record(route_label, now);
+        if let Some(user) = admission.and_then(|admission| admission.subject.id()) {
+            usage.users.record(user, now);
+        }
         self.access.log(&Line {
             time: humantime::format_rfc3339_millis(exchange.started_at).to_string(),
             request_id: &exchange.request_id,
-            client: &client.to_string(),
+            client: &client,
             method,
             path: if exchange.path_length > 0 { exchange.path() } else { &exchange.target },
             protocol: if header.version == Version::HTTP_2 { "HTTP/2.0" } else { "HTTP/1.1" },

@@ -3,7 +3,8 @@
 //! The file's directory is watched, for editors and `ConfigMaps` replace files rather than write them. A new text is
 //! parsed, validated and tested by its own tests; only then it comes into force, in one step. What is refused is
 //! reported by `/admin/policy`, by metrics and in the log, and the last good policy goes on serving. It is also kept
-//! in the state directory, so that a restart with a broken file still serves.
+//! in the state directory, so that a restart with a broken file still serves. The policy's deny files are watched as
+//! well, and overrides are laid over every text before it is judged.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,9 +20,14 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tracing::{error, info, warn};
 
+use crate::clock;
 use crate::gateway::Gateway;
 use crate::keys::Keys;
+use crate::ledger::Ledger;
+use crate::observe::audit::{Actor, Entry};
 use crate::observe::metrics::Metrics;
+use crate::overrides::{Override, lay_over, without_lines};
+use crate::store::{Change, Topic};
 
 /// A file that is being written is quiet for so long before it is read.
 const QUIET: Duration = Duration::from_millis(100);
@@ -31,6 +37,9 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// The largest policy, in bytes.
 const LARGEST: u64 = 4 << 20;
+
+/// The largest deny file, in bytes.
+const LARGEST_LIST: u64 = 64 << 20;
 
 /// A policy with where it came from.
 #[derive(Debug)]
@@ -43,7 +52,13 @@ pub struct Loaded {
     pub file: String,
     /// When it came into force.
     pub loaded_at: SystemTime,
+    /// The file's text, without overrides.
+    text: String,
+    deny_files: DenyFiles,
 }
+
+/// The deny files of a policy, with what they held.
+type DenyFiles = Vec<(PathBuf, String)>;
 
 /// A refusal to reload, as `/admin/policy` shows it.
 #[derive(Clone, Debug, Serialize)]
@@ -60,6 +75,7 @@ pub struct Reloader {
     state_dir: PathBuf,
     upstreams: Vec<String>,
     keys: Arc<Keys>,
+    ledger: Arc<Ledger>,
     metrics: Metrics,
     last_refusal: Mutex<Option<ReloadRefusal>>,
     /// The text that was judged last, good or not: it is not judged again.
@@ -73,6 +89,7 @@ impl Reloader {
         state_dir: PathBuf,
         upstreams: Vec<String>,
         keys: Arc<Keys>,
+        ledger: Arc<Ledger>,
         metrics: Metrics,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -80,6 +97,7 @@ impl Reloader {
             state_dir,
             upstreams,
             keys,
+            ledger,
             metrics,
             last_refusal: Mutex::default(),
             last_seen: Mutex::default(),
@@ -94,6 +112,12 @@ impl Reloader {
         match self.judge(&self.file, &text) {
             Ok(loaded) => Ok(self.accept(loaded, &text)),
             Err(faults) => {
+                if let Ok(loaded) = self.judge_with(&self.file, &text, &[]) {
+                    error!("the overrides do not fit the policy: starting without them");
+                    let loaded = self.accept(loaded, &text);
+                    self.refuse(faults);
+                    return Ok(loaded);
+                }
                 let kept = self.kept_file();
                 let last_good = read(&kept).ok().and_then(|text| self.judge(&kept, &text).ok());
                 let Some(last_good) = last_good else { bail!("the policy is refused\n{}", lines(&faults)) };
@@ -106,15 +130,80 @@ impl Reloader {
         }
     }
 
-    /// Judges a text without putting it in force.
+    /// Judges a text, with the overrides that hold, without putting it in force.
     pub fn judge(&self, file: &Path, text: &str) -> Result<Loaded, Vec<Fault>> {
+        self.judge_with(file, text, &self.overrides())
+    }
+
+    /// Judges a text with `overrides`. The text is judged alone first, for the places of its faults.
+    pub fn judge_with(&self, file: &Path, text: &str, overrides: &[Override]) -> Result<Loaded, Vec<Fault>> {
         let name = file.display().to_string();
-        let rules = Policy::parse(&name, text, Some(&self.upstreams))?;
+        let (mut rules, mut deny_files) = self.read_rules(file, &name, text)?;
         rules.run_tests(&name, text)?;
+        if !overrides.is_empty() {
+            let merged = lay_over(text, overrides)?;
+            let judged = self.read_rules(file, &name, &merged).and_then(|(rules, deny_files)| {
+                rules.run_tests(&name, &merged)?;
+                Ok((rules, deny_files))
+            });
+            (rules, deny_files) = judged.map_err(without_lines)?;
+        }
         let sha256 = Sha256::digest(text.as_bytes())
             .iter()
             .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
-        Ok(Loaded { rules, sha256, file: name, loaded_at: SystemTime::now() })
+        let loaded_at = SystemTime::now();
+        Ok(Loaded { rules, sha256, file: name, loaded_at, text: text.to_owned(), deny_files })
+    }
+
+    fn read_rules(&self, file: &Path, name: &str, text: &str) -> Result<(Policy, DenyFiles), Vec<Fault>> {
+        let mut rules = Policy::parse(name, text, Some(&self.upstreams))?;
+        let deny_files = read_deny_files(file, &mut rules)?;
+        Ok((rules, deny_files))
+    }
+
+    /// The overrides that hold.
+    pub fn overrides(&self) -> Vec<Override> {
+        let holding = self.ledger.holding(Topic::Overrides, clock::now());
+        let pair = |change: Change| Some((change.key, change.value?));
+        let mut overrides: Vec<_> = holding.into_iter().filter_map(pair).collect();
+        overrides.sort_by(|(one, _), (other, _)| one.cmp(other));
+        overrides
+    }
+
+    /// Judges the text in force with other overrides, without putting it in force.
+    pub fn try_overrides(&self, gateway: &Gateway, overrides: &[Override]) -> Result<(), Vec<Fault>> {
+        let in_force = gateway.policy();
+        let judged = self.judge_with(Path::new(&in_force.file), &in_force.text, overrides)?;
+        self.keys.check(&judged.rules).map_err(|error| vec![whole_file(&self.file, &error)])
+    }
+
+    /// Judges the text in force anew, whenever overrides changed, forever.
+    pub async fn follow_overrides(self: Arc<Self>, gateway: Arc<Gateway>) {
+        loop {
+            gateway.overrides_changed.notified().await;
+            let (reloader, gateway) = (Arc::clone(&self), Arc::clone(&gateway));
+            let _ = tokio::task::spawn_blocking(move || reloader.apply_overrides(&gateway)).await;
+        }
+    }
+
+    /// Puts the text in force again, with the overrides that hold now. What other replicas could accept and this one
+    /// cannot, for its file is another, is refused here.
+    pub fn apply_overrides(&self, gateway: &Gateway) {
+        let in_force = gateway.policy();
+        match self.judge(Path::new(&in_force.file), &in_force.text).and_then(|loaded| self.adopt(loaded)) {
+            Ok(loaded) => {
+                let loaded = Arc::new(loaded);
+                self.note_in_force(&loaded);
+                info!(overrides = self.overrides().len(), "policy in force with overrides");
+                gateway.put_in_force(loaded);
+            }
+            Err(faults) => self.refuse(faults),
+        }
+    }
+
+    fn adopt(&self, loaded: Loaded) -> Result<Loaded, Vec<Fault>> {
+        self.keys.adopt(&loaded.rules).map_err(|error| vec![whole_file(&self.file, &error)])?;
+        Ok(loaded)
     }
 
     /// Reads the file and puts it in force, or says why not.
@@ -125,14 +214,18 @@ impl Reloader {
             faults
         })?;
         *self.last_seen.lock() = Some(text.clone());
-        let adopted = self.judge(&self.file, &text).and_then(|loaded| {
-            self.keys.adopt(&loaded.rules).map_err(|error| vec![whole_file(&self.file, &error)])?;
-            Ok(loaded)
-        });
-        match adopted {
+        match self.judge(&self.file, &text).and_then(|loaded| self.adopt(loaded)) {
             Ok(loaded) => {
                 let loaded = self.accept(loaded, &text);
-                info!(target: "audit", action = "policy_reload", sha256 = loaded.sha256, file = loaded.file);
+                let before = gateway.policy();
+                gateway.audit.write(&Entry {
+                    action: "policy_reload",
+                    target: &loaded.file,
+                    actor: Actor::Policy,
+                    before: before.sha256.as_str().into(),
+                    after: loaded.sha256.as_str().into(),
+                    request_id: "",
+                });
                 gateway.put_in_force(loaded);
                 *self.last_refusal.lock() = None;
                 Ok(())
@@ -172,7 +265,12 @@ impl Reloader {
 
     fn look(&self, gateway: &Gateway) {
         let Ok(text) = read(&self.file) else { return };
-        if self.last_seen.lock().as_ref() != Some(&text) {
+        let changed = self.last_seen.lock().as_ref() != Some(&text);
+        let lists_changed = || {
+            let in_force = gateway.policy();
+            in_force.deny_files.iter().any(|(file, held)| read_deny_file(file).ok().as_ref() != Some(held))
+        };
+        if changed || lists_changed() {
             let _ = self.reload(gateway);
         }
     }
@@ -222,6 +320,34 @@ fn read(file: &Path) -> anyhow::Result<String> {
     let size = std::fs::metadata(file).with_context(cannot)?.len();
     if size > LARGEST {
         bail!("policy.file: `{}` has more than {LARGEST} bytes", file.display());
+    }
+    std::fs::read_to_string(file).with_context(cannot)
+}
+
+/// Reads the deny files that the policy in `file` names, beside it where the name is relative.
+pub fn read_deny_files(file: &Path, rules: &mut Policy) -> Result<DenyFiles, Vec<Fault>> {
+    let directory = file.parent().unwrap_or(Path::new(""));
+    let (mut read, mut faults) = (Vec::new(), Vec::new());
+    for name in rules.blocks.deny_files.clone() {
+        let list = directory.join(&name);
+        match read_deny_file(&list) {
+            Ok(text) => {
+                if let Err(found) = rules.blocks.deny_also(&list.display().to_string(), &text) {
+                    faults.extend(found);
+                }
+                read.push((list, text));
+            }
+            Err(error) => faults.push(whole_file(&list, &error)),
+        }
+    }
+    if faults.is_empty() { Ok(read) } else { Err(faults) }
+}
+
+fn read_deny_file(file: &Path) -> anyhow::Result<String> {
+    let cannot = || format!("blocks.deny_files: cannot read `{}`", file.display());
+    let size = std::fs::metadata(file).with_context(cannot)?.len();
+    if size > LARGEST_LIST {
+        bail!("blocks.deny_files: `{}` has more than {LARGEST_LIST} bytes", file.display());
     }
     std::fs::read_to_string(file).with_context(cannot)
 }

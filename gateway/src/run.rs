@@ -16,15 +16,19 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
+use crate::clock;
 use crate::gateway::Gateway;
 use crate::keys::Keys;
+use crate::ledger::Ledger;
 use crate::observe::access::AccessLog;
+use crate::observe::audit::AuditLog;
 use crate::observe::metrics::Metrics;
 use crate::observe::telemetry;
 use crate::permissions::Permissions;
 use crate::proxy::Proxy;
 use crate::reload::Reloader;
-use crate::settings::{Profile, Secrets, Settings};
+use crate::settings::{Profile, REDIS_PASSWORD, RedisSettings, Secrets, ServerSettings, Settings};
+use crate::store::link::Places;
 use crate::store::redis::RedisStore;
 use crate::upstreams::Upstreams;
 use crate::wire::accept::Door;
@@ -57,22 +61,31 @@ pub async fn run(
     let gateway_token = gateway_token.map(|token| String::from_utf8_lossy(token.expose()).into_owned());
     let upstreams = Upstreams::new(&settings.upstreams)?;
     let keys = Arc::new(Keys::new(secrets.clone()));
+    let ledger = Arc::new(Ledger::open(&settings.state.dir, clock::now()).context("state.dir")?);
     let reloader = Reloader::new(
         policy.unwrap_or(settings.policy.file),
         settings.state.dir,
         upstreams.names(),
         Arc::clone(&keys),
+        Arc::clone(&ledger),
         metrics.clone(),
     );
     let first = reloader.first()?;
     keys.adopt(&first.rules)?;
     let shared = match settings.redis.url.as_str() {
         "" => None,
-        url => Some(RedisStore::new(url, metrics.clone()).context("redis.url")?),
+        _ => Some(RedisStore::new(redis_places(&settings.redis, &secrets)?, metrics.clone())),
     };
     let permissions = Arc::new(Permissions::new(upstreams.clone(), gateway_token.clone(), metrics.clone()));
-    let gateway =
-        Gateway::new(first, shared.clone(), Arc::clone(&keys), Arc::clone(&permissions), metrics.clone());
+    let gateway = Gateway::new(
+        first,
+        shared.clone(),
+        ledger,
+        Arc::clone(&keys),
+        Arc::clone(&permissions),
+        metrics.clone(),
+        AuditLog::open(&settings.log.audit)?,
+    );
     let access = AccessLog::open(&settings.log.access, metrics)?;
 
     let mut listeners = Vec::new();
@@ -87,6 +100,7 @@ pub async fn run(
     let (stop_admin, admin_stops) = watch::channel(false);
     let leaving = Arc::new(AtomicBool::new(false));
     reloader.watch(Arc::clone(&gateway)).context("policy.file: its directory cannot be watched")?;
+    tokio::spawn(Arc::clone(&reloader).follow_overrides(Arc::clone(&gateway)));
     let admin = Admin {
         gateway: Arc::clone(&gateway),
         reloader,
@@ -94,10 +108,11 @@ pub async fn run(
         admin_token,
         metrics_token: secrets.get("METRICS_TOKEN")?,
         leaving: Arc::clone(&leaving),
+        changing: Arc::default(),
     };
     info!(listen = %admin_listener.local_addr()?, open_files_limit = descriptors, "admin plane");
     let admin_task = tokio::spawn(admin::serve(admin, admin_listener, admin_stops));
-    start_background(&gateway, shared, &keys, &permissions);
+    start_background(&gateway, shared.clone(), &keys, &permissions);
 
     let proxy =
         Proxy { gateway: Arc::clone(&gateway), upstreams, gateway_token, access, shutdown: stopping.clone() };
@@ -118,9 +133,23 @@ pub async fn run(
     }
     drop(door);
 
+    drain(&mut signals, &settings.server, &leaving, &shutdown, &mut all_done).await;
+    stop_admin.send_replace(true);
+    let _ = tokio::time::timeout(Duration::from_secs(1), admin_task).await;
+    leave_nothing_behind(shared).await
+}
+
+/// Waits for a signal, then until every request is answered, or `drain_timeout` has passed.
+async fn drain(
+    signals: &mut Signals,
+    settings: &ServerSettings,
+    leaving: &AtomicBool,
+    shutdown: &watch::Sender<bool>,
+    all_done: &mut mpsc::Receiver<()>,
+) {
     let name = signals.wait().await;
     let (delay, timeout) =
-        (settings.server.drain_delay.unwrap_or_default(), settings.server.drain_timeout.unwrap_or_default());
+        (settings.drain_delay.unwrap_or_default(), settings.drain_timeout.unwrap_or_default());
     info!(signal = name, drain_delay_ms = delay.as_millis(), "leaving: not ready, still accepting");
     leaving.store(true, Ordering::Relaxed);
     tokio::select! {
@@ -134,12 +163,28 @@ pub async fn run(
         () = tokio::time::sleep(timeout) => warn!("some requests did not finish in time"),
         _ = signals.wait() => leave_at_once(),
     }
-    stop_admin.send_replace(true);
-    let _ = tokio::time::timeout(Duration::from_secs(1), admin_task).await;
+}
+
+/// Gives back what is on lease and hands over what was traced.
+async fn leave_nothing_behind(shared: Option<Arc<RedisStore>>) -> anyhow::Result<()> {
+    if let Some(shared) = shared {
+        info!("giving back what is on lease");
+        shared.return_leases().await;
+    }
     info!("flushing traces");
     tokio::task::spawn_blocking(telemetry::flush).await?;
     info!("stopped");
     Ok(())
+}
+
+fn redis_places(settings: &RedisSettings, secrets: &Secrets) -> anyhow::Result<Places> {
+    let password = secrets.get(REDIS_PASSWORD)?;
+    let password = password.map(|password| String::from_utf8_lossy(password.expose()).into_owned());
+    let authority = settings.certificate_authority.as_deref().map(|file| {
+        std::fs::read(file)
+            .with_context(|| format!("redis.certificate_authority: cannot read `{}`", file.display()))
+    });
+    Places::parse(&settings.url, password.as_deref(), authority.transpose()?).context("redis.url")
 }
 
 fn start_background(
@@ -152,7 +197,7 @@ fn start_background(
         let (sender, news) = mpsc::channel(1024);
         tokio::spawn(shared.run(sender));
         let gateway = Arc::clone(gateway);
-        tokio::spawn(async move { gateway.follow_bans(news).await });
+        tokio::spawn(async move { gateway.follow_changes(news).await });
     }
     let (sweeping, fetching, following) = (Arc::clone(gateway), Arc::clone(gateway), Arc::clone(gateway));
     tokio::spawn(async move { sweeping.sweep().await });

@@ -101,8 +101,10 @@ fn health_path() -> String {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisSettings {
-    /// `redis://…`; empty: in process.
+    /// `redis://…` or `rediss://…`, any node of a single server, of Sentinels or of a Cluster; empty: in process.
     pub url: String,
+    /// A PEM file with the authority to believe, instead of the machine's.
+    pub certificate_authority: Option<PathBuf>,
 }
 
 /// `[policy]`
@@ -169,13 +171,20 @@ pub struct LogSettings {
     pub level: String,
     /// `None`: text in development, JSON otherwise.
     pub format: Option<LogFormat>,
-    /// `stdout`, `off` or a file.
+    /// Of requests: `stdout`, `off` or a file.
     pub access: String,
+    /// Of changes: likewise.
+    pub audit: String,
 }
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: None, access: "stdout".to_owned() }
+        Self {
+            level: "info".to_owned(),
+            format: None,
+            access: "stdout".to_owned(),
+            audit: "stdout".to_owned(),
+        }
     }
 }
 
@@ -343,8 +352,11 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The least a secret may hold.
+/// The least a secret of ours may hold.
 const MIN_SECRET: usize = 32;
+
+/// Not ours to judge how long it is.
+pub const REDIS_PASSWORD: &str = "REDIS_PASSWORD";
 
 /// Where secrets come from: the environment first, then one file each.
 #[derive(Clone, Debug)]
@@ -355,7 +367,7 @@ pub struct Secrets {
 
 impl Secrets {
     /// The names of the secrets that are looked for in the environment. A policy's `secret = "NAME"` adds its own.
-    const NAMES: [&str; 4] = ["ADMIN_TOKEN", "GATEWAY_TOKEN", "JWT_SECRET", "METRICS_TOKEN"];
+    const NAMES: [&str; 5] = ["ADMIN_TOKEN", "GATEWAY_TOKEN", "JWT_SECRET", "METRICS_TOKEN", REDIS_PASSWORD];
 
     /// Takes the secrets out of the environment.
     pub fn new(dir: &Path, environment: &BTreeMap<String, String>) -> anyhow::Result<Self> {
@@ -399,7 +411,7 @@ fn decode(name: &str, text: &str, place: &str) -> anyhow::Result<Secret> {
             .map_err(|_| anyhow::anyhow!("{name} {place}: what follows `base64:` is not base64"))?,
         None => text.as_bytes().to_vec(),
     };
-    if bytes.len() < MIN_SECRET {
+    if bytes.len() < MIN_SECRET && name != REDIS_PASSWORD {
         bail!("{name} {place}: at least {MIN_SECRET} characters (got {})", bytes.len());
     }
     Ok(Secret(bytes))

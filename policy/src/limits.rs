@@ -5,7 +5,7 @@
 //! bucket: leaving a key out never exempts. A limit in `shadow` counts and reports but refuses nobody.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::authenticate::Subject;
-use crate::client::Client;
+use crate::bucket::{ANONYMOUS, Bucket};
+use crate::client::{Client, ClientRule, parse_network};
 use crate::document::{OneOrMany, Section};
 use crate::from_toml_str;
 use crate::gcra::{Gcra, Reading};
@@ -177,34 +178,42 @@ impl LimitRule {
         self.key.contains(&KeyPart::User)
     }
 
-    /// The bucket of this request: the rule's name, then each part; no value can imitate another part, for lengths
-    /// stand before values.
+    /// The bucket of this request.
     fn bucket(
         &self,
         route: &str,
         client: &Client,
         subject: Option<&Subject>,
         request: &Request<'_>,
-    ) -> String {
-        const ANONYMOUS: &str = "anonymous";
-        let mut bucket = String::with_capacity(48);
-        bucket.push_str(&self.name);
-        let mut tagged = |tag: &str, value: &str| {
-            let _ = write!(bucket, "|{tag}:{}:{value}", value.len());
-        };
+    ) -> Bucket {
+        let mut bucket = Bucket::of(&self.name);
         for part in &self.key {
             match part {
-                KeyPart::Ip => tagged("ip", &client.network.to_string()),
-                KeyPart::User => tagged("user", subject.and_then(Subject::id).unwrap_or(ANONYMOUS)),
-                KeyPart::Route => tagged("route", route),
-                KeyPart::Global => tagged("global", ""),
-                KeyPart::Header(name) => {
-                    let value = request.headers.first(name).map_or(ANONYMOUS.into(), String::from_utf8_lossy);
-                    tagged("header", bounded(&value));
-                }
+                KeyPart::Ip => bucket.push_network(client.network),
+                KeyPart::User => bucket.push(part, subject.and_then(Subject::id).map(str::as_bytes)),
+                KeyPart::Route => bucket.push(part, Some(route.as_bytes())),
+                KeyPart::Global => bucket.push(part, Some(b"")),
+                KeyPart::Header(name) => bucket.push(part, request.headers.first(name)),
             }
         }
         bucket
+    }
+
+    /// The bucket that an operator means by `text`: the value of each part, with commas between.
+    pub fn bucket_of(&self, text: &str, clients: &ClientRule) -> Option<Bucket> {
+        let mut values = text.splitn(self.key.len(), ',');
+        let mut bucket = Bucket::of(&self.name);
+        for part in &self.key {
+            let value = values.next()?;
+            match part {
+                KeyPart::Ip => bucket.push_network(match value.parse::<IpAddr>() {
+                    Ok(address) => clients.network(address.to_canonical()),
+                    Err(_) => parse_network(value)?,
+                }),
+                _ => bucket.push(part, Some(value.as_bytes()).filter(|value| *value != ANONYMOUS)),
+            }
+        }
+        Some(bucket)
     }
 
     /// The sentence that a client reads.
@@ -222,36 +231,27 @@ impl LimitRule {
     }
 }
 
-/// The part of a client's value that tells buckets apart; a longer one is cut, so that a bucket's name has a bound.
-fn bounded(value: &str) -> &str {
-    const LONGEST: usize = 128;
-    let end = (0..=LONGEST.min(value.len())).rev().find(|end| value.is_char_boundary(*end));
-    &value[..end.unwrap_or(0)]
-}
-
 /// One token to be taken from one bucket.
 #[derive(Clone, Debug)]
 pub struct Charge {
     /// The limit.
     pub rule: Arc<LimitRule>,
     /// The bucket.
-    pub bucket: String,
+    pub bucket: Bucket,
 }
 
 /// Charges of one request; rarely more than a few.
 pub type Charges = SmallVec<[Charge; 4]>;
 
-/// Takes one token from every bucket of `charges`, or none from any when one that enforces is empty, for one of
-/// `replicas` that share the limits. Every store in process decides like this; `arrival` reads the stored number of a
-/// charge by its place, `keep` writes it.
+/// Takes one token from every bucket of `charges`, or none from any when one that enforces is empty. `arrival` reads
+/// the stored number of a charge by its place, `keep` writes it.
 pub fn spend_all(
     charges: &[Charge],
     now: Timestamp,
-    replicas: u32,
     mut arrival: impl FnMut(usize) -> Timestamp,
     mut keep: impl FnMut(usize, Timestamp),
 ) -> SmallVec<[Reading; 4]> {
-    let gcra = |charge: &Charge| charge.rule.gcra.share(replicas);
+    let gcra = |charge: &Charge| charge.rule.gcra;
     let mut readings: SmallVec<[Reading; 4]> =
         charges.iter().enumerate().map(|(at, charge)| gcra(charge).take(arrival(at), now)).collect();
     let holds_back =
@@ -346,11 +346,12 @@ impl Demand<'_> {
             .partition(|charge| charge.rule.scope == Scope::Shared);
         self.spend_at(Store::Local, local, spent, world, now).await?;
         match self.spend_at(Store::Shared, shared, spent, world, now).await? {
-            Outcome::Paid => Ok(()),
-            Outcome::Away(charges) => self.spend_alone(charges, spent, world, now).await,
+            None => Ok(()),
+            Some(charges) => self.spend_alone(charges, spent, world, now).await,
         }
     }
 
+    /// Pays at `store`; what is to be paid comes back when that is away.
     async fn spend_at<W: World>(
         &self,
         store: Store,
@@ -358,11 +359,11 @@ impl Demand<'_> {
         spent: &mut Spent,
         world: &W,
         now: Timestamp,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<Option<Charges>, Refusal> {
         if charges.is_empty() {
-            return Ok(Outcome::Paid);
+            return Ok(None);
         }
-        let Ok(readings) = world.spend(store, &charges, now).await else { return Ok(Outcome::Away(charges)) };
+        let Ok(readings) = world.spend(store, &charges, now).await else { return Ok(Some(charges)) };
         let quotas = charges.iter().zip(&readings).map(|(charge, reading)| Quota::new(charge, *reading));
         spent.quotas.extend(quotas);
         let refused = |quota: &&Quota| quota.exceeded && quota.rule.mode == Mode::Enforce;
@@ -371,7 +372,7 @@ impl Demand<'_> {
             Err(self.refusal(quota, &spent.quotas))
         } else {
             spent.paid.push((store, charges));
-            Ok(Outcome::Paid)
+            Ok(None)
         }
     }
 
@@ -393,10 +394,8 @@ impl Demand<'_> {
         }
         charges.retain(|charge| charge.rule.on_store_failure == OnStoreFailure::Local);
         match self.spend_at(Store::Alone, charges, spent, world, now).await? {
-            Outcome::Paid => Ok(()),
-            Outcome::Away(_) => {
-                Err(Refusal::new(self.stage, Code::LimitUnavailable, "limits cannot be checked now"))
-            }
+            None => Ok(()),
+            Some(_) => Err(Refusal::new(self.stage, Code::LimitUnavailable, "limits cannot be checked now")),
         }
     }
 
@@ -407,11 +406,6 @@ impl Demand<'_> {
         refusal.quotas = quotas.to_vec();
         refusal
     }
-}
-
-enum Outcome {
-    Paid,
-    Away(Charges),
 }
 
 impl Spent {

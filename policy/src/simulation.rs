@@ -12,6 +12,7 @@ use crate::authenticate::Issuer;
 use crate::authorize::PermissionRule;
 use crate::blocks::{AutoBlock, Ban};
 use crate::breaker::{Breaker, BreakerRule, Outcome, Pass};
+use crate::bucket::Bucket;
 use crate::client::Client;
 use crate::gcra::Reading;
 use crate::limits::{Charge, Charges, spend_all};
@@ -28,7 +29,7 @@ pub struct Simulation {
 #[derive(Debug, Default)]
 struct State {
     now: Timestamp,
-    buckets: HashMap<(Store, String), Timestamp>,
+    buckets: HashMap<(Store, Bucket), Timestamp>,
     shared_store_away: bool,
     permissions_away: bool,
     bans: HashMap<IpNet, Timestamp>,
@@ -78,7 +79,7 @@ impl Simulation {
     }
 
     /// The buckets with their stored numbers, for comparing two moments.
-    pub fn buckets(&self) -> HashMap<(Store, String), Timestamp> {
+    pub fn buckets(&self) -> HashMap<(Store, Bucket), Timestamp> {
         let state = self.state();
         let now = state.now;
         state.buckets.iter().filter(|(_, at)| **at > now).map(|(key, at)| (key.clone(), *at)).collect()
@@ -113,7 +114,6 @@ impl World for Simulation {
         let readings = spend_all(
             charges,
             now,
-            1,
             |at| state.buckets.get(&key(&charges[at])).copied().unwrap_or_default(),
             |at, arrival| kept.push((key(&charges[at]), arrival)),
         );

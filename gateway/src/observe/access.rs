@@ -1,17 +1,9 @@
-//! The access log: one JSON line a request, written by a thread of its own. A writer that cannot keep up loses lines,
-//! which is counted, and never holds up a request.
+//! The access log: one JSON line a request.
 
-use std::fs::OpenOptions;
-use std::io::{BufWriter, Write};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-
-use anyhow::Context as _;
 use serde::Serialize;
 
+use super::lines::Lines;
 use super::metrics::Metrics;
-
-/// Lines that wait for the writer.
-const QUEUE: usize = 8192;
 
 /// One request. No token, cookie, query or header value is in it.
 #[derive(Serialize)]
@@ -58,51 +50,20 @@ pub struct Line<'a> {
 /// Where the lines go.
 #[derive(Clone)]
 pub struct AccessLog {
-    queue: Option<SyncSender<Vec<u8>>>,
+    lines: Lines,
     metrics: Metrics,
 }
 
 impl AccessLog {
     /// `stdout`, `off` or a file, which is appended to.
     pub fn open(place: &str, metrics: Metrics) -> anyhow::Result<Self> {
-        let writer: Box<dyn Write + Send> = match place {
-            "off" => return Ok(Self { queue: None, metrics }),
-            "stdout" => Box::new(std::io::stdout()),
-            file => Box::new(
-                OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(file)
-                    .with_context(|| format!("log.access: cannot write `{file}`"))?,
-            ),
-        };
-        let (queue, lines) = sync_channel(QUEUE);
-        std::thread::Builder::new()
-            .name("access-log".to_owned())
-            .spawn(move || write_lines(writer, &lines))?;
-        Ok(Self { queue: Some(queue), metrics })
+        Ok(Self { lines: Lines::open("log.access", place)?, metrics })
     }
 
-    /// Logs a request.
+    /// Logs a request. A line that cannot be written is counted, and never holds up a request.
     pub fn log(&self, line: &Line<'_>) {
-        let Some(queue) = &self.queue else { return };
-        let Ok(mut bytes) = serde_json::to_vec(line) else { return };
-        bytes.push(b'\n');
-        if queue.try_send(bytes).is_err() {
+        if !self.lines.write(line) {
             self.metrics.access_log_dropped.inc();
-        }
-    }
-}
-
-fn write_lines(writer: impl Write, lines: &Receiver<Vec<u8>>) {
-    let mut writer = BufWriter::new(writer);
-    while let Ok(line) = lines.recv() {
-        let mut written = writer.write_all(&line);
-        while let Ok(line) = lines.try_recv() {
-            written = written.and_then(|()| writer.write_all(&line));
-        }
-        if written.and_then(|()| writer.flush()).is_err() {
-            return; // nobody reads any more
         }
     }
 }

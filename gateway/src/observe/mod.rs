@@ -1,5 +1,7 @@
 //! What can be seen from outside: metrics, logs, traces.
 
 pub mod access;
+pub mod audit;
+pub mod lines;
 pub mod metrics;
 pub mod telemetry;

@@ -1,12 +1,13 @@
-//! Where the state lives that replicas share: limits, failed logins, bans. In process by default, in Redis where it
-//! is configured. One trait, two stores, one test suite (`tests/tests/it/stores.rs`).
+//! Where the state lives that replicas share: limits, failed logins, and what they agree about (bans, overrides). In
+//! process by default, in Redis where it is configured. One trait, two stores, one test suite
+//! (`tests/tests/it/stores.rs`).
 
 use std::future::Future;
-
 use std::time::Duration;
 
 use ipnet::IpNet;
 use policy::blocks::AutoBlock;
+use policy::bucket::Bucket;
 use policy::gcra::Reading;
 use policy::limits::{Charge, Charges};
 use policy::time::Timestamp;
@@ -14,38 +15,76 @@ use policy::world::StoreAway;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+pub mod link;
 pub mod local;
+pub mod pots;
 pub mod redis;
 
 /// One reading for each charge, in order.
 pub type Readings = SmallVec<[Reading; 4]>;
 
-/// A change to the ban list. Of two for one network the later counts, so that replicas that were cut off from each
-/// other agree again.
+/// What a [`Change`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Topic {
+    /// Who is banned: the key is a network.
+    Bans,
+    /// Settings on top of the policy file: the key is a path in it.
+    Overrides,
+}
+
+impl Topic {
+    /// Every topic.
+    pub const ALL: [Self; 2] = [Self::Bans, Self::Overrides];
+
+    /// The name in stores.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bans => "bans",
+            Self::Overrides => "overrides",
+        }
+    }
+}
+
+/// What is true of `key` since `changed_at`. Of two changes of one key the later counts, so that replicas that were
+/// cut off from each other agree again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BanChange {
+pub struct Change {
+    /// What it is about.
+    pub topic: Topic,
     /// Whom it concerns.
-    pub network: IpNet,
-    /// When the ban ends, in nanoseconds since the epoch; `None` never.
+    pub key: String,
+    /// What is so now; `None`: nothing any more.
+    pub value: Option<serde_json::Value>,
+    /// Until when, in nanoseconds since the epoch; `None`: for ever.
     pub until: Option<u64>,
-    /// Whether it was lifted.
-    pub lifted: bool,
-    /// Why.
-    pub reason: String,
     /// When it was changed, in nanoseconds since the epoch.
     pub changed_at: u64,
 }
 
-impl BanChange {
-    /// Whether it still matters at `now`: a ban in force, or the lifting of one that others may still hold.
+impl Change {
+    /// Whether it still matters at `now`: it holds, or it takes back what others may still believe.
     pub fn matters(&self, now: Timestamp) -> bool {
-        const REMEMBER_LIFTED: Duration = Duration::from_hours(24);
-        if self.lifted {
-            now.since(Timestamp::from_nanos(self.changed_at)) < REMEMBER_LIFTED
-        } else {
-            self.until.is_none_or(|until| until > now.as_nanos())
+        const REMEMBER_REMOVED: Duration = Duration::from_hours(24);
+        match self.value {
+            None => now.since(Timestamp::from_nanos(self.changed_at)) < REMEMBER_REMOVED,
+            Some(_) => self.until.is_none_or(|until| until > now.as_nanos()),
         }
     }
+
+    /// Whether it holds at `now`.
+    pub fn holds(&self, now: Timestamp) -> bool {
+        self.value.is_some() && self.matters(now)
+    }
+}
+
+/// The failed logins of a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Failures {
+    /// Within the window.
+    pub count: u32,
+    /// How often the count reached the number that makes a ban, within [`AutoBlock::memory`].
+    pub offences: u32,
 }
 
 /// What a store can do.
@@ -60,20 +99,23 @@ pub trait Store: Send + Sync + 'static {
     /// Gives one token back to every bucket.
     fn refund(&self, charges: Charges, now: Timestamp) -> impl Future<Output = Result<(), StoreAway>> + Send;
 
-    /// Counts a failed login and says how many there are in the window.
+    /// Makes a bucket full.
+    fn refill(&self, bucket: &Bucket) -> impl Future<Output = Result<(), StoreAway>> + Send;
+
+    /// Counts a failed login.
     fn count_failure(
         &self,
         client: IpNet,
         rule: AutoBlock,
         now: Timestamp,
-    ) -> impl Future<Output = Result<u32, StoreAway>> + Send;
+    ) -> impl Future<Output = Result<Failures, StoreAway>> + Send;
 
-    /// Forgets the failed logins of a client.
+    /// Forgets the failed logins of a client, but not its offences.
     fn clear_failures(&self, client: IpNet) -> impl Future<Output = Result<(), StoreAway>> + Send;
 
-    /// Makes a ban known to all replicas.
-    fn publish_ban(&self, change: &BanChange) -> impl Future<Output = Result<(), StoreAway>> + Send;
+    /// Makes a change known to all replicas, unless a later one of the same key is.
+    fn put(&self, change: &Change) -> impl Future<Output = Result<(), StoreAway>> + Send;
 
-    /// Every ban that is known.
-    fn bans(&self) -> impl Future<Output = Result<Vec<BanChange>, StoreAway>> + Send;
+    /// Every change of a topic.
+    fn all(&self, topic: Topic) -> impl Future<Output = Result<Vec<Change>, StoreAway>> + Send;
 }

@@ -1,7 +1,8 @@
-//! The store in Redis: one Lua call a request, Redis's own clock, and never a wait for a Redis that is away.
+//! The store in Redis: tokens on lease, Redis's own clock, and never a wait for a Redis that is away.
 //!
 //! A background task connects and reconnects. A call without a connection fails at once; a call that takes longer
-//! than [`PATIENCE`] fails and drops the connection, so that the requests after it do not wait either.
+//! than [`ANSWER`] fails and drops the connection, so that the requests after it do not wait either. What was spent
+//! meanwhile is told to Redis before any request is sent there again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,40 +13,64 @@ use futures_util::StreamExt as _;
 use ipnet::IpNet;
 use policy::backoff::Backoff;
 use policy::blocks::AutoBlock;
-use policy::limits::{Charge, Charges, Mode};
+use policy::bucket::Bucket;
+use policy::lease::{Grant, LEASE};
+use policy::limits::{Charge, Charges};
 use policy::time::Timestamp;
 use policy::world::StoreAway;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisResult, Script};
+use redis::{Client, RedisResult, Script};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
-use super::{BanChange, Readings, Store};
+use super::link::{Link, Linked, Places};
+use super::pots::{Asking, Pots, Question};
+use super::{Change, Failures, Readings, Store, Topic};
+use crate::clock;
 use crate::observe::metrics::Metrics;
 
-/// The longest that a request waits for Redis.
-pub const PATIENCE: Duration = Duration::from_millis(50);
+/// The longest that one answer of Redis is waited for.
+const ANSWER: Duration = Duration::from_millis(40);
 
-/// For connecting, which no request waits for.
-const CONNECT: Duration = Duration::from_secs(1);
+/// The longest that a request waits for Redis, whatever happens.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// For subscribing, and for what is told to Redis after an outage.
+const UNHURRIED: Duration = Duration::from_secs(1);
 
 /// How often a replica says that it is there, and for how long it is believed.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const PRESENCE: Duration = Duration::from_secs(10);
 
-const RECONNECT: Backoff = Backoff { base: Duration::from_millis(50), max: Duration::from_secs(2) };
+/// How often leases are looked through for tokens that nobody spends.
+const LOOK_THROUGH: Duration = Duration::from_millis(100);
+
+/// Questions in flight at once, where nobody waits for them.
+const AT_ONCE: usize = 64;
+
+const RECONNECT: Backoff = Backoff { base: Duration::from_millis(50), max: Duration::from_secs(1) };
 
 /// Every key begins with this.
 const PREFIX: &str = "palisade:";
-const BANS: &str = "palisade:bans";
+const CHANGES: &str = "palisade:changes";
+const REFILLS: &str = "palisade:refills";
 const REPLICAS: &str = "palisade:replicas";
 
-/// Limits, failures and bans in Redis.
+/// What is heard from Redis.
+#[derive(Debug)]
+pub enum News {
+    /// A replica changed something.
+    Changed(Change),
+    /// Changes may have been missed: all of them should be read.
+    Missed,
+}
+
+/// Limits, failures and changes in Redis.
 pub struct RedisStore {
-    client: Client,
-    connection: ArcSwapOption<MultiplexedConnection>,
+    places: Places,
+    link: ArcSwapOption<Link>,
     lost: Notify,
+    pots: Pots,
     scripts: Scripts,
     replicas: AtomicU32,
     replica_id: String,
@@ -53,27 +78,28 @@ pub struct RedisStore {
 }
 
 struct Scripts {
-    spend: Script,
-    refund: Script,
+    take: Script,
     count_failure: Script,
+    put: Script,
 }
 
 impl RedisStore {
-    /// A store at `url` (`redis://…`) that connects once [`RedisStore::run`] runs.
-    pub fn new(url: &str, metrics: Metrics) -> RedisResult<Arc<Self>> {
-        Ok(Arc::new(Self {
-            client: Client::open(url)?,
-            connection: ArcSwapOption::empty(),
+    /// A store that connects once [`RedisStore::run`] runs.
+    pub fn new(places: Places, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self {
+            places,
+            link: ArcSwapOption::empty(),
             lost: Notify::new(),
+            pots: Pots::default(),
             scripts: Scripts {
-                spend: Script::new(include_str!("spend.lua")),
-                refund: Script::new(include_str!("refund.lua")),
+                take: Script::new(include_str!("take.lua")),
                 count_failure: Script::new(include_str!("count_failure.lua")),
+                put: Script::new(include_str!("put.lua")),
             },
             replicas: AtomicU32::new(1),
-            replica_id: uuid::Uuid::now_v7().to_string(),
+            replica_id: uuid::Uuid::now_v7().simple().to_string(),
             metrics,
-        }))
+        })
     }
 
     /// Replicas that were there when Redis last answered.
@@ -83,32 +109,62 @@ impl RedisStore {
 
     /// Whether Redis answers.
     pub fn is_up(&self) -> bool {
-        self.connection.load().is_some()
+        self.link.load().is_some()
     }
 
-    /// Keeps a connection, counts the replicas, and hands changes to bans to `news`; `None` means that changes may
-    /// have been missed, and that all of them should be read.
-    pub async fn run(self: Arc<Self>, news: mpsc::Sender<Option<BanChange>>) {
+    /// Buckets of which something is known here.
+    pub fn buckets(&self) -> usize {
+        self.pots.len()
+    }
+
+    /// Takes a token from this replica's share of every bucket, while Redis is away.
+    pub fn spend_alone(&self, charges: &[Charge], now: Timestamp) -> Readings {
+        self.pots.spend_alone(charges, self.replicas(), now)
+    }
+
+    /// Gives back what was taken.
+    pub fn refund_now(&self, charges: &[Charge]) {
+        self.pots.put_back(charges);
+    }
+
+    /// Gives back what was taken alone.
+    pub fn refund_alone(&self, charges: &[Charge], now: Timestamp) {
+        self.pots.put_back_alone(charges, self.replicas(), now);
+    }
+
+    /// Drops what says nothing any more.
+    pub fn sweep(&self, now: Timestamp) {
+        self.pots.sweep(now);
+    }
+
+    /// Gives back every token on lease, as when this replica leaves.
+    pub async fn return_leases(&self) {
+        let _ = timeout(UNHURRIED, self.ask_all(self.pots.returns(true, clock::now()))).await;
+    }
+
+    /// Keeps a connection, counts the replicas, gives back what nobody spends, and hands on what other replicas change.
+    pub async fn run(self: Arc<Self>, news: mpsc::Sender<News>) {
         let mut failures = 0;
         loop {
             match self.connect().await {
-                Ok(()) => {
-                    info!("redis is there");
+                Ok(node) => {
+                    info!(replicas = self.replicas(), "redis is there");
                     failures = 0;
-                    let _ = news.send(None).await;
+                    let _ = news.send(News::Missed).await;
                     tokio::select! {
                         () = self.lost.notified() => {}
                         () = self.count_replicas() => {}
-                        () = self.listen(&news) => {}
+                        () = self.return_unused() => {}
+                        () = self.listen(&node, &news) => {}
                     }
-                    self.drop_connection();
+                    self.drop_link();
                     warn!("redis is away: limits do what their `on_store_failure` says");
                 }
                 Err(error) => {
                     self.metrics.redis_errors.inc();
                     failures += 1;
                     if failures == 1 {
-                        warn!(%error, "redis cannot be reached");
+                        warn!(error = format!("{error:#}"), "redis cannot be reached");
                     }
                 }
             }
@@ -117,22 +173,41 @@ impl RedisStore {
         }
     }
 
-    async fn connect(&self) -> RedisResult<()> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT))
-            .set_response_timeout(Some(CONNECT));
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        for script in [&self.scripts.spend, &self.scripts.refund, &self.scripts.count_failure] {
-            script.load_async(&mut connection).await?;
+    async fn connect(&self) -> anyhow::Result<Client> {
+        let Linked { mut link, node } = timeout(UNHURRIED * 3, self.places.connect()).await??;
+        for script in [&self.scripts.take, &self.scripts.count_failure, &self.scripts.put] {
+            script.load_async(&mut link).await?;
         }
-        self.connection.store(Some(Arc::new(connection)));
+        self.say_hello(&mut link).await?;
+        self.settle_debts(&link).await?;
+        self.link.store(Some(Arc::new(link)));
         self.metrics.redis_up.set(1);
+        Ok(node)
+    }
+
+    /// Tells Redis what was spent while it was away; until then no request is sent there.
+    async fn settle_debts(&self, link: &Link) -> anyhow::Result<()> {
+        let debts = self.pots.overdrafts(clock::now());
+        let told = futures_util::stream::iter(debts)
+            .map(|question| async move {
+                let asking = Asking::new(&self.pots, question);
+                let grant = self.take(link.clone(), asking.question()).await?;
+                asking.answer(grant);
+                RedisResult::Ok(())
+            })
+            .buffer_unordered(AT_ONCE);
+        told.fold(Ok(()), async |all: RedisResult<()>, one| all.and(one)).await?;
         Ok(())
     }
 
-    fn drop_connection(&self) {
-        self.connection.store(None);
+    fn drop_link(&self) {
+        self.link.store(None);
         self.metrics.redis_up.set(0);
+    }
+
+    fn lose(&self) {
+        self.drop_link();
+        self.lost.notify_one();
     }
 
     /// Says that this replica is there and counts those that are. The count falls only after a whole presence time
@@ -140,144 +215,190 @@ impl RedisStore {
     async fn count_replicas(&self) {
         let connected = Instant::now();
         loop {
-            let heartbeat = self.call(async |mut connection| {
-                let seconds = |past: Duration| {
-                    let now = std::time::SystemTime::now()
-                        .duration_since(std::time::UNIX_EPOCH)
-                        .unwrap_or_default();
-                    now.saturating_sub(past).as_secs_f64()
-                };
-                redis::pipe()
-                    .atomic()
-                    .zadd(REPLICAS, &self.replica_id, seconds(Duration::ZERO))
-                    .ignore()
-                    .zrembyscore(REPLICAS, "-inf", seconds(PRESENCE))
-                    .ignore()
-                    .zcard(REPLICAS)
-                    .query_async::<(u32,)>(&mut connection)
-                    .await
-            });
-            let Ok((seen,)) = heartbeat.await else { return };
-            let known = self.replicas();
-            if seen > known || connected.elapsed() > PRESENCE {
+            tokio::time::sleep(HEARTBEAT).await;
+            let Some(link) = self.link.load_full() else { return };
+            let Ok(Ok(seen)) = timeout(UNHURRIED, self.say_hello(&mut Link::clone(&link))).await else {
+                return;
+            };
+            if connected.elapsed() > PRESENCE {
                 self.replicas.store(seen.max(1), Ordering::Relaxed);
             }
-            tokio::time::sleep(HEARTBEAT).await;
         }
     }
 
-    /// Hands on changes to bans until the subscription ends.
-    async fn listen(&self, news: &mpsc::Sender<Option<BanChange>>) {
-        let Ok(Ok(mut subscription)) = timeout(CONNECT, self.client.get_async_pubsub()).await else { return };
-        if subscription.subscribe(BANS).await.is_err() {
+    async fn say_hello(&self, link: &mut Link) -> RedisResult<u32> {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let (seen,): (u32,) = redis::pipe()
+            .atomic()
+            .zadd(REPLICAS, &self.replica_id, now.as_secs_f64())
+            .ignore()
+            .zrembyscore(REPLICAS, "-inf", now.saturating_sub(PRESENCE).as_secs_f64())
+            .ignore()
+            .zcard(REPLICAS)
+            .query_async(link)
+            .await?;
+        self.replicas.fetch_max(seen, Ordering::Relaxed);
+        Ok(seen)
+    }
+
+    /// Gives back what nobody spends, until Redis is lost.
+    async fn return_unused(&self) {
+        loop {
+            let _ = timeout(LOOK_THROUGH, self.pots.unused()).await;
+            self.ask_all(self.pots.returns(false, clock::now())).await;
+        }
+    }
+
+    async fn ask_all(&self, questions: Vec<Question>) {
+        let asked = futures_util::stream::iter(questions).for_each_concurrent(AT_ONCE, async |question| {
+            let _ = self.ask(question).await;
+        });
+        asked.await;
+    }
+
+    /// Hands on what other replicas change until the subscription ends.
+    async fn listen(&self, node: &Client, news: &mpsc::Sender<News>) {
+        let Ok(Ok(mut subscription)) = timeout(UNHURRIED, node.get_async_pubsub()).await else { return };
+        if subscription.subscribe(&[CHANGES, REFILLS]).await.is_err() {
             return;
         }
-        // What was published between the connection and the subscription is in the hash.
-        if news.send(None).await.is_err() {
+        // What was published between the connection and the subscription is in the hashes.
+        if news.send(News::Missed).await.is_err() {
             return;
         }
         let mut messages = subscription.on_message();
         while let Some(message) = messages.next().await {
-            let change = serde_json::from_slice(message.get_payload_bytes()).ok();
-            if news.send(change).await.is_err() {
+            if message.get_channel_name() == REFILLS {
+                self.pots
+                    .refilled_by_name(&String::from_utf8_lossy(message.get_payload_bytes()), clock::now());
+                continue;
+            }
+            let change = serde_json::from_slice(message.get_payload_bytes());
+            if news.send(change.map_or(News::Missed, News::Changed)).await.is_err() {
                 return;
             }
         }
     }
 
-    /// One exchange with Redis within [`PATIENCE`].
-    async fn call<T: FromRedisValue>(
-        &self,
-        exchange: impl AsyncFnOnce(MultiplexedConnection) -> RedisResult<T>,
-    ) -> Result<T, StoreAway> {
-        let connection = self.connection.load_full().ok_or(StoreAway)?;
+    /// Asks about one bucket, and takes in the answer.
+    async fn ask(&self, question: Question) -> Result<(), StoreAway> {
+        let asking = Asking::new(&self.pots, question);
+        let grant = self.call(async |link| self.take(link, asking.question()).await).await?;
+        asking.answer(grant);
+        Ok(())
+    }
+
+    async fn take(&self, mut link: Link, question: &Question) -> RedisResult<Grant> {
+        let Question { bucket, gcra, ask, .. } = question;
+        let mut call = self.scripts.take.prepare_invoke();
+        call.key(limit_key(bucket));
+        call.arg(gcra.interval().as_secs_f64() * 1e6).arg(gcra.burst());
+        call.arg(ask.need).arg(ask.ahead).arg(ask.returned).arg(ask.overdrawn);
+        call.arg(ask.known_debt.as_secs_f64() * 1e6).arg(&self.replica_id);
+        call.arg(LEASE.as_micros().to_string()).arg(gcra.most_on_lease());
+        let (tokens, debt): (u32, u64) = call.invoke_async(&mut link).await?;
+        Ok(Grant { tokens, debt: Duration::from_micros(debt) })
+    }
+
+    /// One exchange with Redis within [`ANSWER`].
+    async fn call<T>(&self, exchange: impl AsyncFnOnce(Link) -> RedisResult<T>) -> Result<T, StoreAway> {
+        let link = self.link.load_full().ok_or(StoreAway)?;
         let started = Instant::now();
-        let result = timeout(PATIENCE, exchange(MultiplexedConnection::clone(&connection))).await;
+        let result = timeout(ANSWER, exchange(Link::clone(&link))).await;
         self.metrics.redis_round_trip.observe(started.elapsed().as_secs_f64());
         match result {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => {
-                self.metrics.redis_errors.inc();
-                warn!(%error, "redis refused");
-                self.lose();
-                Err(StoreAway)
-            }
-            Err(_) => {
-                self.metrics.redis_errors.inc();
-                self.lose();
-                Err(StoreAway)
-            }
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => warn!(%error, "redis refused"),
+            Err(_) => warn!(after_ms = ANSWER.as_millis(), "redis did not answer"),
         }
+        self.metrics.redis_errors.inc();
+        self.lose();
+        Err(StoreAway)
     }
 
-    fn lose(&self) {
-        self.drop_connection();
-        self.lost.notify_one();
+    async fn read_all(&self, topic: Topic) -> Result<Vec<String>, StoreAway> {
+        let link = self.link.load_full().ok_or(StoreAway)?;
+        let command = redis::cmd("HVALS").arg(topic_key(topic)).to_owned();
+        let read = timeout(UNHURRIED, command.query_async(&mut Link::clone(&link))).await;
+        read.map_err(|_| StoreAway)?.map_err(|_| StoreAway)
     }
 }
 
-/// Microseconds in which one token comes back, with fractions.
-fn interval_us(charge: &Charge) -> f64 {
-    charge.rule.gcra.interval().as_secs_f64() * 1e6
-}
-
-fn key(charge: &Charge) -> String {
-    format!("{PREFIX}limit:{}", charge.bucket)
-}
-
-impl Store for RedisStore {
-    async fn spend(&self, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreAway> {
-        let mut call = self.scripts.spend.prepare_invoke();
-        for charge in charges {
-            call.key(key(charge)).arg(interval_us(charge)).arg(charge.rule.gcra.burst());
-            call.arg(u8::from(charge.rule.mode == Mode::Enforce));
-        }
-        let reply: Vec<u64> =
-            self.call(async |mut connection| call.invoke_async(&mut connection).await).await?;
-        if reply.len() != charges.len() * 2 {
-            return Err(StoreAway);
-        }
-        let reading = |(charge, pair): (&Charge, &[u64])| {
-            let arrival = now + Duration::from_micros(pair[1]);
-            charge.rule.gcra.describe(arrival, now, pair[0] == 1)
-        };
-        Ok(charges.iter().zip(reply.chunks_exact(2)).map(reading).collect())
-    }
-
-    async fn refund(&self, charges: Charges, _: Timestamp) -> Result<(), StoreAway> {
-        let mut call = self.scripts.refund.prepare_invoke();
-        for charge in &charges {
-            call.key(key(charge)).arg(interval_us(charge));
-        }
-        self.call(async |mut connection| call.invoke_async(&mut connection).await).await
-    }
-
-    async fn count_failure(&self, client: IpNet, rule: AutoBlock, _: Timestamp) -> Result<u32, StoreAway> {
-        let mut call = self.scripts.count_failure.prepare_invoke();
-        call.key(failures_key(client)).arg(u64::try_from(rule.window.as_millis()).unwrap_or(u64::MAX));
-        self.call(async |mut connection| call.invoke_async(&mut connection).await).await
-    }
-
-    async fn clear_failures(&self, client: IpNet) -> Result<(), StoreAway> {
-        let command = redis::cmd("DEL").arg(failures_key(client)).to_owned();
-        self.call(async |mut connection| command.query_async(&mut connection).await).await
-    }
-
-    async fn publish_ban(&self, change: &BanChange) -> Result<(), StoreAway> {
-        let text = serde_json::to_string(change).map_err(|_| StoreAway)?;
-        let mut pipe = redis::pipe();
-        pipe.atomic().hset(BANS, change.network.to_string(), &text).ignore().publish(BANS, &text).ignore();
-        self.call(async |mut connection| pipe.query_async(&mut connection).await).await
-    }
-
-    async fn bans(&self) -> Result<Vec<BanChange>, StoreAway> {
-        let command = redis::cmd("HVALS").arg(BANS).to_owned();
-        let texts: Vec<String> =
-            self.call(async |mut connection| command.query_async(&mut connection).await).await?;
-        Ok(texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
-    }
+fn limit_key(bucket: &Bucket) -> String {
+    format!("{PREFIX}limit:{bucket}")
 }
 
 fn failures_key(client: IpNet) -> String {
     format!("{PREFIX}failures:{client}")
+}
+
+fn topic_key(topic: Topic) -> String {
+    format!("{PREFIX}{}", topic.as_str())
+}
+
+/// The digits before the JSON of a stored change, see `put.lua`.
+const DIGITS: usize = 20;
+
+impl Store for RedisStore {
+    async fn spend(&self, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreAway> {
+        if !self.is_up() {
+            return Err(StoreAway);
+        }
+        let spent = self.pots.spend(charges, now, |question| self.ask(question));
+        timeout(PATIENCE, spent).await.unwrap_or(Err(StoreAway))
+    }
+
+    async fn refund(&self, charges: Charges, _: Timestamp) -> Result<(), StoreAway> {
+        self.refund_now(&charges);
+        Ok(())
+    }
+
+    async fn refill(&self, bucket: &Bucket) -> Result<(), StoreAway> {
+        self.pots.refilled(bucket, clock::now());
+        let mut pipe = redis::Pipeline::new();
+        pipe.del(limit_key(bucket)).ignore();
+        self.call(async |mut link| pipe.query_async::<()>(&mut link).await).await?;
+        let told = redis::cmd("PUBLISH").arg(REFILLS).arg(bucket.to_string()).to_owned();
+        self.call(async |mut link| told.query_async::<()>(&mut link).await).await
+    }
+
+    async fn count_failure(
+        &self,
+        client: IpNet,
+        rule: AutoBlock,
+        _: Timestamp,
+    ) -> Result<Failures, StoreAway> {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let mut call = self.scripts.count_failure.prepare_invoke();
+        call.key(failures_key(client)).arg(millis(rule.window)).arg(rule.failures).arg(millis(rule.memory()));
+        let (count, offences) = self.call(async |mut link| call.invoke_async(&mut link).await).await?;
+        Ok(Failures { count, offences })
+    }
+
+    async fn clear_failures(&self, client: IpNet) -> Result<(), StoreAway> {
+        let command = redis::cmd("HDEL").arg(failures_key(client)).arg("count").arg("began").to_owned();
+        self.call(async |mut link| command.query_async(&mut link).await).await
+    }
+
+    async fn put(&self, change: &Change) -> Result<(), StoreAway> {
+        let text = serde_json::to_string(change).map_err(|_| StoreAway)?;
+        let mut call = self.scripts.put.prepare_invoke();
+        call.key(topic_key(change.topic)).arg(&change.key).arg(text);
+        call.arg(format!("{:0DIGITS$}", change.changed_at)).arg(CHANGES);
+        self.call(async |mut link| call.invoke_async(&mut link).await).await
+    }
+
+    async fn all(&self, topic: Topic) -> Result<Vec<Change>, StoreAway> {
+        let texts = self.read_all(topic).await?;
+        let parse = |text: &String| serde_json::from_str(text.get(DIGITS..)?).ok();
+        let (all, now): (Vec<Change>, _) = (texts.iter().filter_map(parse).collect(), clock::now());
+        // What says nothing any more is taken out by whoever sees it.
+        let stale: Vec<&str> =
+            all.iter().filter(|change| !change.matters(now)).map(|change| change.key.as_str()).collect();
+        if !stale.is_empty() {
+            let command = redis::cmd("HDEL").arg(topic_key(topic)).arg(&stale).to_owned();
+            let _ = self.call(async |mut link| command.query_async::<()>(&mut link).await).await;
+        }
+        Ok(all.into_iter().filter(|change| change.matters(now)).collect())
+    }
 }

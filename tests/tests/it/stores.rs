@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use gateway::clock;
 use gateway::observe::metrics::Metrics;
+use gateway::store::link::Places;
 use gateway::store::local::LocalStore;
 use gateway::store::redis::RedisStore;
-use gateway::store::{BanChange, Store};
+use gateway::store::{Change, Failures, Store, Topic};
 use policy::Policy;
 use policy::blocks::AutoBlock;
 use policy::limits::{Charge, Charges};
@@ -18,17 +19,17 @@ use tokio::sync::mpsc;
 const LIMITS: &str = r#"
 version = 1
 [limits.small]
-key = "ip"
+key = "header:who"
 rate = "3/min"
 [limits.large]
-key = "global"
+key = "header:who"
 rate = "100/min"
 [limits.fast]
-key = "ip"
+key = "header:who"
 rate = "50/s"
 burst = 1
 [limits.shadow]
-key = "ip"
+key = "header:who"
 rate = "1/day"
 mode = "shadow"
 [[routes]]
@@ -40,7 +41,7 @@ upstream = "b"
 fn charge(limit: &str, bucket: &str) -> Charge {
     let policy = Policy::parse("limits", LIMITS, None).unwrap();
     let rule = policy.limits.iter().find(|rule| &*rule.name == limit).unwrap();
-    Charge { rule: Arc::clone(rule), bucket: format!("{limit}|{bucket}") }
+    Charge { rule: Arc::clone(rule), bucket: rule.bucket_of(bucket, &policy.client).unwrap() }
 }
 
 async fn conforms(store: &impl Store, charges: &[Charge]) -> bool {
@@ -53,8 +54,9 @@ async fn suite(store: &impl Store) {
     a_refund_gives_back(store).await;
     a_token_comes_back_in_its_time(store).await;
     a_shadow_limit_does_not_hold_back_the_others(store).await;
-    failures_are_counted_and_cleared(store).await;
-    bans_are_kept(store).await;
+    a_bucket_can_be_refilled(store).await;
+    failures_are_counted_and_cleared_and_offences_remembered(store).await;
+    the_newest_change_is_kept(store).await;
 }
 
 async fn a_burst_is_exact(store: &impl Store) {
@@ -108,26 +110,47 @@ async fn a_shadow_limit_does_not_hold_back_the_others(store: &impl Store) {
     assert_eq!(readings[1].remaining, 98);
 }
 
-async fn failures_are_counted_and_cleared(store: &impl Store) {
-    let rule = AutoBlock { failures: 3, window: Duration::from_mins(1), duration: Duration::from_mins(1) };
-    let client = "192.0.2.1/32".parse().unwrap();
-    for count in 1..=3 {
-        assert_eq!(store.count_failure(client, rule, clock::now()).await.unwrap(), count);
+async fn a_bucket_can_be_refilled(store: &impl Store) {
+    let charges = [charge("small", "refill")];
+    for _ in 0..3 {
+        assert!(conforms(store, &charges).await);
     }
-    store.clear_failures(client).await.unwrap();
-    assert_eq!(store.count_failure(client, rule, clock::now()).await.unwrap(), 1);
+    assert!(!conforms(store, &charges).await);
+    store.refill(&charges[0].bucket).await.unwrap();
+    assert!(conforms(store, &charges).await);
 }
 
-async fn bans_are_kept(store: &impl Store) {
-    let change = BanChange {
-        network: "192.0.2.0/24".parse().unwrap(),
+async fn failures_are_counted_and_cleared_and_offences_remembered(store: &impl Store) {
+    let minute = Duration::from_mins(1);
+    let rule =
+        AutoBlock { failures: 3, window: minute, duration: minute, escalation: 2, max_duration: minute };
+    let client = "192.0.2.1/32".parse().unwrap();
+    for (count, offences) in [(1, 0), (2, 0), (3, 1), (4, 1)] {
+        let failures = store.count_failure(client, rule, clock::now()).await.unwrap();
+        assert_eq!(failures, Failures { count, offences });
+    }
+    store.clear_failures(client).await.unwrap();
+    for (count, offences) in [(1, 1), (2, 1), (3, 2)] {
+        let failures = store.count_failure(client, rule, clock::now()).await.unwrap();
+        assert_eq!(failures, Failures { count, offences });
+    }
+}
+
+async fn the_newest_change_is_kept(store: &impl Store) {
+    let now = clock::now().as_nanos();
+    let change = |value: Option<&str>, changed_at| Change {
+        topic: Topic::Bans,
+        key: "192.0.2.0/24".to_owned(),
+        value: value.map(Into::into),
         until: None,
-        lifted: false,
-        reason: "test".to_owned(),
-        changed_at: clock::now().as_nanos(),
+        changed_at,
     };
-    store.publish_ban(&change).await.unwrap();
-    assert_eq!(store.bans().await.unwrap(), [change]);
+    store.put(&change(Some("test"), now)).await.unwrap();
+    store.put(&change(None, now - 1)).await.unwrap();
+    assert_eq!(store.all(Topic::Bans).await.unwrap(), [change(Some("test"), now)]);
+    store.put(&change(None, now + 1)).await.unwrap();
+    assert_eq!(store.all(Topic::Bans).await.unwrap(), [change(None, now + 1)]);
+    assert!(store.all(Topic::Overrides).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -138,7 +161,8 @@ async fn the_store_in_process_passes() {
 #[tokio::test]
 async fn the_store_in_redis_passes() {
     let redis = Redis::start().await;
-    let store = RedisStore::new(&redis.url(), Metrics::new().unwrap()).unwrap();
+    let places = Places::parse(&redis.url(), None, None).unwrap();
+    let store = RedisStore::new(places, Metrics::new().unwrap());
     let (sender, _news) = mpsc::channel(1024);
     tokio::spawn(Arc::clone(&store).run(sender));
     eventually("redis is there", || async { store.is_up() }).await;

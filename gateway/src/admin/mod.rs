@@ -1,31 +1,31 @@
 //! The admin plane: health, metrics, and what an operator may see and change.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use ipnet::IpNet;
-use policy::client::parse_network;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::clock;
 use crate::gateway::Gateway;
+use crate::observe::audit::{Actor, Entry};
 use crate::reload::Reloader;
 use crate::settings::Secret;
-use crate::store::BanChange;
 use crate::upstreams::Upstreams;
+
+mod blocks;
+mod overrides;
+mod usage;
 
 /// The largest policy that is judged here.
 const MAX_BODY: usize = 4 << 20;
@@ -45,6 +45,8 @@ pub struct Admin {
     pub metrics_token: Option<Secret>,
     /// True from SIGTERM on.
     pub leaving: Arc<AtomicBool>,
+    /// Held while overrides are judged and put in force.
+    pub changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Listens on `address`: anything but loopback needs a token.
@@ -78,8 +80,13 @@ fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route_layer(middleware::from_fn_with_state(admin.clone(), with_metrics_token));
     let guarded = Router::new()
-        .route("/admin/ip-blocks", get(list_blocks))
-        .route("/admin/ip-blocks/{*network}", axum::routing::put(block).delete(unblock))
+        .route("/admin/ip-blocks", get(blocks::list))
+        .route("/admin/ip-blocks/{*network}", axum::routing::put(blocks::block).delete(blocks::unblock))
+        .route("/admin/limits", get(usage::limits))
+        .route("/admin/limits/{name}/{*key}", axum::routing::delete(usage::refill))
+        .route("/admin/overrides", get(overrides::list).patch(overrides::change))
+        .route("/admin/overrides/{path}", axum::routing::delete(overrides::remove))
+        .route("/admin/top", get(usage::top))
         .route("/admin/breakers", get(breakers))
         .route("/admin/breakers/{name}/reset", post(reset_breaker))
         .route("/admin/policy", get(show_policy))
@@ -105,6 +112,27 @@ fn problem(status: StatusCode, code: &str, detail: &str) -> Response {
     let mut response = (status, Json(body)).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     response
+}
+
+/// The id of a request to the admin plane: the client's, or a new one.
+struct RequestId(String);
+
+impl<S: Sync> FromRequestParts<S> for RequestId {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let sent = parts.headers.get("x-request-id").map(HeaderValue::as_bytes);
+        Ok(Self(crate::answer::request_id(sent)))
+    }
+}
+
+/// `answer`, unless what was done could not be written down.
+fn kept(made: anyhow::Result<()>, answer: Response) -> Response {
+    let Err(error) = made else { return answer };
+    tracing::error!(error = format!("{error:#}"), "a change cannot be kept for a restart");
+    let detail =
+        "it is in force, but it could not be written down and may not outlive a restart: see the log";
+    problem(StatusCode::INTERNAL_SERVER_ERROR, "not_kept", detail)
 }
 
 fn shows(headers: &HeaderMap, token: &Secret) -> bool {
@@ -186,92 +214,6 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], gateway.metrics.render()).into_response()
 }
 
-async fn list_blocks(State(admin): State<Admin>) -> Json<Value> {
-    let bans = admin.gateway.bans.changes(clock::now());
-    let item = |ban: &BanChange| {
-        let time = |nanos| {
-            humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_nanos(nanos)).to_string()
-        };
-        json!({
-            "network": ban.network,
-            "until": ban.until.map(time),
-            "reason": ban.reason,
-            "since": time(ban.changed_at),
-        })
-    };
-    Json(json!({"items": bans.iter().filter(|ban| !ban.lifted).map(item).collect::<Vec<_>>()}))
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct BlockBody {
-    /// For so long; for ever without it.
-    duration: Option<String>,
-    reason: Option<String>,
-}
-
-/// The longest reason, in bytes.
-const MAX_REASON: usize = 256;
-
-async fn block(State(admin): State<Admin>, Path(network): Path<String>, body: Bytes) -> Response {
-    let bad = |detail: &str| problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
-    let Some(network) = network_of(&admin, &network) else {
-        return bad("the address is an IP address or a CIDR like 192.0.2.0/24");
-    };
-    let body: BlockBody = if body.is_empty() {
-        BlockBody::default()
-    } else {
-        match serde_json::from_slice(&body) {
-            Ok(body) => body,
-            Err(error) => {
-                return bad(&format!("the body is {{\"duration\",\"reason\"}}, both optional: {error}"));
-            }
-        }
-    };
-    let Ok(duration) = body.duration.as_deref().map(humantime::parse_duration).transpose() else {
-        return bad("duration is like \"1h\" or \"30m\"");
-    };
-    let reason = body.reason.unwrap_or_else(|| "by an operator".to_owned());
-    if reason.len() > MAX_REASON {
-        return bad("a reason has at most 256 bytes");
-    }
-    let now = clock::now();
-    let until = duration.map(|duration| (now + duration).as_nanos());
-    admin.gateway.metrics.ip_blocks.with_label_values(&["operator"]).inc();
-    admin
-        .gateway
-        .change_ban(BanChange { network, until, lifted: false, reason, changed_at: now.as_nanos() })
-        .await;
-    StatusCode::NO_CONTENT.into_response()
-}
-
-async fn unblock(State(admin): State<Admin>, Path(network): Path<String>) -> Response {
-    let Some(network) = network_of(&admin, &network) else {
-        return problem(
-            StatusCode::BAD_REQUEST,
-            "malformed_request",
-            "the address is an IP address or a CIDR",
-        );
-    };
-    let change = BanChange {
-        network,
-        until: None,
-        lifted: true,
-        reason: "by an operator".to_owned(),
-        changed_at: clock::now().as_nanos(),
-    };
-    admin.gateway.change_ban(change).await;
-    StatusCode::NO_CONTENT.into_response()
-}
-
-/// What an operator means by an address: the client that it is, which for IPv6 is a whole prefix.
-fn network_of(admin: &Admin, text: &str) -> Option<IpNet> {
-    match text.parse::<IpAddr>() {
-        Ok(address) => Some(admin.gateway.policy().rules.client.network(address.to_canonical())),
-        Err(_) => parse_network(text),
-    }
-}
-
 async fn breakers(State(admin): State<Admin>) -> Json<Value> {
     let now = clock::now();
     let policy = admin.gateway.policy();
@@ -282,12 +224,26 @@ async fn breakers(State(admin): State<Admin>) -> Json<Value> {
     Json(json!({"items": items.collect::<Vec<_>>()}))
 }
 
-async fn reset_breaker(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
-    if !admin.gateway.policy().rules.breakers.iter().any(|rule| *rule.name == *name) {
+async fn reset_breaker(
+    State(admin): State<Admin>,
+    RequestId(request_id): RequestId,
+    Path(name): Path<String>,
+) -> Response {
+    let policy = admin.gateway.policy();
+    if !policy.rules.breakers.iter().any(|rule| *rule.name == *name) {
         return problem(StatusCode::NOT_FOUND, "not_found", "no breaker has this name");
     }
+    let rule = policy.rules.breakers.iter().find(|rule| *rule.name == *name);
+    let before = rule.map(|rule| admin.gateway.breakers.state(rule, clock::now()).0.as_str());
     admin.gateway.breakers.reset(&name);
-    tracing::info!(target: "audit", action = "breaker_reset", breaker = name);
+    admin.gateway.audit.write(&Entry {
+        action: "reset_breaker",
+        target: &name,
+        actor: Actor::Operator,
+        before: before.into(),
+        after: "closed".into(),
+        request_id: &request_id,
+    });
     StatusCode::NO_CONTENT.into_response()
 }
 

@@ -1,0 +1,113 @@
+//! `/admin/ip-blocks`: who is banned, and bans made and lifted by hand, on all replicas.
+
+use std::net::IpAddr;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use ipnet::IpNet;
+use policy::client::parse_network;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Admin, RequestId, kept, problem};
+use crate::clock;
+use crate::gateway::By;
+use crate::observe::audit::Actor;
+use crate::store::{Change, Topic};
+
+/// The longest reason, in bytes.
+const MAX_REASON: usize = 256;
+
+pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
+    let mut bans = admin.gateway.ledger().holding(Topic::Bans, clock::now());
+    bans.sort_by_key(|ban| std::cmp::Reverse(ban.changed_at));
+    let item = |ban: &Change| {
+        json!({
+            "network": ban.key,
+            "until": ban.until.map(clock::text),
+            "reason": ban.value.as_ref().and_then(|value| value.get("reason")),
+            "since": clock::text(ban.changed_at),
+        })
+    };
+    Json(json!({"items": bans.iter().map(item).collect::<Vec<_>>()}))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Block {
+    /// For so long; for ever without it.
+    duration: Option<String>,
+    reason: Option<String>,
+}
+
+pub(super) async fn block(
+    State(admin): State<Admin>,
+    RequestId(request_id): RequestId,
+    Path(network): Path<String>,
+    body: Bytes,
+) -> Response {
+    let bad = |detail: &str| problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
+    let Some(network) = network_of(&admin, &network) else {
+        return bad("the address is an IP address or a CIDR like 192.0.2.0/24");
+    };
+    let body = if body.is_empty() { Ok(Block::default()) } else { serde_json::from_slice(&body) };
+    let Block { duration, reason } = match body {
+        Ok(body) => body,
+        Err(error) => {
+            return bad(&format!("the body is {{\"duration\",\"reason\"}}, both optional: {error}"));
+        }
+    };
+    let Ok(duration) = duration.as_deref().map(humantime::parse_duration).transpose() else {
+        return bad("duration is like \"1h\" or \"30m\"");
+    };
+    let reason = reason.unwrap_or_else(|| "by an operator".to_owned());
+    if reason.len() > MAX_REASON {
+        return bad("a reason has at most 256 bytes");
+    }
+    let now = clock::now();
+    admin.gateway.metrics.ip_blocks.with_label_values(&["operator"]).inc();
+    let change = Change {
+        topic: Topic::Bans,
+        key: network.to_string(),
+        value: Some(json!({"reason": reason})),
+        until: duration.map(|duration| (now + duration).as_nanos()),
+        changed_at: now.as_nanos(),
+    };
+    make(&admin, change, &request_id).await
+}
+
+pub(super) async fn unblock(
+    State(admin): State<Admin>,
+    RequestId(request_id): RequestId,
+    Path(network): Path<String>,
+) -> Response {
+    let Some(network) = network_of(&admin, &network) else {
+        let detail = "the address is an IP address or a CIDR like 192.0.2.0/24";
+        return problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
+    };
+    let change = Change {
+        topic: Topic::Bans,
+        key: network.to_string(),
+        value: None,
+        until: None,
+        changed_at: clock::now().as_nanos(),
+    };
+    make(&admin, change, &request_id).await
+}
+
+async fn make(admin: &Admin, change: Change, request_id: &str) -> Response {
+    let by = By { actor: Actor::Operator, request_id };
+    let made = admin.gateway.change(vec![change], by).await;
+    kept(made, StatusCode::NO_CONTENT.into_response())
+}
+
+/// What an operator means by an address: the client that it is, which for IPv6 is a whole prefix.
+fn network_of(admin: &Admin, text: &str) -> Option<IpNet> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Some(admin.gateway.policy().rules.client.network(address.to_canonical())),
+        Err(_) => parse_network(text),
+    }
+}

@@ -1,0 +1,81 @@
+//! `/admin/overrides`: live settings on top of the policy file, on all replicas, kept over restarts.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use policy::document::Fault;
+use serde_json::{Value, json};
+
+use super::{Admin, RequestId, kept, problem};
+use crate::clock;
+use crate::gateway::By;
+use crate::observe::audit::Actor;
+use crate::overrides::{MOST, Override, flatten};
+use crate::store::{Change, Topic};
+
+fn listing(admin: &Admin) -> Value {
+    let mut all = admin.gateway.ledger().holding(Topic::Overrides, clock::now());
+    all.sort_by(|one, other| one.key.cmp(&other.key));
+    let item = |change: &Change| json!({"path": change.key, "value": change.value, "since": clock::text(change.changed_at)});
+    json!({"items": all.iter().map(item).collect::<Vec<_>>()})
+}
+
+pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
+    Json(listing(&admin))
+}
+
+pub(super) async fn change(
+    State(admin): State<Admin>,
+    RequestId(request_id): RequestId,
+    body: Bytes,
+) -> Response {
+    let Ok(body @ Value::Object(_)) = serde_json::from_slice(&body) else {
+        let detail =
+            "the body is a JSON object: {\"limits.login.rate\": \"10/min\"}, or nested as in the file";
+        return problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
+    };
+    let wanted = flatten(&body);
+    make(&admin, wanted, &request_id).await
+}
+
+pub(super) async fn remove(
+    State(admin): State<Admin>,
+    RequestId(request_id): RequestId,
+    Path(path): Path<String>,
+) -> Response {
+    if admin.gateway.ledger().find(Topic::Overrides, &path, clock::now()).is_none() {
+        return problem(StatusCode::NOT_FOUND, "not_found", "nothing is overridden at this path");
+    }
+    make(&admin, vec![(path, None)], &request_id).await
+}
+
+/// Puts overrides in force, all of them or none.
+async fn make(admin: &Admin, wanted: Vec<(String, Option<Value>)>, request_id: &str) -> Response {
+    let _one_at_a_time = admin.changing.lock().await;
+    let mut overrides = admin.reloader.overrides();
+    overrides.retain(|(path, _)| !wanted.iter().any(|(wanted, _)| wanted == path));
+    overrides.extend(wanted.iter().filter_map(|(path, value)| Some((path.clone(), value.clone()?))));
+    if overrides.len() > MOST {
+        return problem(StatusCode::BAD_REQUEST, "malformed_request", "there are at most 1000 overrides");
+    }
+    if let Err(faults) = judge(admin, overrides).await {
+        return (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"faults": faults}))).into_response();
+    }
+    let changed_at = clock::now().as_nanos();
+    let change = |(key, value)| Change { topic: Topic::Overrides, key, value, until: None, changed_at };
+    let by = By { actor: Actor::Operator, request_id };
+    let made = admin.gateway.change(wanted.into_iter().map(change).collect(), by).await;
+    let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
+    let _ = tokio::task::spawn_blocking(move || reloader.apply_overrides(&gateway)).await;
+    kept(made, Json(listing(admin)).into_response())
+}
+
+async fn judge(admin: &Admin, overrides: Vec<Override>) -> Result<(), Vec<Fault>> {
+    let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
+    let judged = tokio::task::spawn_blocking(move || reloader.try_overrides(&gateway, &overrides)).await;
+    judged.unwrap_or_else(|_| Err(Vec::new()))
+}

@@ -1,0 +1,159 @@
+//! What replicas agree about beyond counting: bans, overrides. The newest change of a key counts, whatever the order in
+//! which changes arrive, so that replicas that were cut off from each other agree when they meet again.
+//!
+//! All of it is kept in the state directory, too: what was acknowledged outlives a restart with Redis or without.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use parking_lot::Mutex;
+use policy::time::Timestamp;
+use tracing::warn;
+
+use crate::store::{Change, Topic};
+
+/// The most changes of one topic. Beyond it the oldest go, and they are logged.
+const MOST: usize = 500_000;
+
+/// The changes that matter.
+pub struct Ledger {
+    changes: Mutex<HashMap<(Topic, String), Change>>,
+    file: PathBuf,
+    /// Held while writing, so that an older state never replaces a newer one.
+    writing: tokio::sync::Mutex<()>,
+}
+
+impl Ledger {
+    /// The ledger that is kept in `state_dir`; empty where there is none yet.
+    pub fn open(state_dir: &Path, now: Timestamp) -> anyhow::Result<Self> {
+        let file = state_dir.join("changes.json");
+        let ledger =
+            Self { changes: Mutex::default(), file: file.clone(), writing: tokio::sync::Mutex::default() };
+        match std::fs::read(&file) {
+            Ok(bytes) => {
+                let kept: Vec<Change> = serde_json::from_slice(&bytes).with_context(|| {
+                    format!("`{}` is damaged: remove it to start without", file.display())
+                })?;
+                ledger.apply(kept, now);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read `{}`", file.display()));
+            }
+        }
+        Ok(ledger)
+    }
+
+    /// Takes in changes and returns those that were news.
+    pub fn apply(&self, changes: impl IntoIterator<Item = Change>, now: Timestamp) -> Vec<Change> {
+        let mut all = self.changes.lock();
+        let mut news = Vec::new();
+        for change in changes.into_iter().filter(|change| change.matters(now)) {
+            let key = (change.topic, change.key.clone());
+            if all.get(&key).is_none_or(|known| known.changed_at < change.changed_at) {
+                all.insert(key, change.clone());
+                news.push(change);
+            }
+        }
+        if all.len() > MOST {
+            make_room(&mut all, now);
+        }
+        news
+    }
+
+    /// What holds of a topic.
+    pub fn holding(&self, topic: Topic, now: Timestamp) -> Vec<Change> {
+        let all = self.changes.lock();
+        all.values().filter(|change| change.topic == topic && change.holds(now)).cloned().collect()
+    }
+
+    /// Every change of a topic that matters, those that took something back as well.
+    pub fn all(&self, topic: Topic, now: Timestamp) -> Vec<Change> {
+        let all = self.changes.lock();
+        all.values().filter(|change| change.topic == topic && change.matters(now)).cloned().collect()
+    }
+
+    /// The change of `key` that counts.
+    pub fn find(&self, topic: Topic, key: &str, now: Timestamp) -> Option<Change> {
+        let all = self.changes.lock();
+        all.get(&(topic, key.to_owned())).filter(|change| change.holds(now)).cloned()
+    }
+
+    /// Drops what does not matter any more.
+    pub fn sweep(&self, now: Timestamp) {
+        self.changes.lock().retain(|_, change| change.matters(now));
+    }
+
+    /// Writes everything down: beside, flushed, then renamed, so that a kill leaves the old state or the new one.
+    pub async fn save(&self) -> anyhow::Result<()> {
+        let _writing = self.writing.lock().await;
+        let all: Vec<Change> = self.changes.lock().values().cloned().collect();
+        let file = self.file.clone();
+        let written = tokio::task::spawn_blocking(move || write(&file, &all)).await?;
+        written.with_context(|| format!("cannot write `{}`", self.file.display()))
+    }
+}
+
+fn write(file: &Path, changes: &[Change]) -> anyhow::Result<()> {
+    if let Some(dir) = file.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let beside = file.with_extension(format!("{}.tmp", std::process::id()));
+    let mut out = std::fs::File::create(&beside)?;
+    serde_json::to_writer(std::io::BufWriter::new(&mut out), changes)?;
+    out.sync_all()?;
+    Ok(std::fs::rename(beside, file)?)
+}
+
+fn make_room(all: &mut HashMap<(Topic, String), Change>, now: Timestamp) {
+    all.retain(|_, change| change.matters(now));
+    let mut ages: Vec<u64> = all.values().map(|change| change.changed_at).collect();
+    if ages.len() <= MOST {
+        return;
+    }
+    let (_, oldest_kept, _) = ages.select_nth_unstable(MOST / 10);
+    let oldest_kept = *oldest_kept;
+    warn!(most = MOST, "too many changes are remembered: the oldest tenth is forgotten");
+    all.retain(|_, change| change.changed_at > oldest_kept);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(key: &str, value: Option<i32>, changed_at: u64) -> Change {
+        let value = value.map(serde_json::Value::from);
+        Change { topic: Topic::Bans, key: key.to_owned(), value, until: None, changed_at }
+    }
+
+    fn ledger() -> (tempfile::TempDir, Ledger) {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), NOW).unwrap();
+        (dir, ledger)
+    }
+
+    const NOW: Timestamp = Timestamp::from_secs(1);
+
+    #[test]
+    fn the_later_change_counts_whatever_the_order_of_arrival() {
+        let (_dir, ledger) = ledger();
+        assert_eq!(ledger.apply([change("a", None, 2)], NOW).len(), 1);
+        assert_eq!(ledger.apply([change("a", Some(1), 1)], NOW).len(), 0);
+        assert!(ledger.holding(Topic::Bans, NOW).is_empty());
+        assert_eq!(ledger.apply([change("a", Some(1), 3)], NOW).len(), 1);
+        assert_eq!(ledger.holding(Topic::Bans, NOW).len(), 1);
+        assert!(ledger.holding(Topic::Overrides, NOW).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_saved_is_there_after_a_restart() {
+        let (dir, ledger) = ledger();
+        ledger.apply([change("a", Some(1), 1), change("b", None, 1)], NOW);
+        ledger.save().await.unwrap();
+        let again = Ledger::open(dir.path(), NOW).unwrap();
+        assert_eq!(again.all(Topic::Bans, NOW).len(), 2);
+        std::fs::write(dir.path().join("changes.json"), "[").unwrap();
+        assert!(Ledger::open(dir.path(), NOW).is_err(), "a damaged file is said to be damaged");
+    }
+}

@@ -1,0 +1,123 @@
+//! Live settings on top of the policy file: paths in it with the values that count instead.
+//!
+//! A path is the keys with dots between, `limits.login.rate`; a route is named by its name, `routes.login.limits`. The
+//! policy with the overrides in it is judged like a file: parsed, validated, tested by its own tests.
+
+use policy::document::Fault;
+use serde_json::Value;
+
+/// The most overrides.
+pub const MOST: usize = 1_000;
+
+/// What a fault names in place of a file.
+const PLACE: &str = "overrides";
+
+/// A path and its value.
+pub type Override = (String, Value);
+
+/// The overrides that a JSON body means: nested as in the file, or flat with dots in the names; `None` removes one.
+pub fn flatten(body: &Value) -> Vec<(String, Option<Value>)> {
+    fn walk(path: &str, value: &Value, into: &mut Vec<(String, Option<Value>)>) {
+        match value {
+            Value::Object(fields) if !fields.is_empty() => {
+                for (name, value) in fields {
+                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    walk(&path, value, into);
+                }
+            }
+            Value::Null => into.push((path.to_owned(), None)),
+            value => into.push((path.to_owned(), Some(value.clone()))),
+        }
+    }
+    let mut all = Vec::new();
+    walk("", body, &mut all);
+    all
+}
+
+/// The text of the policy with `overrides` in it.
+pub fn lay_over(text: &str, overrides: &[Override]) -> Result<String, Vec<Fault>> {
+    let mut table: toml::Table =
+        text.parse().map_err(|error: toml::de::Error| vec![fault("", error.message())])?;
+    let mut faults = Vec::new();
+    for (path, value) in overrides {
+        if let Err(message) = set(&mut table, path, value) {
+            faults.push(fault(path, &message));
+        }
+    }
+    if faults.is_empty() { Ok(table.to_string()) } else { Err(faults) }
+}
+
+/// Faults of the text that [`lay_over`] made: its lines mean nothing to anybody, its keys do.
+pub fn without_lines(faults: Vec<Fault>) -> Vec<Fault> {
+    faults.into_iter().map(|found| fault(&found.key, &found.message)).collect()
+}
+
+fn fault(key: &str, message: &str) -> Fault {
+    Fault { file: PLACE.to_owned(), line: 1, column: 1, key: key.to_owned(), message: message.to_owned() }
+}
+
+fn set(table: &mut toml::Table, path: &str, value: &Value) -> Result<(), String> {
+    let value = toml::Value::try_from(value).map_err(|_| "TOML has no such value".to_owned())?;
+    let (parents, key) = path.rsplit_once('.').map_or((None, path), |(parents, key)| (Some(parents), key));
+    let mut inner = table;
+    for name in parents.iter().flat_map(|parents| parents.split('.')) {
+        let next = inner.entry(name).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        inner = match next {
+            toml::Value::Table(table) => table,
+            toml::Value::Array(items) => return set_in_list(items, path, name, &value),
+            _ => return Err(format!("`{name}` holds a value, not keys")),
+        };
+    }
+    inner.insert(key.to_owned(), value);
+    Ok(())
+}
+
+/// `routes.NAME.KEY`: the list's element of that name.
+fn set_in_list(items: &mut [toml::Value], path: &str, list: &str, value: &toml::Value) -> Result<(), String> {
+    let rest = path.split_once(&format!("{list}.")).map_or("", |(_, rest)| rest);
+    let (name, key) = rest.rsplit_once('.').ok_or_else(|| format!("{list}.NAME.KEY"))?;
+    let named = |item: &&mut toml::Value| item.get("name").and_then(toml::Value::as_str) == Some(name);
+    let item = items.iter_mut().find(named).and_then(toml::Value::as_table_mut);
+    item.ok_or_else(|| format!("nothing in `{list}` is called `{name}`"))?
+        .insert(key.to_owned(), value.clone());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const POLICY: &str = "[limits.login]\nrate = \"5/min\"\n[[routes]]\nname = \"a\"\nlimits = [\"login\"]\n";
+
+    #[test]
+    fn a_body_may_be_nested_or_flat() {
+        let nested = flatten(&json!({"limits": {"login": {"rate": "9/min", "burst": null}}}));
+        let flat = flatten(&json!({"limits.login.rate": "9/min", "limits.login.burst": null}));
+        assert_eq!(nested.len(), 2);
+        assert!(nested.iter().all(|one| flat.contains(one)));
+    }
+
+    #[test]
+    fn values_are_laid_over_tables_and_named_elements() {
+        let over = [
+            ("limits.login.rate".to_owned(), json!("9/min")),
+            ("limits.new.key".to_owned(), json!("ip")),
+            ("routes.a.limits".to_owned(), json!([])),
+        ];
+        let table: toml::Table = lay_over(POLICY, &over).unwrap().parse().unwrap();
+        assert_eq!(table["limits"]["login"]["rate"].as_str(), Some("9/min"));
+        assert_eq!(table["limits"]["new"]["key"].as_str(), Some("ip"));
+        assert_eq!(table["routes"][0]["limits"].as_array().map(Vec::len), Some(0));
+    }
+
+    #[test]
+    fn what_cannot_be_laid_over_is_said_with_its_path() {
+        let over = [("routes.b.limits".to_owned(), json!([])), ("limits.login.rate.x".to_owned(), json!(1))];
+        let faults = lay_over(POLICY, &over).unwrap_err();
+        assert_eq!(faults.len(), 2);
+        assert!(faults[0].message.contains("nothing in `routes` is called `b`"), "{faults:?}");
+        assert_eq!(faults[1].key, "limits.login.rate.x");
+    }
+}

@@ -1,0 +1,241 @@
+//! The way to Redis: one server, the master that Sentinels name, or a Cluster. Which of them stands behind an address
+//! is asked of it, so that an operator names any node and nothing else.
+//!
+//! `redis://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]...[/DB][?master=NAME]`, `rediss://` for TLS.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, IntoConnectionInfo as _, Pipeline, RedisFuture,
+    TlsCertificates, Value,
+};
+
+/// For connecting, which no request waits for.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// Where Redis is, as the settings say.
+#[derive(Clone)]
+pub struct Places {
+    nodes: Vec<ConnectionInfo>,
+    /// What the Sentinels call the master, when they watch several.
+    master: Option<String>,
+    certificate_authority: Option<Vec<u8>>,
+}
+
+/// A connection; cheap to clone.
+#[derive(Clone)]
+pub enum Link {
+    /// To one server.
+    One(MultiplexedConnection),
+    /// To a Cluster.
+    Cluster(ClusterConnection),
+}
+
+/// A connection, and whom to ask for a subscription.
+pub struct Linked {
+    /// For commands.
+    pub link: Link,
+    /// For subscriptions.
+    pub node: Client,
+}
+
+impl Places {
+    /// Reads an address. `password` takes the place of the address's own; `certificate_authority` is PEM.
+    pub fn parse(
+        url: &str,
+        password: Option<&str>,
+        certificate_authority: Option<Vec<u8>>,
+    ) -> anyhow::Result<Self> {
+        let allowed = "redis://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]...[/DB][?master=NAME], or rediss://";
+        let (scheme, rest) = url.split_once("://").context(allowed)?;
+        let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
+        let (credentials, rest) =
+            rest.rsplit_once('@').map_or((String::new(), rest), |(user, rest)| (format!("{user}@"), rest));
+        let (hosts, database) =
+            rest.split_once('/').map_or((rest, String::new()), |(hosts, db)| (hosts, format!("/{db}")));
+        let master = match query.map(|query| query.split_once('=')) {
+            None => None,
+            Some(Some(("master", name))) if !name.is_empty() => Some(name.to_owned()),
+            Some(_) => bail!(allowed),
+        };
+        let nodes = hosts.split(',').map(|host| {
+            // What is wrong is said without the address, for a password may be in it.
+            let info = format!("{scheme}://{credentials}{host}{database}").into_connection_info();
+            let info = info.map_err(|_| anyhow!(allowed))?;
+            Ok(match password {
+                Some(password) => {
+                    let settings = info.redis_settings().clone().set_password(password);
+                    info.set_redis_settings(settings)
+                }
+                None => info,
+            })
+        });
+        Ok(Self { nodes: nodes.collect::<anyhow::Result<_>>()?, master, certificate_authority })
+    }
+
+    fn client(&self, node: ConnectionInfo) -> redis::RedisResult<Client> {
+        match &self.certificate_authority {
+            None => Client::open(node),
+            Some(authority) => {
+                let certificates = TlsCertificates { client_tls: None, root_cert: Some(authority.clone()) };
+                Client::build_with_tls(node, certificates)
+            }
+        }
+    }
+
+    /// Connects to whichever node answers first.
+    pub async fn connect(&self) -> anyhow::Result<Linked> {
+        let mut last = anyhow!("no node is named");
+        for node in &self.nodes {
+            match self.connect_through(node).await {
+                Ok(linked) => return Ok(linked),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_through(&self, node: &ConnectionInfo) -> anyhow::Result<Linked> {
+        let client = self.client(node.clone())?;
+        let opened = open(&client).await;
+        let (client, mut connection) = match opened {
+            Ok(connection) => (client, connection),
+            // Sentinels often have no password where their master has one.
+            Err(error) if node.redis_settings().password().is_some() => {
+                let bare = node.clone().set_redis_settings(redis::RedisConnectionInfo::default());
+                let client = self.client(bare)?;
+                let Ok(connection) = open(&client).await else { return Err(error.into()) };
+                (client, connection)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match mode(&mut connection).await?.as_str() {
+            "cluster" => self.connect_cluster(client).await,
+            "sentinel" => self.connect_master(node, &mut connection).await,
+            _ => Ok(Linked { link: Link::One(connection), node: client }),
+        }
+    }
+
+    async fn connect_cluster(&self, node: Client) -> anyhow::Result<Linked> {
+        let mut cluster: ClusterClientBuilder = ClusterClient::builder(self.nodes.clone())
+            .connection_timeout(CONNECT)
+            .response_timeout(CONNECT)
+            .retries(2);
+        if let Some(authority) = &self.certificate_authority {
+            let root_cert = Some(authority.clone());
+            cluster = cluster.certs(TlsCertificates { client_tls: None, root_cert });
+        }
+        let connection = cluster.build()?.get_async_connection().await?;
+        Ok(Linked { link: Link::Cluster(connection), node })
+    }
+
+    async fn connect_master(
+        &self,
+        node: &ConnectionInfo,
+        sentinel: &mut MultiplexedConnection,
+    ) -> anyhow::Result<Linked> {
+        let masters: Vec<HashMap<String, String>> =
+            redis::cmd("SENTINEL").arg("MASTERS").query_async(sentinel).await?;
+        let wanted = |master: &&HashMap<String, String>| {
+            self.master.as_ref().is_none_or(|name| master.get("name") == Some(name))
+        };
+        let found: Vec<_> = masters.iter().filter(wanted).collect();
+        let [master] = found.as_slice() else {
+            let names: Vec<_> = masters.iter().filter_map(|master| master.get("name")).collect();
+            bail!("the Sentinels watch {names:?}: say which with ?master=NAME");
+        };
+        let (host, port) = (master.get("ip").context("no ip")?, master.get("port").context("no port")?);
+        let address = match node.addr() {
+            redis::ConnectionAddr::TcpTls { insecure, tls_params, .. } => redis::ConnectionAddr::TcpTls {
+                host: host.clone(),
+                port: port.parse()?,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            },
+            _ => redis::ConnectionAddr::Tcp(host.clone(), port.parse()?),
+        };
+        let client = self.client(node.clone().set_addr(address))?;
+        let mut connection = open(&client).await?;
+        let role: Vec<Value> = redis::cmd("ROLE").query_async(&mut connection).await?;
+        match role.first() {
+            Some(Value::BulkString(role)) if role == b"master" => {
+                Ok(Linked { link: Link::One(connection), node: client })
+            }
+            _ => bail!("the Sentinels name a server that is no master yet"),
+        }
+    }
+}
+
+async fn open(client: &Client) -> redis::RedisResult<MultiplexedConnection> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT))
+        .set_response_timeout(Some(CONNECT));
+    client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// `standalone`, `sentinel` or `cluster`.
+async fn mode(connection: &mut MultiplexedConnection) -> redis::RedisResult<String> {
+    let about: String = redis::cmd("INFO").arg("server").query_async(connection).await?;
+    let mode = about.lines().find_map(|line| line.strip_prefix("redis_mode:"));
+    Ok(mode.unwrap_or("standalone").trim().to_owned())
+}
+
+impl ConnectionLike for Link {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::One(connection) => connection.req_packed_command(command),
+            Self::Cluster(connection) => connection.req_packed_command(command),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::One(connection) => connection.req_packed_commands(pipeline, offset, count),
+            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::One(connection) => connection.get_db(),
+            Self::Cluster(connection) => connection.get_db(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> anyhow::Result<Places> {
+        Places::parse(url, Some("from a secret"), None)
+    }
+
+    #[test]
+    fn an_address_names_nodes_and_perhaps_a_master() {
+        let places = parse("redis://user@10.0.0.1:26379,10.0.0.2:26379/2?master=main").unwrap();
+        assert_eq!(places.nodes.len(), 2);
+        assert_eq!(places.master.as_deref(), Some("main"));
+        let settings = places.nodes[1].redis_settings();
+        assert_eq!((settings.username(), settings.password()), (Some("user"), Some("from a secret")));
+        assert_eq!(settings.db(), 2);
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_without_repeating_it() {
+        for bad in ["127.0.0.1:6379", "http://u:hidden@h:1", "redis://u:hidden@h:x", "redis://h:1?name=x"] {
+            let error = parse(bad).err().map(|error| format!("{error:#}")).unwrap_or_default();
+            assert!(error.contains("HOST:PORT") && !error.contains("hidden"), "{bad}: {error}");
+        }
+    }
+}

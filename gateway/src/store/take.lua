@@ -1,0 +1,66 @@
+-- Hands out tokens of one bucket to one replica (GCRA with leases, on Redis's clock).
+--
+-- KEYS[1]   the bucket, a hash: `arrival` is when it is full again, and each replica's field is `TOKENS ENDS`, what it
+--           was handed last and when that is worth nothing any more
+-- ARGV[1]   microseconds in which one token comes back
+-- ARGV[2]   burst
+-- ARGV[3]   tokens for requests that wait
+-- ARGV[4]   tokens to spend later
+-- ARGV[5]   tokens of the last lease that were not spent
+-- ARGV[6]   tokens that were spent while Redis was away
+-- ARGV[7]   how far the bucket was from full when this replica last heard of it, for a Redis that forgot it
+-- ARGV[8]   the replica
+-- ARGV[9]   how long a lease lasts
+-- ARGV[10]  the most tokens on lease to all replicas together; 0: the bucket is exact
+--
+-- Replies with the tokens handed out, and how far the bucket is from full after that.
+--
+-- Times are microseconds, and moments count from 2025, so that a double keeps them to a hundredth of one; the rounding
+-- lets a request through 0.05 microseconds early at most, and does not add up. The arithmetic is that of
+-- policy/src/lease.rs, where it is explained.
+
+local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local need, ahead = tonumber(ARGV[3]), tonumber(ARGV[4])
+local returned, overdrawn = tonumber(ARGV[5]), tonumber(ARGV[6])
+local replica, lasts, most = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
+
+local time = redis.call('TIME')
+local now = (tonumber(time[1]) - 1735689600) * 1000000 + tonumber(time[2])
+
+local arrival, out, others, last = nil, 0, 0, 0
+local fields = redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+  if fields[i] == 'arrival' then
+    arrival = tonumber(fields[i + 1])
+  else
+    local tokens, ends = string.match(fields[i + 1], '^(%d+) ([%d.]+)$')
+    tokens, ends = tonumber(tokens), tonumber(ends)
+    out = out + tokens
+    last = math.max(last, ends)
+    if fields[i] ~= replica then
+      if ends > now then others = others + tokens else redis.call('HDEL', KEYS[1], fields[i]) end
+    end
+  end
+end
+
+arrival = math.max(arrival or (now + tonumber(ARGV[7])), now)
+if out > 0 then arrival = math.max(arrival, math.min(last, now) + out * interval) end
+arrival = math.max(arrival - returned * interval, now + others * interval)
+arrival = math.min(arrival + overdrawn * interval, now + burst * interval)
+
+local free = math.max(0, math.floor((now + burst * interval - arrival + 0.05) / interval))
+need = math.min(need, free)
+ahead = math.max(0, math.min(ahead, free - need, most - others))
+arrival = arrival + (need + ahead) * interval
+
+redis.call('HSET', KEYS[1], 'arrival', string.format('%.3f', arrival))
+local keep = arrival - now
+if others > 0 then keep = math.max(keep, lasts + others * interval) end
+if most > 0 and need + ahead > 0 then
+  redis.call('HSET', KEYS[1], replica, string.format('%d %.3f', need + ahead, now + lasts))
+  keep = math.max(keep, lasts + (others + need + ahead) * interval)
+else
+  redis.call('HDEL', KEYS[1], replica)
+end
+redis.call('PEXPIRE', KEYS[1], math.ceil(keep / 1000) + 1000)
+return { need + ahead, math.ceil(math.max(0, arrival - now)) }
