@@ -5,7 +5,7 @@
 //! caller's span.
 
 use std::cell::Cell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -98,6 +98,8 @@ impl Database {
             metrics,
             changes: watch::Sender::new(()),
         };
+        make_private(&config.path)
+            .with_context(|| format!("database.path: cannot open `{}`", config.path.display()))?;
         let mut connection = inner
             .writer
             .connect()
@@ -240,6 +242,13 @@ fn transact<T>(
     Ok(value)
 }
 
+/// The file holds password hashes and the signing key: nobody else on the machine reads it. SQLite gives the files that
+/// it puts beside it the same mode.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
+}
+
 fn is_busy(error: &DbError) -> bool {
     let code = |error: &rusqlite::Error| error.sqlite_error_code();
     matches!(error, DbError::Sqlite(error)
@@ -291,6 +300,30 @@ impl<'c> Session<'c> {
         map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>> {
         self.timed(statement, |prepared| prepared.query_map(params, map)?.collect())
+    }
+
+    /// The first rows: `limit` of them, or up to the one that makes the page `full`; and whether there are more.
+    pub(crate) fn page<T>(
+        &self,
+        statement: Statement,
+        params: impl Params,
+        map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+        limit: usize,
+        mut full: impl FnMut(&T) -> bool,
+    ) -> Result<(Vec<T>, bool)> {
+        self.timed(statement, |prepared| {
+            let mut rows = prepared.query_map(params, map)?;
+            let mut page = Vec::new();
+            while let Some(item) = rows.next().transpose()? {
+                let ends = full(&item) || page.len() + 1 == limit;
+                page.push(item);
+                if ends {
+                    break;
+                }
+            }
+            let more = rows.next().transpose()?.is_some();
+            Ok((page, more))
+        })
     }
 
     /// No rows; how many were changed.

@@ -7,6 +7,7 @@ mod auth;
 mod cli;
 mod config;
 mod db;
+mod extract;
 mod health;
 mod healthcheck;
 mod identity;

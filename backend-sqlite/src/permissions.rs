@@ -1,15 +1,16 @@
 //! May this user do this to that? The one question that the gateway asks, and an administrator may.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 use crate::db::{self, Session};
+use crate::extract::{Body, Query};
 use crate::identity::Administrator;
-use crate::problem::{Body, Problem, Result};
+use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::sql;
 

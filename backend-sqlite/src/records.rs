@@ -1,18 +1,18 @@
 //! Collections of JSON records with `ETags` (RFC 9110, 13): lost updates are refused, not merged.
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rusqlite::params;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::db::{Result as DbResult, Session};
+use crate::extract::{Bytes, Path, Query};
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::sql;
@@ -25,6 +25,9 @@ const MAX_KEY: usize = 512;
 /// Records on one page: unless asked for, and at most.
 const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1_000;
+
+/// A page ends with the record that brings its values to this, in bytes.
+const PAGE_BYTES: usize = 4 << 20;
 
 /// `PUT /v1/collections/{c}`
 pub(crate) async fn create_collection(
@@ -74,7 +77,7 @@ impl Conditions {
     /// Whether a write may go on over the record's version, `None` where there is no record.
     fn hold(&self, version: Option<i64>) -> bool {
         self.if_match.as_ref().is_none_or(|tags| tags.name(version))
-            && self.if_none_match.as_ref().is_none_or(|tags| !tags.name(version))
+            && self.if_none_match.as_ref().is_none_or(|tags| !tags.name_weakly(version))
     }
 }
 
@@ -87,7 +90,6 @@ impl Tags {
                 return Ok(Some(Self::Any));
             }
             for tag in field.split(',').map(str::trim) {
-                // Weak tags never match for a write, and ours are all strong.
                 let quoted = tag.len() >= 2 && tag.starts_with('"') && tag.ends_with('"');
                 if !quoted && !tag.starts_with("W/\"") {
                     return Err(Problem::bad_request(format!("{name} holds `*` or tags in quotes")));
@@ -98,11 +100,22 @@ impl Tags {
         Ok((!tags.is_empty()).then_some(Self::These(tags)))
     }
 
+    /// Strong comparison, RFC 9110, 8.8.3.2: a weak tag names nothing, for ours are all strong.
     fn name(&self, version: Option<i64>) -> bool {
         match (self, version) {
             (_, None) => false,
             (Self::Any, Some(_)) => true,
             (Self::These(tags), Some(version)) => tags.contains(&etag(version)),
+        }
+    }
+
+    /// Weak comparison, which is the one of `If-None-Match`.
+    fn name_weakly(&self, version: Option<i64>) -> bool {
+        match (self, version) {
+            (Self::These(tags), Some(version)) => {
+                tags.iter().any(|tag| tag.strip_prefix("W/").unwrap_or(tag) == etag(version))
+            }
+            _ => self.name(version),
         }
     }
 }
@@ -144,7 +157,7 @@ pub(crate) async fn read(
     if conditions.if_match.is_some_and(|tags| !tags.name(Some(version))) {
         return Err(precondition_failed());
     }
-    if conditions.if_none_match.is_some_and(|tags| tags.name(Some(version))) {
+    if conditions.if_none_match.is_some_and(|tags| tags.name_weakly(Some(version))) {
         return Ok(tagged(StatusCode::NOT_MODIFIED, version));
     }
     let mut response = tagged(StatusCode::OK, version);
@@ -158,14 +171,17 @@ pub(crate) async fn write(
     State(app): State<App>,
     Path((collection, key)): Path<(String, String)>,
     headers: HeaderMap,
-    body: Bytes,
+    Bytes(body): Bytes,
 ) -> Result<Response> {
     let conditions = Conditions::read(&headers)?;
     if key.len() > MAX_KEY {
         return Err(Problem::bad_request(format!("a key has at most {MAX_KEY} bytes")));
     }
-    let value: Box<RawValue> = serde_json::from_slice(&body)
-        .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
+    let not_json =
+        |error| Problem::bad_request(format!("the body is not JSON that can be read back: {error}"));
+    // Kept as it came, but only what every reader can read: no number out of range, no nesting without end.
+    serde_json::from_slice::<Value>(&body).map_err(not_json)?;
+    let value: Box<RawValue> = serde_json::from_slice(&body).map_err(not_json)?;
     let written = app
         .database
         .write(move |session| {
@@ -209,17 +225,31 @@ pub(crate) async fn delete(
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Page {
+pub(crate) struct PageQuery {
     limit: Option<u32>,
     cursor: Option<String>,
 }
 
-/// `GET /v1/collections/{c}/records?limit=&cursor=`: in the order of the keys.
+#[derive(Serialize)]
+pub(crate) struct Page {
+    items: Vec<Item>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Item {
+    key: String,
+    value: Box<RawValue>,
+    etag: String,
+}
+
+/// `GET /v1/collections/{c}/records?limit=&cursor=`: in the order of the keys. A page of large values ends early.
 pub(crate) async fn list(
     State(app): State<App>,
     Path(collection): Path<String>,
-    Query(page): Query<Page>,
-) -> Result<Response> {
+    Query(page): Query<PageQuery>,
+) -> Result<Json<Page>> {
     let limit = page.limit.unwrap_or(PAGE);
     if !(1..=MAX_PAGE).contains(&limit) {
         return Err(Problem::bad_request(format!("limit is from 1 to {MAX_PAGE} (got {limit})")));
@@ -232,35 +262,25 @@ pub(crate) async fn list(
             .and_then(|bytes| String::from_utf8(bytes).ok())
             .ok_or_else(|| Problem::bad_request("the cursor is the `next` of an earlier page"))?,
     };
-    let rows: Option<Vec<(String, String, i64)>> = app
-        .database
-        .read(move |session| {
-            if !exists(session, &collection)? {
-                return Ok(None);
-            }
-            let rows = session.rows(sql::LIST_RECORDS, params![collection, after, limit + 1], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            });
-            rows.map(Some)
-        })
-        .await?;
-    let mut rows = rows.ok_or_else(|| Problem::not_found("collection"))?;
-    let more = rows.len() > usize::try_from(limit).unwrap_or(usize::MAX);
-    if more {
-        rows.pop();
-    }
+    let listed = app.database.read(move |session| {
+        if !exists(session, &collection)? {
+            return Ok(None);
+        }
+        let mut bytes = 0;
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+        let full = |(_, value, _): &(String, String, i64)| {
+            bytes += value.len();
+            bytes >= PAGE_BYTES
+        };
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        session.page(sql::LIST_RECORDS, params![collection, after], row, limit, full).map(Some)
+    });
+    let (rows, more) = listed.await?.ok_or_else(|| Problem::not_found("collection"))?;
     let next = rows.last().filter(|_| more).map(|(key, ..)| URL_SAFE_NO_PAD.encode(key));
-    let items = rows
-        .into_iter()
-        .map(|(key, value, version)| {
-            let value = RawValue::from_string(value).map_err(anyhow::Error::from)?;
-            Ok(json!({"key": key, "value": value, "etag": etag(version)}))
-        })
-        .collect::<anyhow::Result<Vec<_>>>()
-        .map_err(crate::auth::internal)?;
-    let mut body = json!({"items": items});
-    if let Some(next) = next {
-        body["next"] = json!(next);
-    }
-    Ok(Json(body).into_response())
+    let item = |(key, value, version): (String, String, i64)| {
+        let value = RawValue::from_string(value).map_err(anyhow::Error::from)?;
+        Ok(Item { key, value, etag: etag(version) })
+    };
+    let items = rows.into_iter().map(item).collect::<anyhow::Result<_>>().map_err(crate::auth::internal)?;
+    Ok(Json(Page { items, next }))
 }

@@ -50,5 +50,5 @@ statements! {
     PUT_RECORD = "INSERT INTO records (collection, key, value, version) VALUES (?1, ?2, ?3, ?4)
                   ON CONFLICT (collection, key) DO UPDATE SET value = excluded.value, version = excluded.version";
     DELETE_RECORD = "DELETE FROM records WHERE collection = ?1 AND key = ?2";
-    LIST_RECORDS = "SELECT key, value, version FROM records WHERE collection = ?1 AND key > ?2 ORDER BY key LIMIT ?3";
+    LIST_RECORDS = "SELECT key, value, version FROM records WHERE collection = ?1 AND key > ?2 ORDER BY key";
 }

@@ -1,7 +1,7 @@
 //! Accounts and roles over HTTP, for administrators.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use rusqlite::params;
@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use crate::accounts::{self, Added, User};
 use crate::auth::internal;
 use crate::db::Result as DbResult;
+use crate::extract::{Body, Path, Query};
 use crate::identity::Administrator;
 use crate::password;
-use crate::problem::{Body, Problem, Result};
+use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::sql;
 
