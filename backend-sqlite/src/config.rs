@@ -44,14 +44,18 @@ pub(crate) struct Config {
 pub(crate) struct ServerConfig {
     /// `HOST:PORT` or `unix:PATH`.
     pub(crate) listen: String,
-    /// For requests in flight after SIGTERM.
+    /// After SIGTERM: not ready, still accepting, until whoever sends requests has noticed.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) drain_delay: Duration,
+    /// For requests in flight after that.
     #[serde(deserialize_with = "duration")]
     pub(crate) drain_timeout: Duration,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8090".to_owned(), drain_timeout: Duration::from_secs(30) }
+        let (drain_delay, drain_timeout) = (Duration::ZERO, Duration::from_secs(30));
+        Self { listen: "127.0.0.1:8090".to_owned(), drain_delay, drain_timeout }
     }
 }
 

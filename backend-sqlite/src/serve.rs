@@ -111,18 +111,20 @@ pub(crate) async fn serve(
     };
     let mut stop = StopSignal::new()?;
     let leaving = Arc::clone(&app.leaving);
-    let drain_timeout = config.server.drain_timeout;
+    let (drain_delay, drain_timeout) = (config.server.drain_delay, config.server.drain_timeout);
     let (stopped, mut drain) = watch::channel(());
     let asked = async move {
         let name = stop.wait().await;
-        info!(signal = name, "stopping: no new connections, requests in flight finish");
+        info!(signal = name, drain_delay_ms = drain_delay.as_millis(), "leaving: not ready, still accepting");
         leaving.store(true, Ordering::Relaxed);
-        drop(stopped);
         tokio::spawn(async move {
             stop.wait().await;
             warn!("second signal: leaving at once");
             std::process::exit(1);
         });
+        tokio::time::sleep(drain_delay).await;
+        info!("no new connections, requests in flight finish");
+        drop(stopped);
     };
     let served = listen_and_serve(&config.server.listen, router(app.clone()), asked);
     let too_late = async {

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// The largest answer that is read.
 const LARGEST: usize = 1 << 20;
@@ -102,6 +106,22 @@ impl Fetch {
     }
 }
 
+/// TLS with the machine's certificate authorities, read when it is first needed.
+fn tls() -> io::Result<&'static Arc<ClientConfig>> {
+    static TLS: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+    if let Some(config) = TLS.get() {
+        return Ok(config);
+    }
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        return Err(io::Error::other("this machine has no certificate authorities: install ca-certificates"));
+    }
+    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    Ok(TLS.get_or_init(|| Arc::new(config)))
+}
+
 /// Makes connections.
 #[derive(Clone)]
 struct Dial {
@@ -123,13 +143,21 @@ impl tower_service::Service<Uri> for Dial {
             if let Some(path) = unix {
                 return Ok(Socket(TokioIo::new(Box::new(UnixStream::connect(path).await?))));
             }
-            if uri.scheme_str() != Some("http") {
-                return Err(io::Error::new(io::ErrorKind::Unsupported, "only http addresses are fetched"));
-            }
             let host = uri.host().ok_or(io::ErrorKind::InvalidInput)?.trim_matches(['[', ']']);
-            let socket = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?;
+            let secure = match uri.scheme_str() {
+                Some("http") => false,
+                Some("https") => true,
+                _ => return Err(io::Error::new(io::ErrorKind::Unsupported, "an http or https address")),
+            };
+            let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+            let socket = TcpStream::connect((host, port)).await?;
             socket.set_nodelay(true)?;
-            Ok(Socket(TokioIo::new(Box::new(socket))))
+            if !secure {
+                return Ok(Socket(TokioIo::new(Box::new(socket))));
+            }
+            let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+            let connector = TlsConnector::from(Arc::clone(tls()?));
+            Ok(Socket(TokioIo::new(Box::new(connector.connect(name, socket).await?))))
         };
         Box::pin(async move {
             tokio::time::timeout(CONNECT, connect)

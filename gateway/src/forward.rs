@@ -42,17 +42,14 @@ pub(crate) fn rewrite(
     Ok(())
 }
 
+/// Fields that the gateway writes itself under their right names: under another spelling nobody else may send them.
+const WRITTEN_HERE: [&str; 4] = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id"];
+
 /// Identity, in every spelling; what proves that a request comes from us; and what a trusted peer alone may say.
 fn is_ours_to_write(name: &str, exchange: &Exchange) -> bool {
-    let spelt = |ours: &str| {
-        name.len() == ours.len()
-            && name.bytes().zip(ours.bytes()).all(|(byte, ours)| match byte {
-                b'_' | b'.' | b'~' => ours == b'-',
-                other => other == ours,
-            })
-    };
-    spelt("x-gateway-token")
+    policy::same_field("x-gateway-token", name)
         || matches!(name, "forwarded" | "expect")
+        || WRITTEN_HERE.iter().any(|ours| *ours != name && policy::same_field(ours, name))
         || exchange.rules().is_identity_field(name)
 }
 

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{AlgorithmFamily, DecodingKey};
+use parking_lot::Mutex;
 use policy::Policy;
 use policy::authenticate::{Issuer, KeySource};
 use policy::token::{Algorithm, Token};
@@ -46,6 +47,8 @@ struct Source {
 /// Every source that the policy in force names.
 pub struct Keys {
     sources: ArcSwap<HashMap<KeySource, Arc<Source>>>,
+    /// Those that the policy in force names.
+    latest: Mutex<Vec<KeySource>>,
     fetch: Fetch,
     secrets: Secrets,
 }
@@ -53,14 +56,19 @@ pub struct Keys {
 impl Keys {
     /// No keys yet.
     pub fn new(secrets: Secrets) -> Self {
-        Self { sources: ArcSwap::default(), fetch: Fetch::anywhere(), secrets }
+        Self { sources: ArcSwap::default(), latest: Mutex::default(), fetch: Fetch::anywhere(), secrets }
     }
 
     /// Makes the sources of `policy` known; those that were known keep their keys. Keys in files and secrets are read
-    /// here, so that a policy whose keys are not there is refused.
+    /// here, so that a policy whose keys are not there is refused. Sources that only the policy before needs stay until
+    /// the next: its requests in flight end under it.
     pub fn adopt(&self, policy: &Policy) -> anyhow::Result<()> {
-        let known = self.sources.load();
-        let mut sources = HashMap::new();
+        let (known, mut latest) = (self.sources.load(), self.latest.lock());
+        let mut sources: HashMap<_, _> = known
+            .iter()
+            .filter(|(place, _)| latest.contains(place))
+            .map(|(place, source)| (place.clone(), Arc::clone(source)))
+            .collect();
         for issuer in &policy.issuers {
             let source = known.get(&issuer.keys).cloned();
             let source = source.unwrap_or_else(|| Arc::new(Source::new(issuer.keys.clone())));
@@ -70,6 +78,7 @@ impl Keys {
             }
             sources.insert(issuer.keys.clone(), source);
         }
+        *latest = policy.issuers.iter().map(|issuer| issuer.keys.clone()).collect();
         self.sources.store(Arc::new(sources));
         Ok(())
     }
@@ -219,12 +228,16 @@ fn key_set(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
     if set.keys.len() > MOST {
         bail!("a key set of more than {MOST} keys");
     }
-    Ok(set
+    let keys: Vec<_> = set
         .keys
         .into_iter()
         .filter_map(|key| serde_json::from_value(key).ok())
         .filter_map(|key| usable(&key))
-        .collect())
+        .collect();
+    if keys.is_empty() {
+        bail!("a key set without a key that verifies signatures");
+    }
+    Ok(keys)
 }
 
 /// A public key for signatures, of one algorithm that its own type, `use` and `alg` allow.

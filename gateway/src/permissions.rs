@@ -172,7 +172,7 @@ impl Permissions {
             bail!("the change feed answered with status {}", answer.status().as_u16());
         }
         let changes: Changes = serde_json::from_slice(answer.body())?;
-        self.cache.learn(changes.revision, asked_at);
+        self.cache.learn(known, changes.revision, asked_at);
         Ok(())
     }
 }
@@ -227,14 +227,13 @@ impl Cache {
         shard.insert(key, entry);
     }
 
-    /// The feed knew everything up to `revision` at the time at which it was asked.
-    fn learn(&self, revision: i64, asked_at: Instant) {
-        let known = self.revision.load(Ordering::Acquire);
+    /// The feed, asked for what comes after `known`, knew everything up to `revision` at the time at which it was asked.
+    fn learn(&self, known: i64, revision: i64, asked_at: Instant) {
         if revision < known {
-            // A backend that was restored from a backup counts from an earlier revision. Nothing that is kept is
-            // worth anything then.
-            self.shards.iter().for_each(|shard| shard.lock().clear());
+            // A backend that was restored from a backup counts from an earlier revision than the one that it was asked
+            // about. Nothing that is kept is worth anything then. An answer that overtook the feed is no such thing.
             self.revision.store(revision, Ordering::Release);
+            self.shards.iter().for_each(|shard| shard.lock().clear());
         }
         self.learn_revision(revision);
         self.heard.store(Some(asked_at.into()));
@@ -290,10 +289,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_change_makes_every_older_answer_void() {
         let cache = cache();
-        cache.learn(1, Instant::now());
+        cache.learn(0, 1, Instant::now());
         cache.keep(key("ann"), entry(true, 1), &rule());
         assert_eq!(cache.find(&key("ann"), &rule()), Some(true));
-        cache.learn(2, Instant::now());
+        cache.learn(1, 2, Instant::now());
         assert_eq!(cache.find(&key("ann"), &rule()), None);
         cache.keep(key("ann"), entry(true, 1), &rule());
         assert_eq!(cache.find(&key("ann"), &rule()), None, "an answer from before the change is never kept");
@@ -302,14 +301,27 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_the_feed_trust_is_short() {
         let cache = cache();
-        cache.learn(1, Instant::now());
+        cache.learn(0, 1, Instant::now());
         cache.keep(key("ann"), entry(true, 1), &rule());
         pass(4).await;
-        cache.learn(1, Instant::now());
+        cache.learn(0, 1, Instant::now());
         pass(4).await;
         assert_eq!(cache.find(&key("ann"), &rule()), Some(true), "the feed vouches for it");
         pass(2).await;
         assert_eq!(cache.find(&key("ann"), &rule()), None, "the feed was lost 6 s ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_overtakes_the_feed_is_no_restored_backup() {
+        let cache = cache();
+        cache.learn(0, 7, Instant::now());
+        cache.keep(key("ann"), entry(true, 8), &rule());
+        cache.learn(7, 7, Instant::now());
+        cache.keep(key("bob"), entry(true, 7), &rule());
+        assert_eq!(cache.find(&key("bob"), &rule()), None, "older than a change that is known");
+        assert_eq!(cache.find(&key("ann"), &rule()), Some(true));
+        cache.learn(8, 3, Instant::now());
+        assert_eq!(cache.find(&key("ann"), &rule()), None, "the backend was restored");
     }
 
     #[tokio::test(start_paused = true)]
@@ -318,7 +330,7 @@ mod tests {
         cache.keep(key("bob"), entry(false, 1), &rule());
         for _ in 0..10 {
             pass(3).await;
-            cache.learn(1, Instant::now());
+            cache.learn(0, 1, Instant::now());
         }
         assert_eq!(cache.find(&key("bob"), &rule()), None);
     }

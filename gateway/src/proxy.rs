@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -19,7 +20,6 @@ use policy::refusal::{Code, Refusal};
 use policy::request::{Headers, Request};
 use policy::stage::{Stage, Trail};
 use smallvec::SmallVec;
-use tokio::sync::watch;
 use tracing::{Instrument as _, Span, debug, error, field, info_span};
 
 use crate::answer;
@@ -32,7 +32,9 @@ use crate::observe::metrics::method_label;
 use crate::observe::telemetry;
 use crate::reload::Loaded;
 use crate::upstreams::Upstreams;
+use crate::wire::body::BodyFault;
 use crate::wire::connection::Connection;
+use crate::wire::head;
 
 /// The body is over the limit.
 const BODY_TOO_LARGE: ErrorType = ErrorType::new_code("BodyTooLarge", 413);
@@ -53,8 +55,8 @@ pub struct Proxy {
     pub gateway_token: Option<String>,
     /// What is written of each request.
     pub access: AccessLog,
-    /// True from SIGTERM on.
-    pub shutdown: watch::Receiver<bool>,
+    /// True from SIGTERM on: an answered client should come back on another connection, to another replica.
+    pub leaving: Arc<AtomicBool>,
 }
 
 /// One request, from its header to its log line.
@@ -128,8 +130,7 @@ impl Exchange {
         let malformed = |detail: String| Refusal::new(Stage::Identify, Code::MalformedTarget, detail);
         let raw = std::str::from_utf8(header.raw_path())
             .map_err(|_| malformed("the target is not ASCII".to_owned()))?;
-        let raw = crate::wire::head::absolute(raw)
-            .map_or(raw, |(_, rest)| if rest.is_empty() { "/" } else { rest });
+        let raw = head::absolute(raw).map_or(raw, |(_, rest)| if rest.is_empty() { "/" } else { rest });
         let (path, query) = raw.split_once('?').map_or((raw, None), |(path, query)| (path, Some(query)));
         let path = if path.is_empty() { "/" } else { path };
         self.target = path::normalise(path, self.rules().requests.encoded_slash)
@@ -144,6 +145,10 @@ impl Exchange {
     }
 
     async fn judge(&mut self, world: &Handle, header: &RequestHeader) -> Result<(), Refusal> {
+        if header.version == Version::HTTP_2 {
+            head::check_http2(header, &self.rules().requests)
+                .map_err(|fault| Refusal::new(Stage::Accept, fault.code, fault.detail))?;
+        }
         self.normalise(header)?;
         let fields: SmallVec<[(&str, &[u8]); 32]> =
             header.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
@@ -208,7 +213,7 @@ impl ProxyHttp for Proxy {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
         let exchange = ctx.insert(Box::new(Exchange::begin(&self.gateway, session)));
         session.set_write_timeout(Some(exchange.rules().requests.write_timeout));
-        if *self.shutdown.borrow() {
+        if self.leaving.load(Ordering::Relaxed) {
             session.set_keepalive(None);
         }
         if session.req_header().version == Version::HTTP_10 {
@@ -216,6 +221,10 @@ impl ProxyHttp for Proxy {
         }
         let judged = exchange.judge(&Handle(Arc::clone(&self.gateway)), session.req_header()).await;
         let Err(refusal) = judged else {
+            if let Some(connection) = connection(session) {
+                let deadline = exchange.started + exchange.request_timeout();
+                connection.set_body_deadline(tokio::time::Instant::from_std(deadline));
+            }
             if expects_continue(session) {
                 session.set_close_on_response_before_downstream_finish(false);
                 session.write_continue_response().await?;
@@ -304,7 +313,7 @@ impl ProxyHttp for Proxy {
             response.remove_header("transfer-encoding");
             session.set_keepalive(None);
         }
-        if *self.shutdown.borrow() {
+        if self.leaving.load(Ordering::Relaxed) {
             session.set_keepalive(None);
         }
         Ok(())
@@ -314,6 +323,9 @@ impl ProxyHttp for Proxy {
         let done = |error_code| FailToProxy { error_code, can_reuse_downstream: false };
         let Some(exchange) = ctx else { return done(0) };
         exchange.upstream_is_done();
+        if exchange.refusal.is_some() {
+            return done(0); // the client did not stay to be refused
+        }
         let Some((code, outcome)) = understand(session, fault) else {
             exchange.outcome.get_or_insert(Outcome::ClientLeft);
             debug!(fault = %fault.etype().as_str(), "the client left");
@@ -424,19 +436,29 @@ fn expects_continue(session: &Session) -> bool {
     expects && header.version == Version::HTTP_11
 }
 
+/// The connection that an HTTP/1 request came on.
+fn connection(session: &Session) -> Option<&Connection> {
+    session.stream().and_then(|stream| stream.as_any().downcast_ref())
+}
+
 /// What a fault of pingora's means: our code for the client and the breaker's outcome. `None`: the client is gone.
-fn understand(session: &Session, fault: &Error) -> Option<(Code, Outcome)> {
+fn understand(session: &mut Session, fault: &Error) -> Option<(Code, Outcome)> {
     use ErrorType::{
         ConnectTimedout, ConnectionClosed, H2Error, ReadError, ReadTimedout, WriteError, WriteTimedout,
     };
-    let ours = session.stream().and_then(|stream| stream.as_any().downcast_ref::<Connection>());
-    if ours.is_some_and(|connection| connection.fault().is_some()) {
-        return Some((Code::MalformedRequest, Outcome::ClientLeft));
+    match connection(session).and_then(Connection::fault) {
+        Some(BodyFault::LATE) => return Some((Code::BodyTimeout, Outcome::ClientLeft)),
+        Some(_) => return Some((Code::MalformedRequest, Outcome::ClientLeft)),
+        None => {}
     }
+    // An upstream that waits for a body which the client does not send has not failed.
+    let incomplete = !session.is_body_done();
+    let client_stalls = connection(session).map_or(incomplete, Connection::waits_for_client);
     Some(match (fault.etype(), fault.esource()) {
         (kind, _) if *kind == BODY_TOO_LARGE => (Code::BodyTooLarge, Outcome::ClientLeft),
         (kind, _) if *kind == BODY_TOO_SLOW => (Code::BodyTimeout, Outcome::ClientLeft),
         (ReadTimedout, ErrorSource::Downstream) => (Code::BodyTimeout, Outcome::ClientLeft),
+        (ReadTimedout, ErrorSource::Upstream) if client_stalls => (Code::BodyTimeout, Outcome::ClientLeft),
         (ReadError | WriteError | WriteTimedout | ConnectionClosed | H2Error, ErrorSource::Downstream) => {
             return None;
         }
@@ -451,12 +473,12 @@ fn understand(session: &Session, fault: &Error) -> Option<(Code, Outcome)> {
 
 /// The refusal that goes with a code; nothing of the upstream's insides is in it.
 fn describe(code: Code, session: &Session, exchange: &Exchange) -> Refusal {
-    let ours = session.stream().and_then(|stream| stream.as_any().downcast_ref::<Connection>());
     let detail = match code {
         Code::BodyTooLarge => return exchange.body_too_large(),
-        Code::BodyTimeout => "the request's body did not arrive in time",
+        Code::BodyTimeout => BodyFault::LATE.0,
         Code::MalformedRequest => {
-            ours.and_then(Connection::fault).map_or("the request's body is malformed", |fault| fault.0)
+            let fault = connection(session).and_then(Connection::fault);
+            fault.map_or("the request's body is malformed", |fault| fault.0)
         }
         Code::UpstreamTimeout => "the service did not answer in time",
         Code::UpstreamUnreachable => "the service cannot be reached",

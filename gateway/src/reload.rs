@@ -60,6 +60,15 @@ pub struct Loaded {
 /// The deny files of a policy, with what they held.
 type DenyFiles = Vec<(PathBuf, String)>;
 
+impl Loaded {
+    /// The policy, once the keys that it names are there.
+    fn adopted(self, keys: &Keys) -> Result<Self, Vec<Fault>> {
+        let adopted = keys.adopt(&self.rules);
+        adopted.map_err(|error| vec![whole_file(Path::new(&self.file), &error)])?;
+        Ok(self)
+    }
+}
+
 /// A refusal to reload, as `/admin/policy` shows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct ReloadRefusal {
@@ -78,8 +87,10 @@ pub struct Reloader {
     ledger: Arc<Ledger>,
     metrics: Metrics,
     last_refusal: Mutex<Option<ReloadRefusal>>,
-    /// The text that was judged last, good or not: it is not judged again.
-    last_seen: Mutex<Option<String>>,
+    /// What was read last, good or not: it is not judged again.
+    last_seen: Mutex<Option<Result<String, String>>>,
+    /// Held from reading to putting in force, so that an older text never replaces a newer one.
+    reloading: Mutex<()>,
 }
 
 impl Reloader {
@@ -101,33 +112,48 @@ impl Reloader {
             metrics,
             last_refusal: Mutex::default(),
             last_seen: Mutex::default(),
+            reloading: Mutex::default(),
         })
     }
 
     /// The policy to start with: the file, or the last good one when the file is refused. With neither there is
     /// nothing to serve by.
     pub fn first(&self) -> anyhow::Result<Arc<Loaded>> {
-        let text = read(&self.file)?;
-        *self.last_seen.lock() = Some(text.clone());
-        match self.judge(&self.file, &text) {
-            Ok(loaded) => Ok(self.accept(loaded, &text)),
-            Err(faults) => {
-                if let Ok(loaded) = self.judge_with(&self.file, &text, &[]) {
-                    error!("the overrides do not fit the policy: starting without them");
-                    let loaded = self.accept(loaded, &text);
-                    self.refuse(faults);
-                    return Ok(loaded);
-                }
-                let kept = self.kept_file();
-                let last_good = read(&kept).ok().and_then(|text| self.judge(&kept, &text).ok());
-                let Some(last_good) = last_good else { bail!("the policy is refused\n{}", lines(&faults)) };
-                error!(file = %self.file.display(), "the policy is refused: starting with the last good one");
-                self.refuse(faults);
-                let last_good = Arc::new(last_good);
-                self.note_in_force(&last_good);
-                Ok(last_good)
-            }
+        if !self.file.exists() {
+            // More likely a wrong name than a policy that went bad.
+            bail!("policy.file: cannot read `{}`: there is no such file", self.file.display());
         }
+        let faults =
+            match self.read_file().and_then(|text| self.judge(&self.file, &text)?.adopted(&self.keys)) {
+                Ok(loaded) => return Ok(self.accept(loaded)),
+                Err(faults) => faults,
+            };
+        let (loaded, what) = self
+            .fallbacks()
+            .into_iter()
+            .find_map(|(what, loaded)| Some((loaded?, what)))
+            .with_context(|| format!("the policy is refused\n{}", lines(&faults)))?;
+        error!(file = %self.file.display(), "the policy is refused: starting with {what}");
+        self.refuse(faults);
+        let loaded = Arc::new(loaded);
+        self.note_in_force(&loaded);
+        Ok(loaded)
+    }
+
+    /// What to start with when the file with the overrides will not do.
+    fn fallbacks(&self) -> [(&'static str, Option<Loaded>); 2] {
+        let kept = self.kept_file();
+        let usable =
+            |loaded: Result<Loaded, Vec<Fault>>| loaded.and_then(|loaded| loaded.adopted(&self.keys)).ok();
+        let without = || usable(self.judge_with(&self.file, &self.read_file().ok()?, &[]));
+        let last_good = || usable(self.judge(&kept, &read(&kept).ok()?));
+        [("the file without the overrides", without()), ("the last good one", last_good())]
+    }
+
+    fn read_file(&self) -> Result<String, Vec<Fault>> {
+        let text = read(&self.file);
+        *self.last_seen.lock() = Some(text.as_ref().map(Clone::clone).map_err(|error| format!("{error:#}")));
+        text.map_err(|error| vec![whole_file(&self.file, &error)])
     }
 
     /// Judges a text, with the overrides that hold, without putting it in force.
@@ -138,11 +164,11 @@ impl Reloader {
     /// Judges a text with `overrides`. The text is judged alone first, for the places of its faults.
     pub fn judge_with(&self, file: &Path, text: &str, overrides: &[Override]) -> Result<Loaded, Vec<Fault>> {
         let name = file.display().to_string();
-        let (mut rules, mut deny_files) = self.read_rules(file, &name, text)?;
+        let (mut rules, mut deny_files) = self.read_rules(&name, text)?;
         rules.run_tests(&name, text)?;
         if !overrides.is_empty() {
             let merged = lay_over(text, overrides)?;
-            let judged = self.read_rules(file, &name, &merged).and_then(|(rules, deny_files)| {
+            let judged = self.read_rules(&name, &merged).and_then(|(rules, deny_files)| {
                 rules.run_tests(&name, &merged)?;
                 Ok((rules, deny_files))
             });
@@ -155,9 +181,9 @@ impl Reloader {
         Ok(Loaded { rules, sha256, file: name, loaded_at, text: text.to_owned(), deny_files })
     }
 
-    fn read_rules(&self, file: &Path, name: &str, text: &str) -> Result<(Policy, DenyFiles), Vec<Fault>> {
+    fn read_rules(&self, name: &str, text: &str) -> Result<(Policy, DenyFiles), Vec<Fault>> {
         let mut rules = Policy::parse(name, text, Some(&self.upstreams))?;
-        let deny_files = read_deny_files(file, &mut rules)?;
+        let deny_files = read_deny_files(&self.file, &mut rules)?;
         Ok((rules, deny_files))
     }
 
@@ -189,8 +215,10 @@ impl Reloader {
     /// Puts the text in force again, with the overrides that hold now. What other replicas could accept and this one
     /// cannot, for its file is another, is refused here.
     pub fn apply_overrides(&self, gateway: &Gateway) {
+        let _one_at_a_time = self.reloading.lock();
         let in_force = gateway.policy();
-        match self.judge(Path::new(&in_force.file), &in_force.text).and_then(|loaded| self.adopt(loaded)) {
+        let judged = self.judge(Path::new(&in_force.file), &in_force.text);
+        match judged.and_then(|loaded| loaded.adopted(&self.keys)) {
             Ok(loaded) => {
                 let loaded = Arc::new(loaded);
                 self.note_in_force(&loaded);
@@ -201,22 +229,13 @@ impl Reloader {
         }
     }
 
-    fn adopt(&self, loaded: Loaded) -> Result<Loaded, Vec<Fault>> {
-        self.keys.adopt(&loaded.rules).map_err(|error| vec![whole_file(&self.file, &error)])?;
-        Ok(loaded)
-    }
-
     /// Reads the file and puts it in force, or says why not.
     pub fn reload(&self, gateway: &Gateway) -> Result<(), Vec<Fault>> {
-        let text = read(&self.file).map_err(|error| {
-            let faults = vec![whole_file(&self.file, &error)];
-            self.refuse(faults.clone());
-            faults
-        })?;
-        *self.last_seen.lock() = Some(text.clone());
-        match self.judge(&self.file, &text).and_then(|loaded| self.adopt(loaded)) {
+        let _one_at_a_time = self.reloading.lock();
+        let judged = self.read_file().and_then(|text| self.judge(&self.file, &text)?.adopted(&self.keys));
+        match judged {
             Ok(loaded) => {
-                let loaded = self.accept(loaded, &text);
+                let loaded = self.accept(loaded);
                 let before = gateway.policy();
                 gateway.audit.write(&Entry {
                     action: "policy_reload",
@@ -264,7 +283,7 @@ impl Reloader {
     }
 
     fn look(&self, gateway: &Gateway) {
-        let Ok(text) = read(&self.file) else { return };
+        let text = read(&self.file).map_err(|error| format!("{error:#}"));
         let changed = self.last_seen.lock().as_ref() != Some(&text);
         let lists_changed = || {
             let in_force = gateway.policy();
@@ -275,8 +294,8 @@ impl Reloader {
         }
     }
 
-    fn accept(&self, loaded: Loaded, text: &str) -> Arc<Loaded> {
-        if let Err(error) = self.keep(text) {
+    fn accept(&self, loaded: Loaded) -> Arc<Loaded> {
+        if let Err(error) = self.keep(&loaded.text) {
             warn!(error = format!("{error:#}"), "the policy cannot be kept for a restart");
         }
         self.metrics.policy_reloads.with_label_values(&["accepted"]).inc();

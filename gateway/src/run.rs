@@ -71,7 +71,6 @@ pub async fn run(
         metrics.clone(),
     );
     let first = reloader.first()?;
-    keys.adopt(&first.rules)?;
     let shared = match settings.redis.url.as_str() {
         "" => None,
         _ => Some(RedisStore::new(redis_places(&settings.redis, &secrets)?, metrics.clone())),
@@ -114,8 +113,13 @@ pub async fn run(
     let admin_task = tokio::spawn(admin::serve(admin, admin_listener, admin_stops));
     start_background(&gateway, shared.clone(), &keys, &permissions);
 
-    let proxy =
-        Proxy { gateway: Arc::clone(&gateway), upstreams, gateway_token, access, shutdown: stopping.clone() };
+    let proxy = Proxy {
+        gateway: Arc::clone(&gateway),
+        upstreams,
+        gateway_token,
+        access,
+        leaving: Arc::clone(&leaving),
+    };
     let pingora = ServerConf {
         threads: 1,
         upstream_keepalive_pool_size: KEPT_CONNECTIONS,
@@ -125,6 +129,7 @@ pub async fn run(
     let mut proxy = http_proxy(&Arc::new(pingora), proxy);
     let mut options = pingora_core::apps::HttpServerOptions::default();
     options.h2c = true;
+    options.h2_idle_timeout = Some(gateway.policy().rules.requests.idle_timeout);
     proxy.server_options = Some(options);
     let (door, mut all_done) = Door::new(gateway, Arc::new(proxy), stopping);
     for listener in listeners {

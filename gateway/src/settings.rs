@@ -87,6 +87,7 @@ impl Default for AdminSettings {
 #[serde(deny_unknown_fields)]
 pub struct UpstreamSettings {
     /// `HOST:PORT` or `unix:PATH`; several are taken in turn.
+    #[serde(default)]
     pub addresses: Vec<String>,
     /// What `/health/ready` asks of it.
     #[serde(default = "health_path")]
@@ -237,13 +238,11 @@ impl Settings {
         for (variable, value) in environment {
             let Some(path) = variable.strip_prefix(PREFIX) else { continue };
             let path: Vec<_> = path.split("__").map(str::to_ascii_lowercase).collect();
-            let value = scalar(value, &path);
-            let mut single = toml::Table::new();
-            lay(&mut single, &path, value.clone());
-            if let Err(error) = single.try_into::<Self>() {
+            lay(&mut table, &path, scalar(value, &path));
+            // Judged with what is there already: one key of an upstream alone says too little.
+            if let Err(error) = table.clone().try_into::<Self>() {
                 bail!("{variable}: {}", with_nearest(error.message()));
             }
-            lay(&mut table, &path, value);
         }
         let settings: Self = table.try_into()?;
         settings.in_profile(profile).check()

@@ -1,13 +1,16 @@
 //! Where requests go: each upstream's addresses, taken in turn.
 
 use std::collections::BTreeMap;
-use std::net::ToSocketAddrs as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use pingora_core::upstreams::peer::HttpPeer;
+use tracing::warn;
 
 use crate::fetch::{Address, Fetch};
 use crate::settings::UpstreamSettings;
@@ -18,14 +21,68 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// An unused connection to an upstream is kept for so long.
 const KEEP: Duration = Duration::from_mins(1);
 
+/// A name is looked up anew after this time, in the background: its addresses may change.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
+
+/// For looking up a name that has no known address yet.
+const LOOK_UP: Duration = Duration::from_secs(2);
+
 /// Every upstream by name; cheap to clone.
 #[derive(Clone)]
 pub struct Upstreams(Arc<BTreeMap<String, Upstream>>);
 
 struct Upstream {
-    addresses: Vec<(Address, Fetch)>,
+    addresses: Vec<(Address, Fetch, Arc<Found>)>,
     health: String,
     next: AtomicUsize,
+}
+
+/// What a name was found to mean, and when it was looked up.
+#[derive(Default)]
+struct Found {
+    addresses: ArcSwap<Vec<SocketAddr>>,
+    looked_up: Mutex<Option<Instant>>,
+    next: AtomicUsize,
+}
+
+impl Found {
+    /// The next address of `name`. Only the first request waits for a look-up.
+    async fn next(self: &Arc<Self>, name: &str) -> anyhow::Result<SocketAddr> {
+        let known = self.addresses.load_full();
+        let stale = || self.looked_up.lock().is_none_or(|at| at.elapsed() > LOOK_UP_EVERY);
+        let known = if known.is_empty() {
+            tokio::time::timeout(LOOK_UP, self.look_up(name.to_owned()))
+                .await
+                .context("no answer in time")??;
+            self.addresses.load_full()
+        } else {
+            if stale() {
+                *self.looked_up.lock() = Some(Instant::now()); // one look-up at a time
+                let (found, name) = (Arc::clone(self), name.to_owned());
+                tokio::spawn(async move {
+                    if let Err(error) = found.look_up(name.clone()).await {
+                        warn!(
+                            name,
+                            error = format!("{error:#}"),
+                            "cannot be looked up: its last addresses serve"
+                        );
+                    }
+                });
+            }
+            known
+        };
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        known.get(turn % known.len().max(1)).copied().context("the upstream's name has no address")
+    }
+
+    async fn look_up(&self, name: String) -> anyhow::Result<()> {
+        let found: Vec<_> = tokio::net::lookup_host(name).await?.collect();
+        *self.looked_up.lock() = Some(Instant::now());
+        if !found.is_empty() {
+            self.addresses.store(Arc::new(found));
+        }
+        Ok(())
+    }
 }
 
 impl Upstreams {
@@ -33,8 +90,9 @@ impl Upstreams {
     pub fn new(settings: &BTreeMap<String, UpstreamSettings>) -> anyhow::Result<Self> {
         let mut upstreams = BTreeMap::new();
         for (name, upstream) in settings {
-            let parse =
-                |text: &String| Address::parse(text).map(|address| (address.clone(), Fetch::of(&address)));
+            let parse = |text: &String| {
+                Address::parse(text).map(|address| (address.clone(), Fetch::of(&address), Arc::default()))
+            };
             let addresses = upstream.addresses.iter().map(parse).collect::<anyhow::Result<Vec<_>>>();
             let addresses = addresses.with_context(|| format!("upstreams.{name}.addresses"))?;
             let upstream = Upstream { addresses, health: upstream.health.clone(), next: AtomicUsize::new(0) };
@@ -48,7 +106,7 @@ impl Upstreams {
         self.0.keys().cloned().collect()
     }
 
-    fn pick(&self, name: &str) -> anyhow::Result<&(Address, Fetch)> {
+    fn pick(&self, name: &str) -> anyhow::Result<&(Address, Fetch, Arc<Found>)> {
         let upstream = self.0.get(name).ok_or_else(|| anyhow!("no upstream is called `{name}`"))?;
         let turn = upstream.next.fetch_add(1, Ordering::Relaxed);
         Ok(&upstream.addresses[turn % upstream.addresses.len()])
@@ -56,21 +114,22 @@ impl Upstreams {
 
     /// A client of the next address.
     pub fn fetch(&self, name: &str) -> anyhow::Result<&Fetch> {
-        self.pick(name).map(|(_, fetch)| fetch)
+        self.pick(name).map(|(_, fetch, _)| fetch)
     }
 
     /// The next address, for pingora; it must answer within `patience`.
     pub async fn peer(&self, name: &str, patience: Duration) -> anyhow::Result<HttpPeer> {
-        let mut peer = match &self.pick(name)?.0 {
+        let (address, _, found) = self.pick(name)?;
+        let mut peer = match address {
             Address::Unix(path) => {
                 let path = path.to_str().context("a socket's path is UTF-8")?;
                 HttpPeer::new_uds(path, false, String::new()).map_err(|error| anyhow!("{error}"))?
             }
             Address::Tcp(address) => {
-                // Numbers need no look-up; a name is looked up each time, as its address may change.
+                // Numbers need no look-up.
                 let address = match address.parse() {
                     Ok(address) => address,
-                    Err(_) => resolve(address.clone()).await?,
+                    Err(_) => found.next(address).await?,
                 };
                 HttpPeer::new(address, false, String::new())
             }
@@ -83,24 +142,21 @@ impl Upstreams {
         Ok(peer)
     }
 
-    /// What each upstream says of its health, and how long it took to say so.
+    /// What each upstream says of its health, the first of its addresses that is well, and how long that took.
     pub async fn health(&self) -> Vec<(&str, Result<(), String>, Duration)> {
         let mut checks = Vec::new();
         for (name, upstream) in self.0.iter() {
-            let started = std::time::Instant::now();
-            let asked = upstream.addresses[0].1.get(&upstream.health, Duration::from_secs(1)).await;
-            checks.push((
-                name.as_str(),
-                asked.map(drop).map_err(|error| format!("{error:#}")),
-                started.elapsed(),
-            ));
+            let started = Instant::now();
+            let mut health = Err("no address".to_owned());
+            for (_, fetch, _) in &upstream.addresses {
+                let asked = fetch.get(&upstream.health, Duration::from_secs(1)).await;
+                health = asked.map(drop).map_err(|error| format!("{error:#}"));
+                if health.is_ok() {
+                    break;
+                }
+            }
+            checks.push((name.as_str(), health, started.elapsed()));
         }
         checks
     }
-}
-
-async fn resolve(address: String) -> anyhow::Result<std::net::SocketAddr> {
-    let looked_up =
-        tokio::task::spawn_blocking(move || address.to_socket_addrs().map(|mut all| all.next())).await??;
-    looked_up.context("the upstream's name has no address")
 }

@@ -79,7 +79,8 @@ impl Gcra {
     pub fn describe(self, arrival: Timestamp, now: Timestamp, conforms: bool) -> Reading {
         let debt = nanos(arrival.since(now));
         let free = self.tolerance().saturating_sub(debt);
-        let next = if debt == 0 { 0 } else { self.interval - free % self.interval };
+        let over = debt.saturating_sub(self.tolerance()); // a burst that was made smaller leaves more debt than it allows
+        let next = if debt == 0 { 0 } else { self.interval - free % self.interval + over };
         Reading {
             arrival,
             conforms,
@@ -115,6 +116,16 @@ mod tests {
         assert!(
             !gcra.take(arrival, START + refused.next.checked_sub(Duration::from_nanos(1)).unwrap()).conforms
         );
+    }
+
+    #[test]
+    fn who_waits_for_next_is_admitted_after_a_limit_was_made_smaller_too() {
+        let before = Gcra::new(1_000, Duration::from_hours(1), 1_000);
+        let arrival = (0..1_000).fold(Timestamp::EPOCH, |arrival, _| before.take(arrival, START).arrival);
+        let after = Gcra::new(5, Duration::from_mins(1), 5);
+        let refused = after.take(arrival, START);
+        assert!(!refused.conforms && refused.next > Duration::from_mins(58));
+        assert!(after.take(arrival, START + refused.next).conforms);
     }
 
     #[test]

@@ -33,4 +33,4 @@ pub mod token;
 pub mod units;
 pub mod world;
 
-pub use policy::{Policy, VERSION};
+pub use policy::{Policy, VERSION, same_field};

@@ -1,8 +1,8 @@
 //! The normal form of a target's path.
 //!
 //! What is matched, limited, authorised and forwarded is one and the same string, so that no two parts of the
-//! system read a path differently. RFC 3986, 6.2.2: needless percent-encoding is undone, the hexadecimal digits of
-//! the rest are capitals, dot segments are resolved in any spelling, and `//` is one slash. Nothing is decoded
+//! system read a path differently. RFC 3986, 6.2.2: needless percent-encoding is undone, that is, of every character
+//! that a segment may hold as it is; the hexadecimal digits of the rest are capitals, dot segments are resolved in any spelling, and `//` is one slash. Nothing is decoded
 //! twice: `%2525` stays `%2525`. `;` is an ordinary character.
 
 /// What to do with an encoded slash or backslash in a path.
@@ -79,7 +79,7 @@ fn decode_segment(segment: &str, encoded_slash: EncodedSlash, normal: &mut Strin
                     b'/' | b'\\' if encoded_slash == EncodedSlash::Refuse => {
                         return Err(PathFault::EncodedSlash);
                     }
-                    plain if unreserved(plain) => normal.push(char::from(plain)),
+                    plain if ordinary(plain) => normal.push(char::from(plain)),
                     other => push_escaped(other, normal),
                 }
             }
@@ -103,9 +103,29 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// RFC 3986, 2.3: the characters whose encoding means nothing.
-const fn unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+/// RFC 3986, 3.3: the characters that stand for themselves in a segment. Servers decode them all, so that a path which
+/// holds one encoded would be matched as another than it is served as.
+const fn ordinary(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'-' | b'.'
+                | b'_'
+                | b'~'
+                | b'!'
+                | b'$'
+                | b'&'
+                | b'\''
+                | b'('
+                | b')'
+                | b'*'
+                | b'+'
+                | b','
+                | b';'
+                | b'='
+                | b':'
+                | b'@'
+        )
 }
 
 #[cfg(test)]
@@ -120,6 +140,7 @@ mod tests {
 
     #[test]
     fn spellings_of_one_path_have_one_form() {
+        assert_eq!(normal("/items%3Apurge%40x").as_deref(), Ok("/items:purge@x"));
         for spelling in ["/a/b", "//a///b", "/a/./b", "/a/x/../b", "/%61/b", "/a/%2e/b", "/a/x/%2E%2e/b"] {
             assert_eq!(normal(spelling).as_deref(), Ok("/a/b"), "{spelling}");
         }

@@ -42,7 +42,7 @@ pub async fn admit<W: World>(
     let now = world.now(); // a request has one time
     let client = trail.stage(Identify, policy.client.identify(request))?;
     trail.stage(Block, policy.blocks.pass(&client, world, now))?;
-    let route = trail.stage(Routing, policy.routes.find(request))?;
+    let route = trail.stage(Routing, policy.route(request))?;
     let spent = trail.stage(LimitClient, route.limit_client(&client, request, world, now).await)?;
     let subject = trail.stage(Authenticate, route.authenticate(request, world, now).await)?;
     let spent = trail

@@ -14,8 +14,10 @@ use crate::document::{Fault, Faults, Section, nearest};
 use crate::from_toml_str;
 use crate::headers::AnswerHeaders;
 use crate::limits::LimitRule;
+use crate::refusal::Refusal;
+use crate::request::Request;
 use crate::requests::RequestRule;
-use crate::routes::{Pattern, RequiredPermission, Route, Routes, Template};
+use crate::routes::{self, Pattern, RequiredPermission, Route, Routes, Template};
 
 /// Every rule in force. One snapshot serves a request from its first stage to its last.
 #[derive(Clone, Debug)]
@@ -105,11 +107,30 @@ impl Policy {
 
     /// Whether a field carries identity, in any spelling: servers behind us may read `X_Auth_User` as `X-Auth-User`.
     pub fn is_identity_field(&self, name: &str) -> bool {
-        self.identity_fields.iter().any(|field| {
-            field.len() == name.len()
-                && field.bytes().zip(name.bytes()).all(|(ours, theirs)| ours == letter(theirs))
-        })
+        IDENTITY_FIELDS.iter().any(|field| same_field(field, name))
+            || self.identity_fields.iter().any(|field| same_field(field, name))
     }
+
+    /// The route of a request. What the permission service tells the gateway alone is nobody else's: no route leads
+    /// there.
+    pub fn route(&self, request: &Request<'_>) -> Result<Arc<Route>, Refusal> {
+        let route = self.routes.find(request)?;
+        if *route.upstream == *self.permissions.upstream && request.path.starts_with(INTERNAL) {
+            return Err(routes::not_found());
+        }
+        Ok(route)
+    }
+}
+
+/// Fields that our own backend believes: they are the gateway's to write, whatever a policy forwards.
+const IDENTITY_FIELDS: [&str; 2] = ["x-auth-user", "x-auth-roles"];
+
+/// Paths of the permission service that only the gateway asks for.
+const INTERNAL: &str = "/internal/";
+
+/// Whether `name` is `ours` in some spelling; `ours` is in lower case with dashes.
+pub fn same_field(ours: &str, name: &str) -> bool {
+    ours.len() == name.len() && ours.bytes().zip(name.bytes()).all(|(ours, theirs)| ours == letter(theirs))
 }
 
 /// `-`, `_`, `.` and `~` count as the same letter.
@@ -193,6 +214,9 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
     let schemes =
         section.get_or::<Vec<Scheme>>("auth", Vec::new()).into_iter().map(|scheme| scheme.0).collect();
     let issuers: Vec<_> = resolve(&section, "auth", "[jwt] issuer", &names.issuers, schemes);
+    if section.has("auth") && issuers.is_empty() {
+        section.fault("auth", "at least one of jwt:ISSUER; leave the key out for a route that is open");
+    }
     let roles = section.get_or("roles", Vec::new());
     let permission = section.get::<String>("permission");
     let resource = section.get::<String>("resource");

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 use crate::breaker::BreakerRule;
 use crate::limits::LimitRule;
+use crate::path::{self, EncodedSlash};
 use crate::refusal::{Code, Refusal};
 use crate::request::Request;
 use crate::stage::Stage;
@@ -123,10 +124,13 @@ impl Pattern {
 impl Segment {
     fn parse(text: &str) -> Result<Self, String> {
         let Some(inner) = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) else {
-            return if text.contains(['{', '}', '%', '?', '#', '\\']) || text == "." || text == ".." {
-                Err(format!("a segment is a word, `{{name}}` or `{{*rest}}` (got `{text}`)"))
-            } else {
+            // A literal that is not in its normal form would never match.
+            let path = format!("/{text}");
+            let normal = path::normalise(&path, EncodedSlash::Refuse).is_ok_and(|normal| normal == path);
+            return if normal && !text.contains('%') {
                 Ok(Self::Literal(text.to_owned()))
+            } else {
+                Err(format!("a segment is a plain word, `{{name}}` or `{{*rest}}` (got `{text}`)"))
             };
         };
         let name = inner.strip_prefix('*').unwrap_or(inner);
@@ -177,6 +181,10 @@ impl Template {
         }
         filled
     }
+}
+
+pub(crate) fn not_found() -> Refusal {
+    Refusal::new(Stage::Route, Code::RouteNotFound, "no route names this path")
 }
 
 /// All routes, ordered for look-up.
@@ -233,7 +241,7 @@ impl Routes {
     pub fn find(&self, request: &Request<'_>) -> Result<Arc<Route>, Refusal> {
         let path = request.path.strip_prefix('/').unwrap_or(request.path);
         let Some(routes) = self.root.find(path) else {
-            return Err(Refusal::new(Stage::Route, Code::RouteNotFound, "no route names this path"));
+            return Err(not_found());
         };
         let takes = |route: &&Arc<Route>| {
             route.methods.is_empty() || route.methods.iter().any(|m| **m == *request.method)

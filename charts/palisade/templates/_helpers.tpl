@@ -97,6 +97,10 @@ env:
   - { name: PALISADE_PROFILE, value: production }
   - { name: PALISADE_BACKEND__SERVER__LISTEN, value: {{ ternary "0.0.0.0:8090" "127.0.0.1:8090" (eq .Values.mode "standalone") | quote }} }
   - { name: PALISADE_BACKEND__DATABASE__PATH, value: /var/lib/palisade/palisade.db }
+  {{- if eq .Values.mode "sidecar" }}
+  # The gateway beside it is told to leave only when this container has ended: until then requests still come.
+  - { name: PALISADE_BACKEND__SERVER__DRAIN_DELAY, value: 8s }
+  {{- end }}
   {{- with .Values.telemetry.otlpEndpoint }}
   - { name: PALISADE_BACKEND__TELEMETRY__OTLP_ENDPOINT, value: {{ . | quote }} }
   {{- end }}

@@ -153,6 +153,11 @@ fn wants_token(name: &str) -> Response {
 async fn with_admin_token(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     match &admin.admin_token {
         Some(token) if !shows(request.headers(), token) => wants_token("ADMIN_TOKEN"),
+        // Without a token this is for people on this machine, not for pages that their browsers have open.
+        None if request.headers().contains_key(header::ORIGIN) => {
+            let detail = "a browser asks for another page: set ADMIN_TOKEN to allow it";
+            problem(StatusCode::FORBIDDEN, "cross_origin", detail)
+        }
         _ => next.run(request).await,
     }
 }

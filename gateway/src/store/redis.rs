@@ -81,6 +81,7 @@ struct Scripts {
     take: Script,
     count_failure: Script,
     put: Script,
+    forget: Script,
 }
 
 impl RedisStore {
@@ -95,6 +96,7 @@ impl RedisStore {
                 take: Script::new(include_str!("take.lua")),
                 count_failure: Script::new(include_str!("count_failure.lua")),
                 put: Script::new(include_str!("put.lua")),
+                forget: Script::new(include_str!("forget.lua")),
             },
             replicas: AtomicU32::new(1),
             replica_id: uuid::Uuid::now_v7().simple().to_string(),
@@ -175,7 +177,8 @@ impl RedisStore {
 
     async fn connect(&self) -> anyhow::Result<Client> {
         let Linked { mut link, node } = timeout(UNHURRIED * 3, self.places.connect()).await??;
-        for script in [&self.scripts.take, &self.scripts.count_failure, &self.scripts.put] {
+        let Scripts { take, count_failure, put, forget } = &self.scripts;
+        for script in [take, count_failure, put, forget] {
             script.load_async(&mut link).await?;
         }
         self.say_hello(&mut link).await?;
@@ -390,14 +393,15 @@ impl Store for RedisStore {
 
     async fn all(&self, topic: Topic) -> Result<Vec<Change>, StoreAway> {
         let texts = self.read_all(topic).await?;
-        let parse = |text: &String| serde_json::from_str(text.get(DIGITS..)?).ok();
-        let (all, now): (Vec<Change>, _) = (texts.iter().filter_map(parse).collect(), clock::now());
-        // What says nothing any more is taken out by whoever sees it.
-        let stale: Vec<&str> =
-            all.iter().filter(|change| !change.matters(now)).map(|change| change.key.as_str()).collect();
-        if !stale.is_empty() {
-            let command = redis::cmd("HDEL").arg(topic_key(topic)).arg(&stale).to_owned();
-            let _ = self.call(async |mut link| command.query_async::<()>(&mut link).await).await;
+        let parse = |text: &String| serde_json::from_str::<Change>(text.get(DIGITS..)?).ok();
+        let (texts, all): (Vec<String>, Vec<Change>) =
+            texts.into_iter().filter_map(|text| Some((text.clone(), parse(&text)?))).unzip();
+        let now = clock::now();
+        // What says nothing any more is taken out by whoever sees it, unless it has changed meanwhile.
+        for (text, change) in texts.iter().zip(&all).filter(|(_, change)| !change.matters(now)) {
+            let mut call = self.scripts.forget.prepare_invoke();
+            call.key(topic_key(topic)).arg(&change.key).arg(text);
+            self.call(async |mut link| call.invoke_async::<()>(&mut link).await).await?;
         }
         Ok(all.into_iter().filter(|change| change.matters(now)).collect())
     }

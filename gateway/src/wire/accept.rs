@@ -16,7 +16,7 @@ use policy::stage::Stage;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use super::connection::Connection;
@@ -28,6 +28,12 @@ use crate::proxy::Proxy;
 
 /// RFC 9113, 3.4: how a client says that it speaks HTTP/2.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// So many new bytes of a header are looked at even without the end of a line among them.
+const WORTH_A_LOOK: usize = 1024;
+
+/// For what the system has accepted or received when the gateway is told to leave.
+const LAST_LOOK: Duration = Duration::from_millis(50);
 
 /// Everything that a connection's task needs.
 #[derive(Clone)]
@@ -58,7 +64,7 @@ impl Door {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = shutdown.wait_for(|leaving| *leaving) => return,
+                _ = shutdown.wait_for(|leaving| *leaving) => break,
             };
             match accepted {
                 Ok((socket, peer)) => {
@@ -71,6 +77,10 @@ impl Door {
                 }
             }
         }
+        // Who has been accepted by the system already is served as well.
+        while let Ok(Ok((socket, peer))) = timeout(LAST_LOOK, listener.accept()).await {
+            tokio::spawn(self.clone().serve(socket, peer));
+        }
     }
 
     async fn serve(self, socket: TcpStream, peer: SocketAddr) {
@@ -80,9 +90,10 @@ impl Door {
         let most = policy.rules.requests.max_connections;
         // A trusted proxy brings the connections of many clients.
         let most = if policy.rules.client.trusts(address) { u32::MAX } else { most };
+        let client = policy.rules.client.network(address);
         drop(policy);
-        let connection = Box::new(Connection::new(socket));
-        let Some(_place) = self.places.take(address, most) else {
+        let connection = Box::new(Connection::new(socket, peer));
+        let Some(_place) = self.places.take(client, most) else {
             let detail = format!("this address holds {most} connections already");
             refuse(&self, connection, &Refusal::new(Stage::Accept, Code::TooManyConnections, detail)).await;
             return;
@@ -132,13 +143,14 @@ impl Door {
         let bytes = connection.begin(head.length, head.framing, rule.header_bytes);
         if head.upgrade {
             connection.open();
+        } else {
+            connection.set_body_deadline(Instant::now() + rule.request_timeout);
         }
         let mut session = ServerSession::new_http1(connection);
         session.set_pipelined_prefix(bytes);
         // pingora counts in whole seconds and only asks whether to keep the connection: the deadline is ours.
         let leaving = *self.shutdown.borrow();
         session.set_keepalive((!leaving && !head.upgrade).then_some(rule.idle_timeout.as_secs().max(1)));
-        session.set_read_timeout(Some(rule.request_timeout));
         session.set_write_timeout(Some(rule.write_timeout));
         let (stream, _) = self.proxy.process_new_http(session, &self.shutdown).await?.consume();
         let mut connection = stream.into_any().downcast::<Connection>().ok()?;
@@ -154,8 +166,13 @@ impl Door {
         let wait = if first || begun { rule.header_timeout } else { rule.idle_timeout };
         let mut deadline = Instant::now() + wait;
         let mut started = begun;
+        let mut examined = 0;
         loop {
-            if !connection.inbox.is_empty() {
+            // Byte by byte, a large header would be read anew for each of them: the end of a line is worth a look.
+            let news = &connection.inbox[examined..];
+            let worth_it = examined == 0 || news.contains(&b'\n') || news.len() > WORTH_A_LOOK;
+            if !news.is_empty() && (worth_it || connection.inbox.len() >= rule.header_bytes) {
+                examined = connection.inbox.len();
                 match examine(&connection.inbox, rule) {
                     Ok(Some(read)) => return read,
                     Ok(None) => {}
@@ -169,8 +186,17 @@ impl Door {
                 }
             }
             let read = tokio::select! {
-                read = timeout_at(deadline, connection.read_more()) => read,
-                _ = shutdown.wait_for(|leaving| *leaving), if !started => return Read::Nothing,
+                biased;
+                read = timeout_at(deadline, connection.read_more()) => Some(read),
+                () = left(&mut shutdown), if !started => None,
+            };
+            let read = match read {
+                Some(read) => read,
+                // A request that is on its way already is answered.
+                None => match timeout(LAST_LOOK, connection.read_more()).await {
+                    Err(_) => return Read::Nothing,
+                    read => read,
+                },
             };
             match read {
                 Ok(Ok(0) | Err(_)) => return Read::Nothing,
@@ -183,6 +209,11 @@ impl Door {
             }
         }
     }
+}
+
+/// Waits until the gateway is told to leave.
+async fn left(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|leaving| *leaving).await;
 }
 
 /// What came of waiting for a header.

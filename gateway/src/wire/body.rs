@@ -23,6 +23,11 @@ pub(super) enum Gate {
 #[error("{0}")]
 pub struct BodyFault(pub &'static str);
 
+impl BodyFault {
+    /// It is not all there in time.
+    pub const LATE: Self = Self("the request's body did not arrive in time");
+}
+
 impl Gate {
     /// The gate for a message framed like this; extensions and trailers may have `overhead` bytes together.
     pub(super) fn new(framing: Framing, overhead: usize) -> Self {

@@ -1,13 +1,17 @@
 //! One client connection as pingora sees it: a stream that holds one message at a time.
 
+use std::future::Future as _;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf as _, BytesMut};
+use parking_lot::Mutex;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
@@ -15,6 +19,7 @@ use pingora_core::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
 
 use super::body::{BodyFault, Gate};
 use super::head::Framing;
@@ -38,14 +43,22 @@ pub struct Connection {
     outbox: BytesMut,
     gate: Gate,
     fault: Option<BodyFault>,
+    /// When the body must be there, and the alarm for it, set while it is waited for.
+    body_deadline: Mutex<Option<Instant>>,
+    alarm: Option<Pin<Box<Sleep>>>,
+    /// Whether the last read had to wait for the client.
+    waits_for_client: AtomicBool,
     /// Written, not yet sent.
     answer: BytesMut,
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream) -> Self {
+    pub(super) fn new(socket: TcpStream, peer: SocketAddr) -> Self {
         use std::os::fd::AsRawFd as _;
-        let digest = Arc::new(SocketDigest::from_raw_fd(socket.as_raw_fd()));
+        let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
+        // pingora would ask the socket later, and one that was reset does not know any more.
+        let _ = digest.peer_addr.set(Some(pingora_core::protocols::l4::socket::SocketAddr::Inet(peer)));
+        let digest = Arc::new(digest);
         Self {
             socket: Some(socket),
             digest,
@@ -53,8 +66,34 @@ impl Connection {
             outbox: BytesMut::new(),
             gate: Gate::Length(0),
             fault: None,
+            body_deadline: Mutex::new(None),
+            alarm: None,
+            waits_for_client: AtomicBool::new(false),
             answer: BytesMut::new(),
         }
+    }
+
+    /// By when the whole body must be there, however it trickles.
+    pub fn set_body_deadline(&self, deadline: Instant) {
+        *self.body_deadline.lock() = Some(deadline);
+    }
+
+    /// Whether the rest of the body is the client's to send, and it does not.
+    pub fn waits_for_client(&self) -> bool {
+        self.waits_for_client.load(Ordering::Relaxed)
+    }
+
+    /// Wakes the reader when the body is late; an error when it is.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let deadline = match *self.body_deadline.lock() {
+            Some(deadline) if !self.gate.is_done() => deadline,
+            _ => return Poll::Pending,
+        };
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if alarm.deadline() != deadline {
+            alarm.as_mut().reset(deadline);
+        }
+        alarm.as_mut().poll(cx).map(|()| io::ErrorKind::TimedOut.into())
     }
 
     /// Takes the header off the inbox and sets the gate for its body.
@@ -90,6 +129,9 @@ impl Connection {
             self.inbox = BytesMut::new();
         }
         self.outbox = BytesMut::new();
+        self.alarm = None;
+        *self.body_deadline.get_mut() = None;
+        *self.waits_for_client.get_mut() = false;
     }
 
     fn socket(&mut self) -> io::Result<Pin<&mut TcpStream>> {
@@ -140,8 +182,20 @@ impl AsyncRead for Connection {
             if this.gate.is_done() && !this.inbox.is_empty() {
                 return Poll::Pending;
             }
-            if ready!(this.poll_fill(cx))? == 0 {
-                return Poll::Ready(Ok(())); // the client has closed
+            match this.poll_fill(cx) {
+                Poll::Ready(filled) => {
+                    this.waits_for_client.store(false, Ordering::Relaxed);
+                    if filled? == 0 {
+                        return Poll::Ready(Ok(())); // the client has closed
+                    }
+                }
+                Poll::Pending => {
+                    this.waits_for_client.store(!this.gate.is_done(), Ordering::Relaxed);
+                    return this.poll_deadline(cx).map(|late| {
+                        this.fault = Some(BodyFault::LATE);
+                        Err(late)
+                    });
+                }
             }
         }
     }

@@ -4,7 +4,9 @@
 //! ungrammatical Host, Content-Length with Transfer-Encoding, two lengths even if equal, any Transfer-Encoding but one
 //! plain `chunked`, and the spellings `Transfer_Encoding` and `Content_Length`.
 
+use pingora_http::RequestHeader;
 use policy::refusal::Code;
+use policy::requests::RequestRule;
 
 /// The parser's room for header fields; a policy's `max_headers` is never more.
 const MAX_FIELDS: usize = policy::requests::MAX_HEADERS as usize;
@@ -72,6 +74,28 @@ pub fn parse(bytes: &[u8], max_fields: usize) -> Result<Option<Head>, HeadFault>
         && holds(request.headers, "connection", "upgrade")
         && holds(request.headers, "upgrade", "websocket");
     Ok(Some(Head { length, framing, upgrade }))
+}
+
+/// The same rules for a header of HTTP/2, whose framing and pseudo fields pingora has checked (RFC 9113, 8.2 and 8.3).
+pub fn check_http2(header: &RequestHeader, rule: &RequestRule) -> Result<(), HeadFault> {
+    if matches!(header.method.as_str(), "CONNECT" | "TRACE") {
+        return Err(HeadFault { code: Code::MethodNotAllowed, detail: "CONNECT and TRACE are never taken" });
+    }
+    let mut bytes = header.raw_path().len();
+    for (name, value) in &header.headers {
+        // RFC 9113, 6.5.2: what a field counts in a list of limited size.
+        bytes += name.as_str().len() + value.len() + 32;
+        if matches!(name.as_str(), "transfer_encoding" | "content_length") {
+            return Err(malformed("a header field that frames the message is misspelt"));
+        }
+    }
+    if header.headers.len() > rule.max_headers {
+        return Err(too_many_fields());
+    }
+    if bytes > rule.header_bytes {
+        return Err(HeadFault { code: Code::HeaderTooLarge, detail: "the request's header is too large" });
+    }
+    Ok(())
 }
 
 const fn too_many_fields() -> HeadFault {

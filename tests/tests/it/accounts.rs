@@ -122,3 +122,51 @@ async fn going_round_the_gateway_gives_nothing() {
     }
     assert_eq!(backend.get("/health/ready", None).await.status(), 200);
 }
+
+#[tokio::test]
+async fn what_the_backend_believes_is_the_gateways_to_write_whatever_the_policy_forwards() {
+    let open = tests::stack::POLICY
+        .replace("forward = { sub = \"x-auth-user\", roles = \"x-auth-roles\" }", "")
+        .replace("roles = [\"admin\"]", "")
+        + "[[routes]]\nname = \"all\"\npath = \"/{*rest}\"\nupstream = \"backend\"\n";
+    let stack = Stack::with(&open, &[]).await;
+    let user = stack.user("ann", &[]).await;
+    let client = stack.gateway.client();
+    for name in ["X-Auth-Roles", "x_auth_roles", "X.Auth~Roles"] {
+        let bearer = format!("Bearer {}", user.token);
+        let answer = client.ask("GET", "/v1/users", &[("authorization", &bearer), (name, "admin")], "").await;
+        assert_eq!((answer.status(), &answer.json()["code"]), (403, &json!("role_missing")), "{name}");
+    }
+    let question = "{\"user\":\"a\",\"permission\":\"b\",\"resource\":\"c\"}";
+    let answer =
+        client.ask("POST", "/internal/permissions", &[("content-type", "application/json")], question).await;
+    assert_eq!((answer.status(), answer.code().as_str()), (404, "route_not_found"));
+}
+
+#[tokio::test]
+async fn a_record_can_be_read_back_by_everybody_or_is_not_taken() {
+    let stack = Stack::start().await;
+    let admin = stack.user("root", &["admin"]).await;
+    let client = stack.gateway.client();
+    let bearer = format!("Bearer {}", admin.token);
+    let put = async |path: &str, field: (&str, &str), body: &str| {
+        client.ask("PUT", path, &[("authorization", bearer.as_str()), field], body.to_owned()).await
+    };
+    let none = ("x-none", "");
+    assert_eq!(put("/v1/collections/notes", none, "").await.status(), 201);
+    let record = "/v1/collections/notes/records/one";
+    for bad in ["1e999".to_owned(), format!("{}{}", "[".repeat(200), "]".repeat(200))] {
+        let answer = put(record, none, &bad).await;
+        assert_eq!((answer.status(), &answer.json()["code"]), (400, &json!("malformed_request")), "{bad}");
+    }
+    let kept = "{\"b\":12345678901234567890123,\"a\":1.10}";
+    let made = put(record, none, kept).await;
+    assert_eq!(made.status(), 201);
+    let listed = client.get("/v1/collections/notes/records", Some(&admin.token)).await;
+    assert!(String::from_utf8_lossy(&listed.body).contains(kept), "as it came: {:?}", listed.body);
+    let weak = format!("W/{}", made.field("etag"));
+    assert_eq!(put(record, ("if-none-match", &weak), "1").await.status(), 412, "weak comparison");
+    assert_eq!(put(record, ("if-match", &weak), "1").await.status(), 412, "strong comparison");
+    let answer = client.get("/v1/collections/notes/records?limit=abc", Some(&admin.token)).await;
+    assert_eq!((answer.status(), &answer.json()["code"]), (400, &json!("malformed_request")));
+}

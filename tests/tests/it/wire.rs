@@ -178,3 +178,68 @@ async fn ten_thousand_idle_connections_cost_a_few_kib_each() {
     println!("{CONNECTIONS} idle keep-alive connections: {each:.2} KiB each");
     assert!(each < 12.0, "{each:.2} KiB for each idle connection");
 }
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_the_clients_fault_and_never_the_upstreams() {
+    let hurried = tests::stack::POLICY
+        .replace("request_timeout = \"5s\"", "request_timeout = \"400ms\"")
+        .replace("upstream_timeout = \"5s\"", "upstream_timeout = \"300ms\"");
+    let stack = Stack::with(&hurried, &[]).await;
+    let stalled = "POST /v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    for _ in 0..5 {
+        let mut stream = stack.gateway.client().connect().await;
+        stream.write_all(stalled.as_bytes()).await.unwrap();
+        let answer = read_for(&mut stream, Duration::from_secs(2)).await;
+        assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("\"body_timeout\""), "{answer}");
+    }
+    let breaker = stack.gateway.metric("palisade_circuit_breaker_state{breaker=\"backend\"}").await;
+    assert!(breaker < 0.5, "five stalled bodies opened the breaker");
+    assert_eq!(stack.gateway.client().get(KEYS, None).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_client_that_resets_is_still_known_by_its_address() {
+    let stack = Stack::start().await;
+    let client = stack.gateway.client().at([127, 66, 0, 1]);
+    for _ in 0..20 {
+        let mut stream = client.connect().await;
+        stream.set_zero_linger().unwrap();
+        stream.write_all(format!("GET {KEYS}?reset HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+    }
+    let seen = || {
+        stack
+            .gateway
+            .program
+            .events()
+            .into_iter()
+            .filter(|event| event["method"] == "GET" && event["path"] == KEYS)
+    };
+    tests::eventually("a request of the reset client is logged", || async { seen().count() > 0 }).await;
+    for event in seen() {
+        assert_eq!(
+            (&event["client"], &event["code"]),
+            (&"127.66.0.1".into(), &"client_blocked".into()),
+            "{event}"
+        );
+    }
+}
+
+/// The status that curl gets over HTTP/2.
+async fn http2(stack: &Stack, arguments: &[&str]) -> String {
+    let mut curl = tokio::process::Command::new("curl");
+    curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--http2-prior-knowledge"]).args(arguments);
+    let output = curl.arg(format!("http://{}{KEYS}", stack.gateway.address)).output().await.unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn http2_is_under_the_rules_of_the_wire_too() {
+    let stack = Stack::start().await;
+    assert_eq!(http2(&stack, &[]).await, "200");
+    assert_eq!(http2(&stack, &["-X", "TRACE"]).await, "405");
+    assert_eq!(http2(&stack, &["-H", "Transfer_Encoding: chunked"]).await, "400");
+    assert_eq!(http2(&stack, &["-H", "Content_Length: 5"]).await, "400");
+    let many: Vec<String> = (0..101).map(|number| format!("X-{number}: a")).collect();
+    let many: Vec<&str> = many.iter().flat_map(|field| ["-H", field.as_str()]).collect();
+    assert_eq!(http2(&stack, &many).await, "431");
+}
