@@ -15,10 +15,11 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use policy::breaker::Outcome;
 use policy::path;
-use policy::pipeline::{Admission, admit, settle};
+use policy::pipeline::{Admission, admit, settle, wants_body};
 use policy::refusal::{Code, Refusal};
 use policy::request::{Headers, Request};
 use policy::stage::{Stage, Trail};
+use serde_json::Value;
 use smallvec::SmallVec;
 use tracing::{Instrument as _, Span, debug, error, field, info_span};
 
@@ -71,6 +72,9 @@ pub struct Exchange {
     path_length: usize,
     pub(crate) admission: Option<Admission<BreakerPass>>,
     refusal: Option<Refusal>,
+    /// Read before the request is judged, where a limit counts by a field of it.
+    body: Option<Value>,
+    max_judged_body: Option<u64>,
     received: u64,
     asked_upstream: Option<Instant>,
     upstream_time: Duration,
@@ -104,6 +108,8 @@ impl Exchange {
             path_length: 0,
             admission: None,
             refusal: None,
+            body: None,
+            max_judged_body: None,
             received: 0,
             asked_upstream: None,
             upstream_time: Duration::ZERO,
@@ -144,20 +150,38 @@ impl Exchange {
         Ok(())
     }
 
-    async fn judge(&mut self, world: &Handle, header: &RequestHeader) -> Result<(), Refusal> {
+    /// Checks what can be checked before anything is judged, and finds the normal path.
+    fn prepare(&mut self, header: &RequestHeader) -> Result<(), Refusal> {
         if header.version == Version::HTTP_2 {
             head::check_http2(header, &self.rules().requests)
                 .map_err(|fault| Refusal::new(Stage::Accept, fault.code, fault.detail))?;
         }
-        self.normalise(header)?;
-        let fields: SmallVec<[(&str, &[u8]); 32]> =
-            header.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-        let request = Request {
+        self.normalise(header)
+    }
+
+    /// The largest body of a request whose limits count by a field of it.
+    fn wants_body(&self, world: &Handle, header: &RequestHeader) -> Option<u64> {
+        if !self.rules().reads_bodies() {
+            return None;
+        }
+        let fields = fields_of(header);
+        let route = wants_body(self.rules(), &self.request(header, &fields), world)?;
+        Some(route.max_body.map_or(0, |most| most.0))
+    }
+
+    fn request<'r>(&'r self, header: &'r RequestHeader, fields: &'r [(&'r str, &'r [u8])]) -> Request<'r> {
+        Request {
             peer: self.peer,
             method: header.method.as_str(),
             path: self.path(),
-            headers: Headers::new(&fields),
-        };
+            headers: Headers::new(fields),
+            body: self.body.as_ref(),
+        }
+    }
+
+    async fn judge(&mut self, world: &Handle, header: &RequestHeader) -> Result<(), Refusal> {
+        let fields = fields_of(header);
+        let request = self.request(header, &fields);
         let mut trail = Trail::default();
         let judged = admit(self.rules(), &request, world, &mut trail).instrument(self.span.clone()).await;
         self.admission = Some(judged?);
@@ -176,7 +200,7 @@ impl Exchange {
 
     fn max_body(&self) -> u64 {
         let route = self.admission.as_ref().and_then(|admission| admission.route.max_body);
-        route.map_or(self.rules().requests.max_body, |bytes| bytes.0)
+        route.map(|bytes| bytes.0).or(self.max_judged_body).unwrap_or(self.rules().requests.max_body)
     }
 
     fn request_timeout(&self) -> Duration {
@@ -219,13 +243,26 @@ impl ProxyHttp for Proxy {
         if session.req_header().version == Version::HTTP_10 {
             session.set_ignore_info_resp(true);
         }
-        let judged = exchange.judge(&Handle(Arc::clone(&self.gateway)), session.req_header()).await;
+        let world = Handle(Arc::clone(&self.gateway));
+        let mut judged = exchange.prepare(session.req_header());
+        if judged.is_ok() {
+            exchange.max_judged_body = exchange.wants_body(&world, session.req_header());
+            if let Some(most) = exchange.max_judged_body {
+                judged = exchange.check_announced_length(session.req_header());
+                if judged.is_ok() {
+                    exchange.body = read_body(session, most, exchange.request_timeout()).await?;
+                }
+            }
+        }
+        if judged.is_ok() {
+            judged = exchange.judge(&world, session.req_header()).await;
+        }
         let Err(refusal) = judged else {
             if let Some(connection) = connection(session) {
                 let deadline = exchange.started + exchange.request_timeout();
                 connection.set_body_deadline(tokio::time::Instant::from_std(deadline));
             }
-            if expects_continue(session) {
+            if expects_continue(session) && exchange.max_judged_body.is_none() {
                 session.set_close_on_response_before_downstream_finish(false);
                 session.write_continue_response().await?;
                 session.set_close_on_response_before_downstream_finish(true);
@@ -434,6 +471,34 @@ fn expects_continue(session: &Session) -> bool {
         .get("expect")
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     expects && header.version == Version::HTTP_11
+}
+
+/// The fields of a header, as the specification reads them.
+type Fields<'h> = SmallVec<[(&'h str, &'h [u8]); 32]>;
+
+fn fields_of(header: &RequestHeader) -> Fields<'_> {
+    header.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect()
+}
+
+/// Reads a body of at most `most` bytes before the request is judged; pingora keeps it for the upstream. `None` when it
+/// is not JSON, which is the upstream's business.
+async fn read_body(session: &mut Session, most: u64, patience: Duration) -> Result<Option<Value>> {
+    if expects_continue(session) {
+        session.write_continue_response().await?;
+    }
+    session.enable_retry_buffering();
+    let mut body = Vec::new();
+    let read = async {
+        while let Some(piece) = session.read_request_body().await.map_err(Error::into_down)? {
+            body.extend_from_slice(&piece);
+            if body.len() as u64 > most {
+                return Err(Error::new_down(BODY_TOO_LARGE));
+            }
+        }
+        Ok(())
+    };
+    tokio::time::timeout(patience, read).await.unwrap_or_else(|_| Err(Error::new_down(BODY_TOO_SLOW)))?;
+    Ok(serde_json::from_slice(&body).ok())
 }
 
 /// The connection that an HTTP/1 request came on.

@@ -23,6 +23,7 @@ const USER: u8 = 2;
 const ROUTE: u8 = 3;
 const GLOBAL: u8 = 4;
 const HEADER: u8 = 5;
+const FIELD: u8 = 6;
 /// Added to a kind when the value is missing.
 const MISSING: u8 = 16;
 
@@ -43,6 +44,7 @@ impl Bucket {
             KeyPart::Route => ROUTE,
             KeyPart::Global => GLOBAL,
             KeyPart::Header(_) => HEADER,
+            KeyPart::Field(_) => FIELD,
         };
         match value {
             Some(value) => self.push_raw(kind, &value[..value.len().min(LONGEST)]),
@@ -113,7 +115,8 @@ impl fmt::Display for Bucket {
                 USER => "user",
                 ROUTE => "route",
                 GLOBAL => "global",
-                _ => "header",
+                HEADER => "header",
+                _ => "field",
             };
             let missing = if kind >= MISSING { "no-" } else { "" };
             write!(f, "|{missing}{name}:{}:{value}", value.len())?;

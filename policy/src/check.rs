@@ -158,6 +158,7 @@ impl PolicyTest {
             method: &self.request.method,
             path: &normal,
             headers: Headers::default(),
+            body: None,
         };
         let route = policy.routes.find(&request).ok();
         let Some(issuer) = route.as_ref().and_then(|route| route.issuers.first()) else {
@@ -219,7 +220,8 @@ pub fn judge(
         }
     };
     let fields: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-    let request = Request { peer: ip, method: &line.method, path: &normal, headers: Headers::new(&fields) };
+    let request =
+        Request { peer: ip, method: &line.method, path: &normal, headers: Headers::new(&fields), body: None };
     let verdict = at_once(admit(policy, &request, world, &mut trail));
     (verdict, trail)
 }

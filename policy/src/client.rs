@@ -110,8 +110,13 @@ mod tests {
 
     fn client_of(peer: &str, forwarded: &[&str]) -> Result<String, Code> {
         let fields: Vec<_> = forwarded.iter().map(|value| ("X-Forwarded-For", value.as_bytes())).collect();
-        let request =
-            Request { peer: peer.parse().unwrap(), method: "GET", path: "/", headers: Headers::new(&fields) };
+        let request = Request {
+            peer: peer.parse().unwrap(),
+            method: "GET",
+            path: "/",
+            headers: Headers::new(&fields),
+            body: None,
+        };
         rule().identify(&request).map(|client| client.address.to_string()).map_err(|refusal| refusal.code)
     }
 

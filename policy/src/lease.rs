@@ -52,10 +52,10 @@ pub struct Ask {
     pub ahead: u32,
     /// Tokens of the last lease that were not spent.
     pub returned: u32,
-    /// Tokens that were spent while the store was away.
-    pub overdrawn: u32,
-    /// How far the bucket was from full when it was last heard of; for a store that forgot.
+    /// How far the bucket is from full, as far as this replica knows; for a store that forgot it.
     pub known_debt: Duration,
+    /// Whether the store was away since, so that what it knows of the bucket may be less than this replica does.
+    pub after_outage: bool,
 }
 
 /// What the shared bucket answers.
@@ -81,7 +81,11 @@ impl SharedBucket {
         let tokens = |count: u32| Duration::from_nanos(interval.saturating_mul(u64::from(count)));
         let full_debt = tokens(gcra.burst());
         // A bucket that is not there is full, or the store forgot it.
-        let mut arrival = self.arrival.unwrap_or(now + ask.known_debt).max(now);
+        let known = now + ask.known_debt.min(full_debt);
+        let mut arrival = self.arrival.unwrap_or(known).max(now);
+        if ask.after_outage {
+            arrival = arrival.max(known);
+        }
         // What is on lease has its place in the bucket until the lease ends, at the latest.
         let out: u32 = self.leases.values().map(|(count, _)| count).sum();
         if let Some(last) = self.leases.values().map(|(_, ends)| *ends).max() {
@@ -91,7 +95,6 @@ impl SharedBucket {
         self.leases.retain(|_, (_, ends)| *ends > now);
         let others: u32 = self.leases.values().map(|(count, _)| count).sum();
         arrival = (arrival - tokens(ask.returned)).max(now + tokens(others));
-        arrival = (arrival + tokens(ask.overdrawn)).min(now + full_debt);
         let debt = nanos(arrival.since(now));
         let free = u32::try_from(nanos(full_debt).saturating_sub(debt) / interval).unwrap_or(gcra.burst());
         let need = ask.need.min(free);
@@ -115,9 +118,11 @@ pub struct Pot {
     empty_until: Timestamp,
     /// When the bucket is full again, as far as the store has told.
     known: Timestamp,
-    /// The same for this replica's share, while the store is away.
+    /// When the store last answered.
+    heard_at: Timestamp,
+    /// When this replica's share is full again, in the outage that began at `alone_since`.
     alone: Timestamp,
-    overdrawn: u32,
+    alone_since: Timestamp,
     /// Tokens of leases that have ended, for the bucket.
     unused: u32,
     asked_at: Timestamp,
@@ -188,7 +193,14 @@ impl Pot {
         let ahead = if waiting > 0 { self.forecast(gcra, now) } else { 0 };
         let returned = std::mem::take(&mut self.tokens).saturating_add(std::mem::take(&mut self.unused));
         (self.asked_at, self.spent, self.turned_away, self.ahead) = (now, 0, 0, ahead);
-        Ask { need: waiting, ahead, returned, overdrawn: self.overdrawn, known_debt: self.known.since(now) }
+        let known_debt = self.known.max(self.alone).since(now);
+        Ask { need: waiting, ahead, returned, known_debt, after_outage: false }
+    }
+
+    /// The question after an outage: nothing is asked for, but the store is told what this replica knows. A share that
+    /// was emptied alone stands for the whole bucket: the others did the same, or the bucket is fuller than it says.
+    pub fn report(&mut self, gcra: Gcra, now: Timestamp) -> Ask {
+        Ask { after_outage: true, ..self.ask(gcra, 0, now) }
     }
 
     /// How many tokens will be needed within [`HORIZON`], going by how many were wanted since the last question; at
@@ -201,13 +213,11 @@ impl Pot {
         u32::try_from(soon).unwrap_or(u32::MAX).min(most)
     }
 
-    /// Takes in the answer to `ask`, which was sent at `sent_at`.
-    pub fn receive(&mut self, gcra: Gcra, ask: Ask, grant: Grant, sent_at: Timestamp, now: Timestamp) {
-        self.overdrawn = self.overdrawn.saturating_sub(ask.overdrawn);
+    /// Takes in the answer to a question that was sent at `sent_at`.
+    pub fn receive(&mut self, gcra: Gcra, grant: Grant, sent_at: Timestamp, now: Timestamp) {
         self.tokens = self.tokens.saturating_add(grant.tokens);
         self.ends = sent_at + LEASE.saturating_sub(MARGIN);
-        self.known = now + grant.debt;
-        self.alone = self.known;
+        (self.known, self.heard_at, self.alone) = (now + grant.debt, now, now);
         self.empty_until = now + Self::refill(gcra, grant.debt);
     }
 
@@ -226,26 +236,33 @@ impl Pot {
         Duration::from_nanos(if fast { one.max(many) } else { one })
     }
 
-    /// Takes a token while the store is away: from what is still on lease, then from this replica's share of the
-    /// bucket, at the level last known.
-    pub fn take_alone(&mut self, gcra: Gcra, replicas: u32, now: Timestamp) -> Reading {
+    /// Takes a token in the outage that began at `since`: from what is still on lease, then from this replica's share of
+    /// the bucket, at the level last known.
+    pub fn take_alone(&mut self, gcra: Gcra, replicas: u32, since: Timestamp, now: Timestamp) -> Reading {
         let share = gcra.share(replicas);
+        self.begin_alone(since);
         if self.tokens > 0 && now < self.ends {
             self.take();
-            return share.describe(self.alone, now, true);
+            return share.describe(self.alone.max(now), now, true);
         }
         let reading = share.take(self.alone, now);
         if reading.conforms {
             self.alone = reading.arrival;
-            self.overdrawn = self.overdrawn.saturating_add(1);
         }
         reading
+    }
+
+    /// What came back to the bucket between the last answer and the outage was taken by others, as far as is known.
+    fn begin_alone(&mut self, since: Timestamp) {
+        if self.alone_since != since {
+            let unheard = since.since(self.heard_at).min(LEASE);
+            (self.alone, self.alone_since) = (self.known + unheard, since);
+        }
     }
 
     /// Puts back a token that was taken alone.
     pub fn put_back_alone(&mut self, gcra: Gcra, replicas: u32, now: Timestamp) {
         self.alone = gcra.share(replicas).refund(self.alone, now);
-        self.overdrawn = self.overdrawn.saturating_sub(1);
     }
 
     /// What would be read without taking anything.
@@ -265,15 +282,14 @@ impl Pot {
         self.tokens > 0 || self.unused > 0
     }
 
-    /// Whether the store has yet to hear what was spent while it was away.
-    pub fn is_overdrawn(&self) -> bool {
-        self.overdrawn > 0
+    /// Whether there is something to report after an outage.
+    pub fn has_news(&self, now: Timestamp) -> bool {
+        self.known > now || self.alone > now
     }
 
     /// Whether nothing would be lost by forgetting this pot.
     pub fn says_nothing(&self, now: Timestamp) -> bool {
         !self.holds_tokens()
-            && self.overdrawn == 0
             && self.empty_until <= now
             && self.known <= now
             && self.alone <= now
@@ -282,6 +298,6 @@ impl Pot {
 
     /// Forgets that the bucket is empty, as when an operator refills it.
     pub fn refilled(&mut self, now: Timestamp) {
-        (self.empty_until, self.known, self.alone, self.overdrawn) = (now, now, now, 0);
+        (self.empty_until, self.known, self.alone) = (now, now, now);
     }
 }

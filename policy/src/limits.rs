@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use smallvec::SmallVec;
 
 use crate::authenticate::Subject;
@@ -38,6 +39,8 @@ pub enum KeyPart {
     Global,
     /// The value of a header field.
     Header(Arc<str>),
+    /// The value of a field of a JSON body.
+    Field(Arc<str>),
 }
 
 impl FromStr for KeyPart {
@@ -49,9 +52,12 @@ impl FromStr for KeyPart {
             "user" => Ok(Self::User),
             "route" => Ok(Self::Route),
             "global" => Ok(Self::Global),
-            _ => match text.strip_prefix("header:") {
-                Some(name) if is_field_name(name) => Ok(Self::Header(name.to_ascii_lowercase().into())),
-                _ => Err("ip, user, route, global or header:NAME"),
+            _ => match text.split_once(':') {
+                Some(("header", name)) if is_field_name(name) => {
+                    Ok(Self::Header(name.to_ascii_lowercase().into()))
+                }
+                Some(("field", name)) if !name.is_empty() => Ok(Self::Field(name.into())),
+                _ => Err("ip, user, route, global, header:NAME or field:NAME"),
             },
         }
     }
@@ -148,8 +154,10 @@ impl LimitRule {
                 "a limit's name holds letters, digits, `-` and `_`, for it stands in an answer's header",
             );
         }
-        let key = section
-            .require::<OneOrMany<KeyPart>>("key", "ip, user, route, global, header:NAME or a list of them");
+        let key = section.require::<OneOrMany<KeyPart>>(
+            "key",
+            "ip, user, route, global, header:NAME, field:NAME or a list of them",
+        );
         let rate = section.require::<Rate>("rate", "N/s, N/min, N/h or N/day");
         let burst = section.get_checked("burst", rate.map_or(1, |rate| rate.count), |burst| {
             (1..=1_000_000).contains(burst).then_some(()).ok_or(format!("from 1 to 1000000 (got {burst})"))
@@ -178,6 +186,11 @@ impl LimitRule {
         self.key.contains(&KeyPart::User)
     }
 
+    /// Whether the key is in the body.
+    pub fn reads_body(&self) -> bool {
+        self.key.iter().any(|part| matches!(part, KeyPart::Field(_)))
+    }
+
     /// The bucket of this request.
     fn bucket(
         &self,
@@ -194,6 +207,11 @@ impl LimitRule {
                 KeyPart::Route => bucket.push(part, Some(route.as_bytes())),
                 KeyPart::Global => bucket.push(part, Some(b"")),
                 KeyPart::Header(name) => bucket.push(part, request.headers.first(name)),
+                KeyPart::Field(name) => match request.body.and_then(|body| body.get(&**name)) {
+                    Some(Value::String(text)) => bucket.push(part, Some(text.as_bytes())),
+                    Some(Value::Number(number)) => bucket.push(part, Some(number.to_string().as_bytes())),
+                    _ => bucket.push(part, None),
+                },
             }
         }
         bucket
@@ -223,7 +241,7 @@ impl LimitRule {
             KeyPart::User => "user".to_owned(),
             KeyPart::Route => "route".to_owned(),
             KeyPart::Global => "all clients together".to_owned(),
-            KeyPart::Header(name) => format!("value of {name}"),
+            KeyPart::Header(name) | KeyPart::Field(name) => format!("value of {name}"),
         };
         let each = self.key.iter().map(part).collect::<Vec<_>>().join(" and ");
         let each = if self.key == [KeyPart::Global] { each } else { format!("each {each}") };

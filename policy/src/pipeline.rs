@@ -32,6 +32,14 @@ pub struct Admission<P> {
     pub pass: P,
 }
 
+/// The route of a request whose body has to be read before it is judged. The body of one that will be refused anyway is
+/// not waited for.
+pub fn wants_body<W: World>(policy: &Policy, request: &Request<'_>, world: &W) -> Option<Arc<Route>> {
+    let client = policy.client.identify(request).ok()?;
+    policy.blocks.pass(&client, world, world.now()).ok()?;
+    policy.route(request).ok().filter(|route| route.reads_body())
+}
+
 /// Judges a request. The trail says how far it came.
 pub async fn admit<W: World>(
     policy: &Policy,

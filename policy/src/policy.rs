@@ -18,6 +18,7 @@ use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::requests::RequestRule;
 use crate::routes::{self, Pattern, RequiredPermission, Route, Routes, Template};
+use crate::units::Bytes;
 
 /// Every rule in force. One snapshot serves a request from its first stage to its last.
 #[derive(Clone, Debug)]
@@ -111,6 +112,11 @@ impl Policy {
             || self.identity_fields.iter().any(|field| same_field(field, name))
     }
 
+    /// Whether any route counts by a field of the body.
+    pub fn reads_bodies(&self) -> bool {
+        self.routes.iter().any(|route| route.reads_body())
+    }
+
     /// The route of a request. What the permission service tells the gateway alone is nobody else's: no route leads
     /// there.
     pub fn route(&self, request: &Request<'_>) -> Result<Arc<Route>, Refusal> {
@@ -121,6 +127,9 @@ impl Policy {
         Ok(route)
     }
 }
+
+/// The largest body that is kept while its request is judged.
+const MAX_JUDGED_BODY: u64 = 64 * 1024;
 
 /// Fields that our own backend believes: they are the gateway's to write, whatever a policy forwards.
 const IDENTITY_FIELDS: [&str; 2] = ["x-auth-user", "x-auth-roles"];
@@ -210,7 +219,8 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
     }
     let methods = section.get_or::<Vec<Method>>("methods", Vec::new());
     let limits = resolve(&section, "limits", "limit", &names.limits, section.get_or("limits", Vec::new()));
-    let (subject_limits, client_limits) = limits.into_iter().partition(|limit| limit.needs_subject());
+    let (subject_limits, client_limits): (Vec<_>, Vec<_>) =
+        limits.into_iter().partition(|limit| limit.needs_subject());
     let schemes =
         section.get_or::<Vec<Scheme>>("auth", Vec::new()).into_iter().map(|scheme| scheme.0).collect();
     let issuers: Vec<_> = resolve(&section, "auth", "[jwt] issuer", &names.issuers, schemes);
@@ -233,6 +243,16 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
         Some(RequiredPermission { permission: permission.into(), resource })
     });
     let counts_failed_logins = section.get_or("counts_failed_logins", Vec::new());
+    let reads_body = client_limits.iter().chain(&subject_limits).find(|limit| limit.reads_body());
+    if let Some(limit) = reads_body.map(|limit| &limit.name)
+        && section.get::<Bytes>("max_body").is_none_or(|most| most.0 > MAX_JUDGED_BODY)
+    {
+        let message = format!(
+            "at most 64KB and never left out, for limit `{limit}` counts by a field of the body, which is kept until the \
+             request is judged"
+        );
+        section.fault("max_body", message);
+    }
     let (max_body, upstream_timeout) = (section.get("max_body"), section.get("upstream_timeout"));
     let request_timeout = section.get("request_timeout");
     if let (Some(name), Some(pattern), Some(upstream)) = (name, pattern, upstream) {

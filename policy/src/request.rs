@@ -13,6 +13,8 @@ pub struct Request<'a> {
     pub path: &'a str,
     /// The header fields in the order of their arrival.
     pub headers: Headers<'a>,
+    /// The body as JSON, where a limit of the route counts by one of its fields and it is JSON.
+    pub body: Option<&'a serde_json::Value>,
 }
 
 /// Header fields; names are compared without regard to case.

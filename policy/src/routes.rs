@@ -73,6 +73,13 @@ enum Segment {
     Rest(Arc<str>),
 }
 
+impl Route {
+    /// Whether a limit counts by a field of the body, so that the body is read before the request is judged.
+    pub fn reads_body(&self) -> bool {
+        self.client_limits.iter().chain(&self.subject_limits).any(|limit| limit.reads_body())
+    }
+}
+
 impl Pattern {
     /// Parses a pattern; the error says what is allowed.
     pub fn parse(text: &str) -> Result<Self, String> {
@@ -305,8 +312,13 @@ mod tests {
     }
 
     fn find(routes: &Routes, method: &str, path: &str) -> Result<String, Code> {
-        let request =
-            Request { peer: "127.0.0.1".parse().unwrap(), method, path, headers: Headers::default() };
+        let request = Request {
+            peer: "127.0.0.1".parse().unwrap(),
+            method,
+            path,
+            headers: Headers::default(),
+            body: None,
+        };
         routes.find(&request).map(|route| route.name.to_string()).map_err(|refusal| refusal.code)
     }
 

@@ -149,7 +149,7 @@ impl Network {
             replica.waiting = 0; // they were told that the store is away
             return;
         };
-        replica.pot.receive(self.gcra, message.ask, grant, message.sent_at, now);
+        replica.pot.receive(self.gcra, grant, message.sent_at, now);
         // A bucket that is not leased from counts by the store's clock: there the request was admitted.
         let counted_at = if self.gcra.most_on_lease() == 0 { granted_at } else { now };
         while replica.waiting > 0 && replica.pot.level(now) == Level::Ready {
@@ -299,17 +299,19 @@ fn what_a_replica_does_not_spend_comes_back_to_the_others() {
 }
 
 #[test]
-fn what_was_spent_alone_is_owed_on_return() {
+fn a_replica_alone_has_its_share_at_the_level_last_known_and_says_so_on_return() {
     let gcra = Gcra::new(60, Duration::from_mins(1), 60);
     let (mut bucket, mut pot) = (SharedBucket::default(), Pot::default());
-    let spent = (0..60).filter(|_| pot.take_alone(gcra, 3, START).conforms).count();
-    assert_eq!(spent, 20, "a third of the burst");
-    let ask = pot.ask(gcra, 0, START);
-    let grant = bucket.grant(gcra, 1, ask, START);
-    pot.receive(gcra, ask, grant, START, START);
-    assert!(!pot.is_overdrawn());
-    let left = bucket.grant(gcra, 2, Ask { need: 60, ..Ask::default() }, START);
-    assert_eq!(left.tokens, 40);
+    let half = bucket.grant(gcra, 1, pot.ask(gcra, 30, START), START);
+    pot.receive(gcra, half, START, START);
+    (0..30).for_each(|_| pot.take());
+    let outage = START + Duration::from_millis(500);
+    let spent = (0..60).filter(|_| pot.take_alone(gcra, 3, outage, outage).conforms).count();
+    assert_eq!(spent, 10, "a third of what was left; what came back since is taken for spent by others");
+    let mut forgot = SharedBucket::default();
+    forgot.grant(gcra, 1, pot.report(gcra, outage), outage);
+    let left = forgot.grant(gcra, 2, Ask { need: 60, ..Ask::default() }, outage);
+    assert_eq!(left.tokens, 0, "the others are taken to have done the same");
 }
 
 #[test]
@@ -318,9 +320,27 @@ fn a_store_that_came_back_empty_is_told_the_level() {
     let mut pot = Pot::default();
     let ask = pot.ask(gcra, 60, START);
     let grant = SharedBucket::default().grant(gcra, 1, ask, START);
-    pot.receive(gcra, ask, grant, START, START);
+    pot.receive(gcra, grant, START, START);
     (0..60).for_each(|_| pot.take());
     let later = START + Duration::from_secs(2);
     let ask = pot.ask(gcra, 60, later);
     assert_eq!(SharedBucket::default().grant(gcra, 1, ask, later).tokens, 2, "what came back in two seconds");
+}
+
+#[test]
+fn of_several_reports_to_a_store_that_forgot_the_highest_level_counts() {
+    let gcra = Gcra::new(3, Duration::from_mins(1), 3);
+    let mut bucket = SharedBucket::default();
+    let mut pots = [Pot::default(), Pot::default(), Pot::default()];
+    for (id, pot) in (0..).zip(&mut pots) {
+        let ask = pot.ask(gcra, 1, START);
+        let grant = bucket.grant(gcra, id, ask, START);
+        pot.receive(gcra, grant, START, START);
+        pot.take();
+    }
+    let mut forgot = SharedBucket::default();
+    for (id, pot) in (0..).zip(&mut pots) {
+        forgot.grant(gcra, id, pot.report(gcra, START), START);
+    }
+    assert_eq!(forgot.grant(gcra, 9, Ask { need: 1, ..Ask::default() }, START).tokens, 0);
 }

@@ -197,7 +197,13 @@ fn while_the_store_is_away_each_limit_does_what_it_says() {
 fn failed_logins_ban_and_a_success_clears() {
     let (policy, world) = (policy(), Simulation::at(START));
     let login = |ip: [u8; 4], status: u16| {
-        let request = Request { peer: ip.into(), method: "POST", path: "/open", headers: Headers::default() };
+        let request = Request {
+            peer: ip.into(),
+            method: "POST",
+            path: "/open",
+            headers: Headers::default(),
+            body: None,
+        };
         let mut trail = Trail::default();
         world.advance(Duration::from_secs(1));
         let admission = admit(&policy, &request, &world, &mut trail).now_or_never().unwrap();
@@ -222,6 +228,7 @@ fn an_open_breaker_refuses_at_its_own_stage() {
             method: "GET",
             path: "/relaxed",
             headers: Headers::default(),
+            body: None,
         };
         world.advance(Duration::from_secs(1));
         let admission =

@@ -7,7 +7,9 @@
 
 pub mod client;
 pub mod fault;
+pub mod hammer;
 pub mod program;
+pub mod redis;
 pub mod stack;
 
 use std::future::Future;

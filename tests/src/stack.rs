@@ -1,14 +1,12 @@
 //! The product, started for one test: a backend, one or more gateways, a Redis where it is asked for.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::process::Command;
 
 use crate::client::Client;
-use crate::eventually;
 use crate::program::{Program, command};
 
 /// What the two programs know of each other.
@@ -194,38 +192,6 @@ pub struct User {
     pub id: String,
     /// Its access token.
     pub token: String,
-}
-
-/// A real redis-server on a port of its own.
-pub struct Redis {
-    /// The process.
-    pub program: Program,
-    /// Where it listens.
-    pub address: SocketAddr,
-}
-
-impl Redis {
-    /// Starts an empty one.
-    pub async fn start() -> Self {
-        let port =
-            std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        Self::start_at(port).await
-    }
-
-    /// Starts an empty one at a port that was used before.
-    pub async fn start_at(port: u16) -> Self {
-        let mut server = Command::new("redis-server");
-        server.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        let program = Program::start("redis-server", server);
-        let ready = |line: &String| line.contains("Ready to accept connections");
-        eventually("redis-server is ready", || async { program.log().iter().any(ready) }).await;
-        Self { program, address: SocketAddr::from(([127, 0, 0, 1], port)) }
-    }
-
-    /// `redis://…`
-    pub fn url(&self) -> String {
-        format!("redis://{}", self.address)
-    }
 }
 
 /// A program from `PATH`, or from where `get-tools` puts those that Debian does not package.

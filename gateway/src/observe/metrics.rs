@@ -74,6 +74,7 @@ metrics! {
     breaker_error_rate: GaugeVec = "circuit_breaker_error_rate" ["breaker"] "Share of failures in the window.";
     breaker_transitions: IntCounterVec = "circuit_breaker_transitions_total" ["breaker", "from", "to"] "Moves.";
     redis_up: IntGauge = "redis_up" "1 while Redis answers.";
+    replicas: IntGauge = "replicas" "Gateways that share Redis, as this one last saw them.";
     redis_round_trip: Histogram = "redis_round_trip_seconds" "One exchange with Redis.";
     redis_errors: IntCounter = "redis_errors_total" "Exchanges with Redis that failed.";
     policy_info: IntGaugeVec = "policy_info" ["sha256"] "1 for the policy in force.";

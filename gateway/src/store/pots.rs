@@ -180,7 +180,7 @@ impl Pots {
         let Some(entry) = shard.pots.get_mut(&question.bucket) else { return };
         if let Some(grant) = grant {
             let now = clock::now();
-            entry.pot.receive(entry.gcra, question.ask, grant, question.sent_at, now);
+            entry.pot.receive(entry.gcra, grant, question.sent_at, now);
         }
         let holds_tokens = entry.pot.holds_tokens();
         if let Some(asking) = entry.asking.take() {
@@ -191,18 +191,27 @@ impl Pots {
         }
     }
 
-    /// Takes a token from this replica's share of every bucket or from none, while the store is away.
-    pub fn spend_alone(&self, charges: &[Charge], replicas: u32, now: Timestamp) -> Readings {
+    /// Takes a token from this replica's share of every bucket or from none, in the outage that began at `since`.
+    pub fn spend_alone(
+        &self,
+        charges: &[Charge],
+        replicas: u32,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Readings {
         let (mut locked, places) = lock_all(&self.shards, &self.hasher, charges);
         let mut trial = |take: bool| -> Readings {
             let one = |(charge, place): (&Charge, &usize)| {
                 let entry = locked[*place].entry(charge, now);
                 let mut pot = entry.pot.clone();
-                let reading = pot.take_alone(entry.gcra, replicas, now);
+                let reading = pot.take_alone(entry.gcra, replicas, since, now);
                 if take && reading.conforms {
                     entry.pot = pot;
                 } else if !take {
-                    return entry.pot.describe_alone(entry.gcra, replicas, now, reading.conforms);
+                    if reading.conforms {
+                        pot.put_back_alone(entry.gcra, replicas, now);
+                    }
+                    return pot.describe_alone(entry.gcra, replicas, now, reading.conforms);
                 }
                 reading
             };
@@ -261,13 +270,15 @@ impl Pots {
         questions
     }
 
-    /// Questions that tell the store what was spent while it was away.
-    pub fn overdrafts(&self, now: Timestamp) -> Vec<Question> {
+    /// Questions that tell the store, after an outage, what is known here and what was spent meanwhile.
+    pub fn reports(&self, now: Timestamp) -> Vec<Question> {
         let mut questions = Vec::new();
         for shard in &self.shards {
             for (bucket, entry) in &mut shard.lock().pots {
-                if entry.pot.is_overdrawn() && entry.asking.is_none() {
-                    questions.push(entry.question(bucket, 0, now));
+                if entry.pot.has_news(now) && entry.asking.is_none() {
+                    entry.asking = Some(Arc::new(Notify::new()));
+                    let ask = entry.pot.report(entry.gcra, now);
+                    questions.push(Question { bucket: bucket.clone(), gcra: entry.gcra, ask, sent_at: now });
                 }
             }
         }

@@ -5,7 +5,7 @@
 //! meanwhile is told to Redis before any request is sent there again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -42,13 +42,16 @@ const UNHURRIED: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const PRESENCE: Duration = Duration::from_secs(10);
 
+/// After an outage the other replicas are waited for so long: twice a heartbeat, for those that were never away.
+const OTHERS: Duration = Duration::from_secs(4);
+
 /// How often leases are looked through for tokens that nobody spends.
 const LOOK_THROUGH: Duration = Duration::from_millis(100);
 
 /// Questions in flight at once, where nobody waits for them.
 const AT_ONCE: usize = 64;
 
-const RECONNECT: Backoff = Backoff { base: Duration::from_millis(50), max: Duration::from_secs(1) };
+const RECONNECT: Backoff = Backoff { base: Duration::from_millis(50), max: Duration::from_millis(500) };
 
 /// Every key begins with this.
 const PREFIX: &str = "palisade:";
@@ -72,7 +75,11 @@ pub struct RedisStore {
     lost: Notify,
     pots: Pots,
     scripts: Scripts,
+    /// Replicas that are believed to be there, and those that were at the last count.
     replicas: AtomicU32,
+    seen: AtomicU32,
+    away_since: AtomicU64,
+    was_up: AtomicBool,
     replica_id: String,
     metrics: Metrics,
 }
@@ -82,6 +89,7 @@ struct Scripts {
     count_failure: Script,
     put: Script,
     forget: Script,
+    hello: Script,
 }
 
 impl RedisStore {
@@ -97,8 +105,12 @@ impl RedisStore {
                 count_failure: Script::new(include_str!("count_failure.lua")),
                 put: Script::new(include_str!("put.lua")),
                 forget: Script::new(include_str!("forget.lua")),
+                hello: Script::new(include_str!("hello.lua")),
             },
             replicas: AtomicU32::new(1),
+            seen: AtomicU32::new(1),
+            away_since: AtomicU64::new(clock::now().as_nanos()),
+            was_up: AtomicBool::new(false),
             replica_id: uuid::Uuid::now_v7().simple().to_string(),
             metrics,
         })
@@ -121,7 +133,7 @@ impl RedisStore {
 
     /// Takes a token from this replica's share of every bucket, while Redis is away.
     pub fn spend_alone(&self, charges: &[Charge], now: Timestamp) -> Readings {
-        self.pots.spend_alone(charges, self.replicas(), now)
+        self.pots.spend_alone(charges, self.replicas(), self.away_since(), now)
     }
 
     /// Gives back what was taken.
@@ -177,21 +189,24 @@ impl RedisStore {
 
     async fn connect(&self) -> anyhow::Result<Client> {
         let Linked { mut link, node } = timeout(UNHURRIED * 3, self.places.connect()).await??;
-        let Scripts { take, count_failure, put, forget } = &self.scripts;
-        for script in [take, count_failure, put, forget] {
+        let Scripts { take, count_failure, put, forget, hello } = &self.scripts;
+        for script in [take, count_failure, put, forget, hello] {
             script.load_async(&mut link).await?;
         }
-        self.say_hello(&mut link).await?;
-        self.settle_debts(&link).await?;
+        if self.was_up.swap(true, Ordering::Relaxed) {
+            self.wait_for_others(&mut link, self.away_since()).await?;
+        } else {
+            self.say_hello(&mut link, None).await?;
+        }
+        self.report(&link).await?;
         self.link.store(Some(Arc::new(link)));
         self.metrics.redis_up.set(1);
         Ok(node)
     }
 
-    /// Tells Redis what was spent while it was away; until then no request is sent there.
-    async fn settle_debts(&self, link: &Link) -> anyhow::Result<()> {
-        let debts = self.pots.overdrafts(clock::now());
-        let told = futures_util::stream::iter(debts)
+    /// Tells Redis what is known here and what was spent while it was away; until then no request is sent there.
+    async fn report(&self, link: &Link) -> anyhow::Result<()> {
+        let told = futures_util::stream::iter(self.pots.reports(clock::now()))
             .map(|question| async move {
                 let asking = Asking::new(&self.pots, question);
                 let grant = self.take(link.clone(), asking.question()).await?;
@@ -203,8 +218,15 @@ impl RedisStore {
         Ok(())
     }
 
+    /// When Redis was lost, or this program began.
+    fn away_since(&self) -> Timestamp {
+        Timestamp::from_nanos(self.away_since.load(Ordering::Relaxed))
+    }
+
     fn drop_link(&self) {
-        self.link.store(None);
+        if self.link.swap(None).is_some() {
+            self.away_since.store(clock::now().as_nanos(), Ordering::Relaxed);
+        }
         self.metrics.redis_up.set(0);
     }
 
@@ -220,28 +242,44 @@ impl RedisStore {
         loop {
             tokio::time::sleep(HEARTBEAT).await;
             let Some(link) = self.link.load_full() else { return };
-            let Ok(Ok(seen)) = timeout(UNHURRIED, self.say_hello(&mut Link::clone(&link))).await else {
-                return;
-            };
+            let hello = timeout(UNHURRIED, self.say_hello(&mut Link::clone(&link), None)).await;
+            let Ok(Ok(_)) = hello else { return };
             if connected.elapsed() > PRESENCE {
-                self.replicas.store(seen.max(1), Ordering::Relaxed);
+                self.believe(self.seen.load(Ordering::Relaxed));
             }
         }
     }
 
-    async fn say_hello(&self, link: &mut Link) -> RedisResult<u32> {
-        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let (seen,): (u32,) = redis::pipe()
-            .atomic()
-            .zadd(REPLICAS, &self.replica_id, now.as_secs_f64())
-            .ignore()
-            .zrembyscore(REPLICAS, "-inf", now.saturating_sub(PRESENCE).as_secs_f64())
-            .ignore()
-            .zcard(REPLICAS)
-            .query_async(link)
-            .await?;
-        self.replicas.fetch_max(seen, Ordering::Relaxed);
-        Ok(seen)
+    fn believe(&self, replicas: u32) {
+        self.replicas.store(replicas.max(1), Ordering::Relaxed);
+        self.metrics.replicas.set(i64::from(replicas.max(1)));
+    }
+
+    /// Says that this replica is there; how long to wait before going on after an outage, if all are back.
+    async fn say_hello(&self, link: &mut Link, away: Option<Duration>) -> RedisResult<Option<Duration>> {
+        let mut call = self.scripts.hello.prepare_invoke();
+        let away = away.map_or(-1, |away| i64::try_from(away.as_millis()).unwrap_or(i64::MAX));
+        call.key(REPLICAS).arg(&self.replica_id).arg(PRESENCE.as_millis().to_string());
+        call.arg(away).arg(self.replicas());
+        let (seen, wait): (u32, i64) = call.invoke_async(link).await?;
+        self.seen.store(seen, Ordering::Relaxed);
+        self.believe(seen.max(self.replicas()));
+        Ok(u64::try_from(wait).ok().map(Duration::from_millis))
+    }
+
+    /// Waits until the other replicas are back as well, for a while.
+    async fn wait_for_others(&self, link: &mut Link, away_since: Timestamp) -> RedisResult<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < OTHERS {
+            match self.say_hello(link, Some(clock::now().since(away_since))).await? {
+                Some(wait) => {
+                    tokio::time::sleep(wait).await;
+                    return Ok(());
+                }
+                None => tokio::time::sleep(OTHERS / 40).await,
+            }
+        }
+        Ok(())
     }
 
     /// Gives back what nobody spends, until Redis is lost.
@@ -296,8 +334,8 @@ impl RedisStore {
         let mut call = self.scripts.take.prepare_invoke();
         call.key(limit_key(bucket));
         call.arg(gcra.interval().as_secs_f64() * 1e6).arg(gcra.burst());
-        call.arg(ask.need).arg(ask.ahead).arg(ask.returned).arg(ask.overdrawn);
-        call.arg(ask.known_debt.as_secs_f64() * 1e6).arg(&self.replica_id);
+        call.arg(ask.need).arg(ask.ahead).arg(ask.returned);
+        call.arg(ask.known_debt.as_secs_f64() * 1e6).arg(u8::from(ask.after_outage)).arg(&self.replica_id);
         call.arg(LEASE.as_micros().to_string()).arg(gcra.most_on_lease());
         let (tokens, debt): (u32, u64) = call.invoke_async(&mut link).await?;
         Ok(Grant { tokens, debt: Duration::from_micros(debt) })

@@ -7,8 +7,8 @@
 -- ARGV[3]   tokens for requests that wait
 -- ARGV[4]   tokens to spend later
 -- ARGV[5]   tokens of the last lease that were not spent
--- ARGV[6]   tokens that were spent while Redis was away
--- ARGV[7]   how far the bucket was from full when this replica last heard of it, for a Redis that forgot it
+-- ARGV[6]   how far the bucket is from full as far as this replica knows, for a Redis that forgot it
+-- ARGV[7]   1 when Redis was away since the replica last heard of the bucket, else 0
 -- ARGV[8]   the replica
 -- ARGV[9]   how long a lease lasts
 -- ARGV[10]  the most tokens on lease to all replicas together; 0: the bucket is exact
@@ -21,7 +21,7 @@
 
 local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
 local need, ahead = tonumber(ARGV[3]), tonumber(ARGV[4])
-local returned, overdrawn = tonumber(ARGV[5]), tonumber(ARGV[6])
+local returned = tonumber(ARGV[5])
 local replica, lasts, most = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
 
 local time = redis.call('TIME')
@@ -43,10 +43,11 @@ for i = 1, #fields, 2 do
   end
 end
 
-arrival = math.max(arrival or (now + tonumber(ARGV[7])), now)
+local known = now + math.min(tonumber(ARGV[6]), burst * interval)
+arrival = math.max(arrival or known, now)
+if ARGV[7] == '1' then arrival = math.max(arrival, known) end
 if out > 0 then arrival = math.max(arrival, math.min(last, now) + out * interval) end
 arrival = math.max(arrival - returned * interval, now + others * interval)
-arrival = math.min(arrival + overdrawn * interval, now + burst * interval)
 
 local free = math.max(0, math.floor((now + burst * interval - arrival + 0.05) / interval))
 need = math.min(need, free)

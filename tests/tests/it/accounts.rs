@@ -170,3 +170,33 @@ async fn a_record_can_be_read_back_by_everybody_or_is_not_taken() {
     let answer = client.get("/v1/collections/notes/records?limit=abc", Some(&admin.token)).await;
     assert_eq!((answer.status(), &answer.json()["code"]), (400, &json!("malformed_request")));
 }
+
+#[tokio::test]
+async fn a_field_of_the_body_can_be_what_is_limited_and_the_body_still_arrives() {
+    let by_account = tests::stack::POLICY
+        .replace("limits = [\"login\"]", "limits = [\"account\"]\nmax_body = \"1KB\"")
+        .replace("failures = 3", "failures = 1000")
+        + "[limits.account]\nkey = \"field:username\"\nrate = \"2/min\"\n";
+    let stack = Stack::with(&by_account, &[]).await;
+    stack.backend.add_user("ann", &[]).await;
+    let login = async |name: &str, password: &str| {
+        let body = json!({"username": name, "password": password});
+        stack.gateway.client().json("POST", "/v1/auth/login", None, &body).await.status()
+    };
+    assert_eq!(login("ann", PASSWORD).await, 200, "the backend got the body");
+    assert_eq!(login("bob", "wrong").await, 401);
+    assert_eq!(login("ann", "wrong").await, 401);
+    assert_eq!(login("ann", PASSWORD).await, 429);
+    assert_eq!(login("bob", "wrong").await, 401, "another account has another bucket");
+    let none = stack.gateway.client().ask("POST", "/v1/auth/login", &[], "no JSON").await;
+    assert_eq!(none.status(), 415, "what is no JSON is the service's business");
+    let large = format!("{{\"username\":\"{}\"}}", "x".repeat(2_000));
+    let refused = stack.gateway.client().ask("POST", "/v1/auth/login", &[], large.clone()).await;
+    assert_eq!((refused.status(), refused.code().as_str()), (413, "body_too_large"));
+    let chunked = format!(
+        "POST /v1/auth/login HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n0\r\n\r\n",
+        large.len()
+    );
+    let refused = stack.gateway.client().raw(chunked.as_bytes()).await;
+    assert!(refused.starts_with("HTTP/1.1 413 ") && refused.contains("at most 1000 bytes"), "{refused}");
+}

@@ -4,6 +4,7 @@
 mod accounts;
 mod chart;
 mod drain;
+mod limits;
 mod main_job;
 mod reload;
 mod replicas;

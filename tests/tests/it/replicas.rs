@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tests::eventually;
 use tests::fault::FaultProxy;
-use tests::stack::{Backend, Gateway, POLICY, Redis};
+use tests::redis::Redis;
+use tests::stack::{Backend, Gateway, POLICY};
 
 async fn gateway(backend: &Backend, redis_url: &str) -> Gateway {
     let gateway =

@@ -13,7 +13,7 @@ use policy::Policy;
 use policy::blocks::AutoBlock;
 use policy::limits::{Charge, Charges};
 use tests::eventually;
-use tests::stack::Redis;
+use tests::redis::Redis;
 use tokio::sync::mpsc;
 
 const LIMITS: &str = r#"

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use tests::client::Client;
 use tests::eventually;
 use tests::program::Program;
-use tests::stack::{Backend, Gateway, POLICY, Redis, Stack, tool};
+use tests::redis::Redis;
+use tests::stack::{Backend, Gateway, POLICY, Stack, tool};
 use tokio::process::Command;
 
 struct Jaeger {

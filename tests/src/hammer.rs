@@ -1,0 +1,84 @@
+//! Many requests on connections that are kept: what was answered, and how long the slowest took.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// What came of hammering.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Answers by status; 0: no answer.
+    pub statuses: BTreeMap<u16, u64>,
+    /// The slowest answer.
+    pub slowest: Duration,
+}
+
+impl Tally {
+    /// Answers with `status`.
+    pub fn of(&self, status: u16) -> u64 {
+        self.statuses.get(&status).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, status: u16, took: Duration) {
+        *self.statuses.entry(status).or_default() += 1;
+        self.slowest = self.slowest.max(took);
+    }
+
+    /// Both together.
+    pub fn merge(&mut self, other: &Self) {
+        for (status, count) in &other.statuses {
+            *self.statuses.entry(*status).or_default() += count;
+        }
+        self.slowest = self.slowest.max(other.slowest);
+    }
+}
+
+/// Asks each of `gateways` for `path` on `connections` connections, one request after the other, for `time`.
+pub async fn hammer(gateways: &[SocketAddr], connections: usize, path: &str, time: Duration) -> Tally {
+    let until = Instant::now() + time;
+    let tasks: Vec<_> = gateways
+        .iter()
+        .flat_map(|gateway| std::iter::repeat_n(*gateway, connections))
+        .map(|gateway| {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            tokio::spawn(async move {
+                let (mut tally, mut stream) = (Tally::default(), None);
+                while Instant::now() < until {
+                    let asked = Instant::now();
+                    let status = ask(&mut stream, gateway, request.as_bytes()).await.unwrap_or(0);
+                    if status == 0 {
+                        stream = None;
+                    }
+                    tally.add(status, asked.elapsed());
+                }
+                tally
+            })
+        })
+        .collect();
+    let mut all = Tally::default();
+    for task in tasks {
+        all.merge(&task.await.unwrap());
+    }
+    all
+}
+
+async fn ask(stream: &mut Option<TcpStream>, gateway: SocketAddr, request: &[u8]) -> anyhow::Result<u16> {
+    let stream = match stream {
+        Some(stream) => stream,
+        None => stream.insert(TcpSocket::new_v4()?.connect(gateway).await?),
+    };
+    stream.write_all(request).await?;
+    let mut answer = Vec::with_capacity(1024);
+    loop {
+        anyhow::ensure!(stream.read_buf(&mut answer).await? > 0, "closed");
+        let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+        let head = std::str::from_utf8(&answer[..end])?.to_ascii_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
+        if answer.len() >= end + 4 + length.trim().parse::<usize>()? {
+            return Ok(head.get(9..12).unwrap_or_default().parse()?);
+        }
+    }
+}
