@@ -1,7 +1,7 @@
 # Palisade. `make run` to try it, `make test` for everything that CI runs.
 
 CARGO ?= cargo
-.PHONY: run test build lint walls deny images help
+.PHONY: run test build lint walls deny images bench help
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,9 @@ test: lint walls deny ## Everything: format, lints, walls, dependencies, unit an
 lint: ## Format and lints; a warning fails
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+bench: ## What a decision costs, on a quiet machine
+	$(CARGO) bench --locked -p gateway --bench decisions
 
 walls: ## Plants a violation of each wall and requires that it is refused
 	@scripts/walls

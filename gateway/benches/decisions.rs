@@ -1,10 +1,10 @@
 //! What a decision costs that is made here: `make bench`. One request of one client among many, each time.
 #![expect(clippy::unwrap_used, reason = "a benchmark panics to fail")]
 
+use std::cell::Cell;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use divan::Bencher;
@@ -31,7 +31,7 @@ limits = ["each"]
 "#;
 
 /// Clients that take turns, so that the caches of the machine are not warmer than they would be.
-const CLIENTS: u32 = 4_096;
+const CLIENTS: u32 = 256;
 
 fn charges() -> Vec<[Charge; 1]> {
     let policy = Policy::parse("bench", LIMITS, None).unwrap();
@@ -43,21 +43,30 @@ fn charges() -> Vec<[Charge; 1]> {
     (0..CLIENTS).map(charge).collect()
 }
 
-/// The next of many, whoever asks.
-fn turn(turns: &AtomicU32) -> usize {
-    (turns.fetch_add(2_654_435_761, Ordering::Relaxed) % CLIENTS) as usize
+thread_local! {
+    static TURN: Cell<u32> = const { Cell::new(1) };
 }
 
-#[divan::bench(threads = [1, 2])]
+/// The next of many numbers, each thread's own.
+fn turn() -> u32 {
+    TURN.set(TURN.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+    TURN.get()
+}
+
+fn next(charges: &[[Charge; 1]]) -> &[Charge] {
+    &charges[(turn() % CLIENTS) as usize]
+}
+
+#[divan::bench(min_time = 1)]
 fn limit_local(bencher: Bencher<'_, '_>) {
-    let (store, charges, turns) = (LocalStore::default(), charges(), AtomicU32::new(0));
+    let (store, charges) = (LocalStore::default(), charges());
     let now = clock::now();
-    bencher.bench(|| black_box(store.spend_now(&charges[turn(&turns)], now)));
+    bencher.bench(|| black_box(store.spend_now(next(&charges), now)));
 }
 
-#[divan::bench(threads = [1, 2])]
+#[divan::bench(min_time = 1)]
 fn limit_leased(bencher: Bencher<'_, '_>) {
-    let (pots, charges, turns) = (Pots::default(), charges(), AtomicU32::new(0));
+    let (pots, charges) = (Pots::default(), charges());
     let now = clock::now();
     // The store answers at once and with plenty: what is measured is the replica's part.
     let spend = |charges: &[Charge]| {
@@ -67,11 +76,13 @@ fn limit_leased(bencher: Bencher<'_, '_>) {
         };
         pots.spend(charges, now, granted).now_or_never().unwrap().unwrap()
     };
-    charges.iter().for_each(|charges| drop(spend(charges)));
-    bencher.bench(|| black_box(spend(&charges[turn(&turns)])));
+    for charges in &charges {
+        drop(spend(charges));
+    }
+    bencher.bench(|| black_box(spend(next(&charges))));
 }
 
-#[divan::bench(args = [10_000, 100_000], threads = [1, 2])]
+#[divan::bench(min_time = 1, args = [10_000, 100_000])]
 fn block_lookup(bencher: Bencher<'_, '_>, networks: u32) {
     // Spread over all addresses, of all sizes that lists have.
     let network = |number: u32| {
@@ -81,11 +92,7 @@ fn block_lookup(bencher: Bencher<'_, '_>, networks: u32) {
     };
     let table = NetworkTable::new((0..networks).map(network), |(), ()| ());
     assert_eq!(table.len(), networks as usize);
-    let turns = AtomicU32::new(0);
-    bencher.bench(|| {
-        let address = Ipv4Addr::from(turns.fetch_add(0x9e37_79b9, Ordering::Relaxed));
-        black_box(table.find(IpAddr::V4(address)))
-    });
+    bencher.bench(|| black_box(table.find(IpAddr::V4(Ipv4Addr::from(turn())))));
 }
 
 fn main() {

@@ -5,7 +5,7 @@ use http::header::HeaderName;
 use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use crate::proxy::Exchange;
+use crate::exchange::Exchange;
 
 /// Fields of an answer that concern one connection (RFC 9110, 7.6.1). `Transfer-Encoding` is pingora's business.
 const HOP_BY_HOP: [&str; 5] = ["keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer"];

@@ -11,6 +11,8 @@ pub mod breakers;
 pub mod check;
 pub mod cli;
 pub mod clock;
+mod exchange;
+mod failure;
 pub mod fetch;
 mod forward;
 pub mod gateway;

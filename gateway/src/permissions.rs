@@ -7,7 +7,8 @@
 //! - no later revision is known;
 //! - the feed was heard of within `max_staleness`, or the answer itself is younger than that.
 //!
-//! INVARIANT: an answer older than a known change is never used, and never kept: [`Cache::keep`] refuses it.
+//! INVARIANT: an answer older than a known change is never used, and never kept: [`Cache::keep`] refuses it. Only where
+//! the policy says `on_failure = "stale"` the last known answer stands in for one that cannot be had.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};

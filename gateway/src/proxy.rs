@@ -1,47 +1,33 @@
 //! pingora's hooks: each translates, asks the policy or does what it decided, and translates back.
 
 use std::any::Any;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::Version;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use policy::breaker::Outcome;
-use policy::path;
-use policy::pipeline::{Admission, admit, settle, wants_body};
-use policy::refusal::{Code, Refusal};
-use policy::request::{Headers, Request};
-use policy::stage::{Stage, Trail};
+use policy::pipeline::settle;
+use policy::refusal::Refusal;
 use serde_json::Value;
-use smallvec::SmallVec;
-use tracing::{Instrument as _, Span, debug, error, field, info_span};
+use tracing::{debug, error};
 
 use crate::answer;
-use crate::breakers::BreakerPass;
 use crate::clock;
+use crate::exchange::Exchange;
+use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, describe, understand};
 use crate::forward;
 use crate::gateway::{Gateway, Handle};
 use crate::observe::access::{AccessLog, Line};
 use crate::observe::metrics::method_label;
 use crate::observe::telemetry;
-use crate::reload::Loaded;
 use crate::upstreams::Upstreams;
-use crate::wire::body::BodyFault;
-use crate::wire::connection::Connection;
-use crate::wire::head;
-
-/// The body is over the limit.
-const BODY_TOO_LARGE: ErrorType = ErrorType::new_code("BodyTooLarge", 413);
-
-/// The body took too long.
-const BODY_TOO_SLOW: ErrorType = ErrorType::new_code("BodyTooSlow", 408);
 
 /// For reading on after an early answer over HTTP/2, where a reset stream loses the answer.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -58,172 +44,6 @@ pub struct Proxy {
     pub access: AccessLog,
     /// True from SIGTERM on: an answered client should come back on another connection, to another replica.
     pub leaving: Arc<AtomicBool>,
-}
-
-/// One request, from its header to its log line.
-pub struct Exchange {
-    policy: Arc<Loaded>,
-    started: Instant,
-    started_at: SystemTime,
-    peer: IpAddr,
-    pub(crate) request_id: String,
-    /// The normal path and, after `?`, the query as it came.
-    pub(crate) target: String,
-    path_length: usize,
-    pub(crate) admission: Option<Admission<BreakerPass>>,
-    refusal: Option<Refusal>,
-    /// Read before the request is judged, where a limit counts by a field of it.
-    body: Option<Value>,
-    max_judged_body: Option<u64>,
-    received: u64,
-    asked_upstream: Option<Instant>,
-    upstream_time: Duration,
-    outcome: Option<Outcome>,
-    span: Span,
-}
-
-impl Exchange {
-    fn begin(gateway: &Gateway, session: &Session) -> Self {
-        let header = session.req_header();
-        let peer = session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
-        let span = info_span!(
-            "request",
-            otel.kind = "server",
-            http.request.method = header.method.as_str(),
-            http.route = field::Empty,
-            http.response.status_code = field::Empty,
-            palisade.stage = field::Empty,
-            palisade.rule = field::Empty,
-        );
-        telemetry::continue_trace(&span, &header.headers);
-        Self {
-            policy: gateway.policy(),
-            started: Instant::now(),
-            started_at: SystemTime::now(),
-            peer: peer.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_canonical(),
-            request_id: answer::request_id(
-                header.headers.get("x-request-id").map(http::HeaderValue::as_bytes),
-            ),
-            target: String::new(),
-            path_length: 0,
-            admission: None,
-            refusal: None,
-            body: None,
-            max_judged_body: None,
-            received: 0,
-            asked_upstream: None,
-            upstream_time: Duration::ZERO,
-            outcome: None,
-            span,
-        }
-    }
-
-    /// The rules that the request is judged by.
-    pub(crate) fn rules(&self) -> &policy::Policy {
-        &self.policy.rules
-    }
-
-    /// The address at the other end of the connection.
-    pub(crate) fn peer(&self) -> IpAddr {
-        self.peer
-    }
-
-    fn path(&self) -> &str {
-        &self.target[..self.path_length]
-    }
-
-    fn normalise(&mut self, header: &RequestHeader) -> Result<(), Refusal> {
-        let malformed = |detail: String| Refusal::new(Stage::Identify, Code::MalformedTarget, detail);
-        let raw = std::str::from_utf8(header.raw_path())
-            .map_err(|_| malformed("the target is not ASCII".to_owned()))?;
-        let raw = head::absolute(raw).map_or(raw, |(_, rest)| if rest.is_empty() { "/" } else { rest });
-        let (path, query) = raw.split_once('?').map_or((raw, None), |(path, query)| (path, Some(query)));
-        let path = if path.is_empty() { "/" } else { path };
-        self.target = path::normalise(path, self.rules().requests.encoded_slash)
-            .inspect_err(|_| self.target = raw.chars().take(1_000).collect())
-            .map_err(|fault| malformed(fault.to_string()))?;
-        self.path_length = self.target.len();
-        if let Some(query) = query {
-            self.target.push('?');
-            self.target.push_str(query);
-        }
-        Ok(())
-    }
-
-    /// Checks what can be checked before anything is judged, and finds the normal path.
-    fn prepare(&mut self, header: &RequestHeader) -> Result<(), Refusal> {
-        if header.version == Version::HTTP_2 {
-            head::check_http2(header, &self.rules().requests)
-                .map_err(|fault| Refusal::new(Stage::Accept, fault.code, fault.detail))?;
-        }
-        self.normalise(header)
-    }
-
-    /// The largest body of a request whose limits count by a field of it.
-    fn wants_body(&self, world: &Handle, header: &RequestHeader) -> Option<u64> {
-        if !self.rules().reads_bodies() {
-            return None;
-        }
-        let fields = fields_of(header);
-        let route = wants_body(self.rules(), &self.request(header, &fields), world)?;
-        Some(route.max_body.map_or(0, |most| most.0))
-    }
-
-    fn request<'r>(&'r self, header: &'r RequestHeader, fields: &'r [(&'r str, &'r [u8])]) -> Request<'r> {
-        Request {
-            peer: self.peer,
-            method: header.method.as_str(),
-            path: self.path(),
-            headers: Headers::new(fields),
-            body: self.body.as_ref(),
-        }
-    }
-
-    async fn judge(&mut self, world: &Handle, header: &RequestHeader) -> Result<(), Refusal> {
-        let fields = fields_of(header);
-        let request = self.request(header, &fields);
-        let mut trail = Trail::default();
-        let judged = admit(self.rules(), &request, world, &mut trail).instrument(self.span.clone()).await;
-        self.admission = Some(judged?);
-        self.check_announced_length(header)
-    }
-
-    fn check_announced_length(&self, header: &RequestHeader) -> Result<(), Refusal> {
-        let announced =
-            header.headers.get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > self.max_body()) {
-            Err(self.body_too_large())
-        } else {
-            Ok(())
-        }
-    }
-
-    fn max_body(&self) -> u64 {
-        let route = self.admission.as_ref().and_then(|admission| admission.route.max_body);
-        route.map(|bytes| bytes.0).or(self.max_judged_body).unwrap_or(self.rules().requests.max_body)
-    }
-
-    fn request_timeout(&self) -> Duration {
-        let route = self.admission.as_ref().and_then(|admission| admission.route.request_timeout);
-        route.map_or(self.rules().requests.request_timeout, |span| span.0)
-    }
-
-    fn upstream_timeout(&self) -> Duration {
-        let route = self.admission.as_ref().and_then(|admission| admission.route.upstream_timeout);
-        route.map_or(self.rules().requests.upstream_timeout, |span| span.0)
-    }
-
-    fn body_too_large(&self) -> Refusal {
-        let detail = format!("a body here has at most {} bytes", self.max_body());
-        Refusal::new(Stage::Forward, Code::BodyTooLarge, detail)
-    }
-
-    /// The end of the upstream's part, if there was one.
-    fn upstream_is_done(&mut self) {
-        if let Some(asked) = self.asked_upstream.take() {
-            self.upstream_time += asked.elapsed();
-        }
-    }
 }
 
 #[async_trait]
@@ -473,13 +293,6 @@ fn expects_continue(session: &Session) -> bool {
     expects && header.version == Version::HTTP_11
 }
 
-/// The fields of a header, as the specification reads them.
-type Fields<'h> = SmallVec<[(&'h str, &'h [u8]); 32]>;
-
-fn fields_of(header: &RequestHeader) -> Fields<'_> {
-    header.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect()
-}
-
 /// Reads a body of at most `most` bytes before the request is judged; pingora keeps it for the upstream. `None` when it
 /// is not JSON, which is the upstream's business.
 async fn read_body(session: &mut Session, most: u64, patience: Duration) -> Result<Option<Value>> {
@@ -499,61 +312,6 @@ async fn read_body(session: &mut Session, most: u64, patience: Duration) -> Resu
     };
     tokio::time::timeout(patience, read).await.unwrap_or_else(|_| Err(Error::new_down(BODY_TOO_SLOW)))?;
     Ok(serde_json::from_slice(&body).ok())
-}
-
-/// The connection that an HTTP/1 request came on.
-fn connection(session: &Session) -> Option<&Connection> {
-    session.stream().and_then(|stream| stream.as_any().downcast_ref())
-}
-
-/// What a fault of pingora's means: our code for the client and the breaker's outcome. `None`: the client is gone.
-fn understand(session: &mut Session, fault: &Error) -> Option<(Code, Outcome)> {
-    use ErrorType::{
-        ConnectTimedout, ConnectionClosed, H2Error, ReadError, ReadTimedout, WriteError, WriteTimedout,
-    };
-    match connection(session).and_then(Connection::fault) {
-        Some(BodyFault::LATE) => return Some((Code::BodyTimeout, Outcome::ClientLeft)),
-        Some(_) => return Some((Code::MalformedRequest, Outcome::ClientLeft)),
-        None => {}
-    }
-    // An upstream that waits for a body which the client does not send has not failed.
-    let incomplete = !session.is_body_done();
-    let client_stalls = connection(session).map_or(incomplete, Connection::waits_for_client);
-    Some(match (fault.etype(), fault.esource()) {
-        (kind, _) if *kind == BODY_TOO_LARGE => (Code::BodyTooLarge, Outcome::ClientLeft),
-        (kind, _) if *kind == BODY_TOO_SLOW => (Code::BodyTimeout, Outcome::ClientLeft),
-        (ReadTimedout, ErrorSource::Downstream) => (Code::BodyTimeout, Outcome::ClientLeft),
-        (ReadTimedout, ErrorSource::Upstream) if client_stalls => (Code::BodyTimeout, Outcome::ClientLeft),
-        (ReadError | WriteError | WriteTimedout | ConnectionClosed | H2Error, ErrorSource::Downstream) => {
-            return None;
-        }
-        (_, ErrorSource::Downstream) => (Code::MalformedRequest, Outcome::ClientLeft),
-        (ConnectTimedout | ReadTimedout | WriteTimedout, ErrorSource::Upstream) => {
-            (Code::UpstreamTimeout, Outcome::TimedOut)
-        }
-        (_, ErrorSource::Upstream) => (Code::UpstreamUnreachable, Outcome::Unreachable),
-        _ => (Code::Internal, Outcome::ClientLeft),
-    })
-}
-
-/// The refusal that goes with a code; nothing of the upstream's insides is in it.
-fn describe(code: Code, session: &Session, exchange: &Exchange) -> Refusal {
-    let detail = match code {
-        Code::BodyTooLarge => return exchange.body_too_large(),
-        Code::BodyTimeout => BodyFault::LATE.0,
-        Code::MalformedRequest => {
-            let fault = connection(session).and_then(Connection::fault);
-            fault.map_or("the request's body is malformed", |fault| fault.0)
-        }
-        Code::UpstreamTimeout => "the service did not answer in time",
-        Code::UpstreamUnreachable => "the service cannot be reached",
-        _ => "something went wrong here, not with the request",
-    };
-    let refusal = Refusal::new(Stage::Forward, code, detail);
-    match &exchange.admission {
-        Some(admission) if code.status() >= 500 => refusal.by(&admission.route.upstream),
-        _ => refusal,
-    }
 }
 
 /// Writes a refusal.

@@ -36,7 +36,8 @@ use crate::wire::accept::Door;
 /// Connections to upstreams that are kept while nobody uses them, all together.
 const KEPT_CONNECTIONS: usize = 1024;
 
-/// Tries for a request whose kept connection turns out to be dead; a request that was sent is not sent again.
+/// Tries for a request whose kept connection turns out to be dead; one that was sent is sent again only where its
+/// method is idempotent.
 const TRIES: usize = 2;
 
 /// Serves until SIGTERM or Ctrl-C.

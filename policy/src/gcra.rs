@@ -18,6 +18,13 @@ pub struct Gcra {
     burst: u32,
 }
 
+impl Default for Gcra {
+    /// One request a second.
+    fn default() -> Self {
+        Self::new(1, Duration::from_secs(1), 1)
+    }
+}
+
 /// What a bucket answers. `arrival` is what to store, in both cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {

@@ -19,6 +19,7 @@ pub mod link;
 pub mod local;
 pub mod pots;
 pub mod redis;
+mod shards;
 
 /// One reading for each charge, in order.
 pub type Readings = SmallVec<[Reading; 4]>;

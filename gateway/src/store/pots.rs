@@ -3,7 +3,6 @@
 //! A request that finds a token in every pot, or an empty pot, is decided here. Otherwise it asks the store: one
 //! request asks for all that wait for the same bucket, and when its answer is there all of them look again.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -19,24 +18,19 @@ use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
 use super::Readings;
-use super::local::{Hasher, SHARDS, lock_all, make_room, shard_of};
+use super::shards::Shards;
 use crate::clock;
 
 /// The pots of this replica.
 pub struct Pots {
-    shards: Vec<Mutex<Shard>>,
-    hasher: Hasher,
+    entries: Shards<Entry>,
+    /// Buckets whose pots may hold tokens.
+    leased: Mutex<Vec<Bucket>>,
     /// Woken when tokens should go back at once.
     unused: Notify,
 }
 
 #[derive(Default)]
-struct Shard {
-    pots: HashMap<Bucket, Entry, Hasher>,
-    /// Buckets whose pots may hold tokens.
-    leased: Vec<Bucket>,
-}
-
 struct Entry {
     pot: Pot,
     gcra: Gcra,
@@ -65,33 +59,13 @@ enum Look {
 
 impl Default for Pots {
     fn default() -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            hasher: Hasher::default(),
-            unused: Notify::new(),
-        }
+        Self { entries: Shards::default(), leased: Mutex::default(), unused: Notify::new() }
     }
 }
 
 impl Entry {
-    fn new(gcra: Gcra) -> Self {
-        Self { pot: Pot::default(), gcra, waiting: 0, asking: None }
-    }
-
     fn says_something(&self, now: Timestamp) -> bool {
-        self.asking.is_some() || self.waiting > 0 || !self.pot.says_nothing(now)
-    }
-}
-
-impl Shard {
-    fn entry(&mut self, charge: &Charge, now: Timestamp) -> &mut Entry {
-        if !self.pots.contains_key(&charge.bucket) {
-            make_room(&mut self.pots, |entry| entry.says_something(now));
-            self.pots.insert(charge.bucket.clone(), Entry::new(charge.rule.gcra));
-        }
-        let Some(entry) = self.pots.get_mut(&charge.bucket) else { unreachable!("inserted above") };
-        entry.gcra = charge.rule.gcra; // a reload may have changed it
-        entry
+        self.asking.is_some() || !self.pot.says_nothing(now)
     }
 }
 
@@ -108,7 +82,12 @@ impl Pots {
     {
         /// A bucket that others keep emptying in between.
         const MOST_TRIES: usize = 20;
-        let mut waited_for: SmallVec<[Bucket; 2]> = SmallVec::new();
+        if let [charge] = charges
+            && let Some(readings) = self.look_at_one(charge, now)
+        {
+            return Ok(readings);
+        }
+        let mut waited_for: SmallVec<[usize; 2]> = SmallVec::new();
         for _ in 0..MOST_TRIES {
             match self.look(charges, now, &mut waited_for) {
                 Look::Decided(readings) => return Ok(readings),
@@ -124,27 +103,43 @@ impl Pots {
         Err(StoreAway)
     }
 
-    fn look(&self, charges: &[Charge], now: Timestamp, waited_for: &mut SmallVec<[Bucket; 2]>) -> Look {
-        let (mut locked, places) = lock_all(&self.shards, &self.hasher, charges);
-        for bucket in waited_for.drain(..) {
-            let place = charges.iter().position(|charge| charge.bucket == bucket).unwrap_or(0);
-            if let Some(entry) = locked[places[place]].pots.get_mut(&bucket) {
+    /// The usual case: one limit, and a token is there or known not to be.
+    fn look_at_one(&self, charge: &Charge, now: Timestamp) -> Option<Readings> {
+        let mut locked = self.entries.lock(&charge.bucket);
+        let entry = locked.find()?;
+        entry.gcra = charge.rule.gcra; // a reload may have changed it
+        let conforms = match entry.pot.level(now) {
+            Level::Ready => {
+                entry.pot.take();
+                true
+            }
+            Level::Empty => {
+                entry.pot.turn_away();
+                false
+            }
+            Level::Unknown => return None,
+        };
+        Some(SmallVec::from_iter([entry.pot.describe(entry.gcra, now, conforms)]))
+    }
+
+    fn look(&self, charges: &[Charge], now: Timestamp, waited_for: &mut SmallVec<[usize; 2]>) -> Look {
+        let mut entries = self.entries.lock_all(charges);
+        let mut levels: SmallVec<[Level; 4]> = SmallVec::new();
+        for (at, charge) in charges.iter().enumerate() {
+            let entry = entries.find_or_insert(at, |entry| entry.says_something(now));
+            entry.gcra = charge.rule.gcra; // a reload may have changed it
+            levels.push(entry.pot.level(now));
+        }
+        for at in waited_for.drain(..) {
+            if let Some(entry) = entries.find(at) {
                 entry.waiting = entry.waiting.saturating_sub(1);
             }
         }
-        let levels: SmallVec<[Level; 4]> = charges
-            .iter()
-            .zip(&places)
-            .map(|(charge, place)| locked[*place].entry(charge, now).pot.level(now))
-            .collect();
-        let refused = charges
-            .iter()
-            .zip(&levels)
-            .any(|(charge, level)| *level == Level::Empty && charge.rule.mode == Mode::Enforce);
-        let known = !levels.contains(&Level::Unknown);
-        if refused || known {
-            let decide = |((charge, place), level): ((&Charge, &usize), &Level)| {
-                let entry = locked[*place].entry(charge, now);
+        let enforced = |at: usize| charges[at].rule.mode == Mode::Enforce;
+        let refused = (0..charges.len()).any(|at| levels[at] == Level::Empty && enforced(at));
+        if refused || !levels.contains(&Level::Unknown) {
+            let decide = |(at, level): (usize, &Level)| {
+                let Some(entry) = entries.find(at) else { unreachable!("inserted above") };
                 match level {
                     Level::Ready if !refused => entry.pot.take(),
                     Level::Empty => entry.pot.turn_away(),
@@ -153,22 +148,19 @@ impl Pots {
                 }
                 entry.pot.describe(entry.gcra, now, *level != Level::Empty)
             };
-            return Look::Decided(charges.iter().zip(&places).zip(&levels).map(decide).collect());
+            return Look::Decided(levels.iter().enumerate().map(decide).collect());
         }
         let (mut ask, mut others) = (Vec::new(), Vec::new());
-        for ((charge, place), level) in charges.iter().zip(&places).zip(&levels) {
-            if *level != Level::Unknown {
-                continue;
-            }
-            let entry = locked[*place].entry(charge, now);
+        for at in (0..charges.len()).filter(|at| levels[*at] == Level::Unknown) {
+            let Some(entry) = entries.find(at) else { unreachable!("inserted above") };
             if let Some(question) = &entry.asking {
                 entry.waiting += 1;
-                waited_for.push(charge.bucket.clone());
+                waited_for.push(at);
                 // Made under the lock: the answer cannot come before.
                 others.push(Arc::clone(question).notified_owned());
             } else {
                 let waiting = std::mem::take(&mut entry.waiting) + 1;
-                ask.push(entry.question(&charge.bucket, waiting, now));
+                ask.push(entry.question(&charges[at].bucket, waiting, now));
             }
         }
         Look::Wait { ask, others }
@@ -176,18 +168,16 @@ impl Pots {
 
     /// Takes in an answer, or that there is none, and wakes those who wait for it.
     pub fn answered(&self, question: &Question, grant: Option<Grant>) {
-        let mut shard = self.shards[shard_of(&self.hasher, &question.bucket)].lock();
-        let Some(entry) = shard.pots.get_mut(&question.bucket) else { return };
+        let mut locked = self.entries.lock(&question.bucket);
+        let Some(entry) = locked.find() else { return };
         if let Some(grant) = grant {
-            let now = clock::now();
-            entry.pot.receive(entry.gcra, grant, question.sent_at, now);
+            entry.pot.receive(entry.gcra, grant, question.sent_at, clock::now());
         }
-        let holds_tokens = entry.pot.holds_tokens();
         if let Some(asking) = entry.asking.take() {
             asking.notify_waiters();
         }
-        if holds_tokens {
-            shard.leased.push(question.bucket.clone());
+        if entry.pot.holds_tokens() {
+            self.leased.lock().push(question.bucket.clone());
         }
     }
 
@@ -199,37 +189,39 @@ impl Pots {
         since: Timestamp,
         now: Timestamp,
     ) -> Readings {
-        let (mut locked, places) = lock_all(&self.shards, &self.hasher, charges);
-        let mut trial = |take: bool| -> Readings {
-            let one = |(charge, place): (&Charge, &usize)| {
-                let entry = locked[*place].entry(charge, now);
-                let mut pot = entry.pot.clone();
-                let reading = pot.take_alone(entry.gcra, replicas, since, now);
-                if take && reading.conforms {
-                    entry.pot = pot;
-                } else if !take {
-                    if reading.conforms {
-                        pot.put_back_alone(entry.gcra, replicas, now);
-                    }
-                    return pot.describe_alone(entry.gcra, replicas, now, reading.conforms);
-                }
-                reading
-            };
-            charges.iter().zip(&places).map(one).collect()
+        let mut entries = self.entries.lock_all(charges);
+        let mut pots: SmallVec<[(Pot, Reading); 4]> = SmallVec::new();
+        for (at, charge) in charges.iter().enumerate() {
+            let entry = entries.find_or_insert(at, |entry| entry.says_something(now));
+            entry.gcra = charge.rule.gcra;
+            let mut pot = entry.pot.clone();
+            let reading = pot.take_alone(entry.gcra, replicas, since, now);
+            pots.push((pot, reading));
+        }
+        let holds_back = |(charge, (_, reading)): (&Charge, &(Pot, Reading))| {
+            !reading.conforms && charge.rule.mode == Mode::Enforce
         };
-        let before = trial(false);
-        let holds_back =
-            |(charge, reading): (&Charge, &Reading)| !reading.conforms && charge.rule.mode == Mode::Enforce;
-        if charges.iter().zip(&before).any(holds_back) { before } else { trial(true) }
+        let refused = charges.iter().zip(&pots).any(holds_back);
+        let keep = |(at, (mut pot, reading)): (usize, (Pot, Reading))| {
+            let gcra = charges[at].rule.gcra;
+            if refused && reading.conforms {
+                pot.put_back_alone(gcra, replicas, now);
+                return pot.describe_alone(gcra, replicas, now, true);
+            }
+            if let Some(entry) = entries.find(at) {
+                entry.pot = pot;
+            }
+            reading
+        };
+        pots.into_iter().enumerate().map(keep).collect()
     }
 
     /// Puts back tokens that were taken from leases.
     pub fn put_back(&self, charges: &[Charge]) {
         for charge in charges {
-            let mut shard = self.shards[shard_of(&self.hasher, &charge.bucket)].lock();
-            if let Some(entry) = shard.pots.get_mut(&charge.bucket) {
+            if let Some(entry) = self.entries.lock(&charge.bucket).find() {
                 entry.pot.put_back();
-                shard.leased.push(charge.bucket.clone());
+                self.leased.lock().push(charge.bucket.clone());
             }
         }
         self.unused.notify_one();
@@ -238,8 +230,7 @@ impl Pots {
     /// Puts back tokens that were taken alone.
     pub fn put_back_alone(&self, charges: &[Charge], replicas: u32, now: Timestamp) {
         for charge in charges {
-            let mut shard = self.shards[shard_of(&self.hasher, &charge.bucket)].lock();
-            if let Some(entry) = shard.pots.get_mut(&charge.bucket) {
+            if let Some(entry) = self.entries.lock(&charge.bucket).find() {
                 entry.pot.put_back_alone(entry.gcra, replicas, now);
             }
         }
@@ -252,60 +243,57 @@ impl Pots {
 
     /// Questions that give back what is not needed; with `all`, everything.
     pub fn returns(&self, all: bool, now: Timestamp) -> Vec<Question> {
+        let mut leased = std::mem::take(&mut *self.leased.lock());
+        leased.sort_unstable();
+        leased.dedup();
         let mut questions = Vec::new();
-        for shard in &self.shards {
-            let Shard { pots, leased } = &mut *shard.lock();
-            leased.sort_unstable();
-            leased.dedup();
-            leased.retain(|bucket| {
-                let Some(entry) = pots.get_mut(bucket) else { return false };
-                let idle = entry.asking.is_none() && entry.waiting == 0;
-                if idle && (all || entry.pot.should_return(entry.gcra, now)) && entry.pot.holds_tokens() {
-                    questions.push(entry.question(bucket, 0, now));
-                    return false;
-                }
-                entry.pot.holds_tokens() || !idle
-            });
-        }
+        leased.retain(|bucket| {
+            let mut locked = self.entries.lock(bucket);
+            let Some(entry) = locked.find() else { return false };
+            // Who waited has been woken long before a lease is idle.
+            let idle = entry.asking.is_none() && (entry.waiting == 0 || entry.gcra.most_on_lease() > 0);
+            if idle && (all || entry.pot.should_return(entry.gcra, now)) && entry.pot.holds_tokens() {
+                questions.push(entry.question(bucket, 0, now));
+                return false;
+            }
+            entry.pot.holds_tokens() || !idle
+        });
+        self.leased.lock().append(&mut leased);
         questions
     }
 
     /// Questions that tell the store, after an outage, what is known here and what was spent meanwhile.
     pub fn reports(&self, now: Timestamp) -> Vec<Question> {
         let mut questions = Vec::new();
-        for shard in &self.shards {
-            for (bucket, entry) in &mut shard.lock().pots {
-                if entry.pot.has_news(now) && entry.asking.is_none() {
-                    entry.asking = Some(Arc::new(Notify::new()));
-                    let ask = entry.pot.report(entry.gcra, now);
-                    questions.push(Question { bucket: bucket.clone(), gcra: entry.gcra, ask, sent_at: now });
-                }
+        self.entries.for_each(|bucket, entry| {
+            if entry.pot.has_news(now) && entry.asking.is_none() {
+                entry.asking = Some(Arc::new(Notify::new()));
+                let ask = entry.pot.report(entry.gcra, now);
+                questions.push(Question { bucket: bucket.clone(), gcra: entry.gcra, ask, sent_at: now });
             }
-        }
+        });
         questions
     }
 
     /// Forgets that a bucket is empty.
     pub fn refilled(&self, bucket: &Bucket, now: Timestamp) {
-        if let Some(entry) = self.shards[shard_of(&self.hasher, bucket)].lock().pots.get_mut(bucket) {
+        if let Some(entry) = self.entries.lock(bucket).find() {
             entry.pot.refilled(now);
         }
     }
 
     /// The same for a bucket by its name in the store.
     pub fn refilled_by_name(&self, name: &str, now: Timestamp) {
-        for shard in &self.shards {
-            for (bucket, entry) in &mut shard.lock().pots {
-                if bucket.to_string() == name {
-                    entry.pot.refilled(now);
-                }
+        self.entries.for_each(|bucket, entry| {
+            if bucket.to_string() == name {
+                entry.pot.refilled(now);
             }
-        }
+        });
     }
 
     /// Buckets of which something is known.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().pots.len()).sum()
+        self.entries.len()
     }
 
     /// Whether nothing is known of any bucket.
@@ -315,9 +303,7 @@ impl Pots {
 
     /// Drops the pots that say nothing any more.
     pub fn sweep(&self, now: Timestamp) {
-        for shard in &self.shards {
-            shard.lock().pots.retain(|_, entry| entry.says_something(now));
-        }
+        self.entries.retain(|entry| entry.says_something(now));
     }
 }
 

@@ -234,8 +234,8 @@ async fn overrides_are_judged_and_hold_on_all_and_over_a_restart_of_redis() {
     let port = redis.kill().await;
     let _redis = Redis::start_at(port).await;
     three.all_on_redis().await;
-    let path = "/admin/overrides/blocks.deny";
-    assert_eq!(three.gateways[1].operator().ask("DELETE", path, &[], "").await.status(), 200);
+    let removed = three.gateways[1].operator().ask("DELETE", "/admin/overrides/blocks.deny", &[], "").await;
+    assert_eq!(removed.status(), 200);
     for gateway in &three.gateways {
         let denied = gateway.client().at([127, 8, 0, 1]);
         eventually("it is gone", || async { denied.get("/health", None).await.status() == 200 }).await;
@@ -328,7 +328,8 @@ async fn redis_may_want_tls_and_a_user_with_few_rights() {
     openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
     openssl.args(["-keyout", &key, "-out", &certificate]);
     assert!(openssl.output().await.unwrap().status.success());
-    let rights = "~palisade:* &palisade:* +@hash +@sortedset +@scripting +@pubsub +@connection +@transaction +del +pexpire +info +time";
+    let rights =
+        "~palisade:* &palisade:* +@hash +@scripting +@pubsub +@connection +del +pexpire +info +role +time";
     let user = format!("user gate on >s3cret {rights}\nuser default off\n");
     let config = format!(
         "port 0\ntls-port {port}\ntls-cert-file {certificate}\ntls-key-file {key}\ntls-auth-clients no\nsave \"\"\n{user}"

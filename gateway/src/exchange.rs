@@ -1,0 +1,202 @@
+//! One request, from its header to its log line: what is known of it so far.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::Version;
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+use policy::breaker::Outcome;
+use policy::path;
+use policy::pipeline::{Admission, admit, wants_body};
+use policy::refusal::{Code, Refusal};
+use policy::request::{Headers, Request};
+use policy::stage::{Stage, Trail};
+use serde_json::Value;
+use smallvec::SmallVec;
+use tracing::{Instrument as _, Span, field, info_span};
+
+use crate::answer;
+use crate::breakers::BreakerPass;
+use crate::gateway::{Gateway, Handle};
+use crate::observe::telemetry;
+use crate::reload::Loaded;
+use crate::wire::head;
+
+/// One request, from its header to its log line.
+pub struct Exchange {
+    pub(crate) policy: Arc<Loaded>,
+    pub(crate) started: Instant,
+    pub(crate) started_at: SystemTime,
+    pub(crate) peer: IpAddr,
+    pub(crate) request_id: String,
+    /// The normal path and, after `?`, the query as it came.
+    pub(crate) target: String,
+    pub(crate) path_length: usize,
+    pub(crate) admission: Option<Admission<BreakerPass>>,
+    pub(crate) refusal: Option<Refusal>,
+    /// Read before the request is judged, where a limit counts by a field of it.
+    pub(crate) body: Option<Value>,
+    pub(crate) max_judged_body: Option<u64>,
+    pub(crate) received: u64,
+    pub(crate) asked_upstream: Option<Instant>,
+    pub(crate) upstream_time: Duration,
+    pub(crate) outcome: Option<Outcome>,
+    pub(crate) span: Span,
+}
+
+impl Exchange {
+    pub(crate) fn begin(gateway: &Gateway, session: &Session) -> Self {
+        let header = session.req_header();
+        let peer = session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
+        let span = info_span!(
+            "request",
+            otel.kind = "server",
+            http.request.method = header.method.as_str(),
+            http.route = field::Empty,
+            http.response.status_code = field::Empty,
+            palisade.stage = field::Empty,
+            palisade.rule = field::Empty,
+        );
+        telemetry::continue_trace(&span, &header.headers);
+        Self {
+            policy: gateway.policy(),
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            peer: peer.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_canonical(),
+            request_id: answer::request_id(
+                header.headers.get("x-request-id").map(http::HeaderValue::as_bytes),
+            ),
+            target: String::new(),
+            path_length: 0,
+            admission: None,
+            refusal: None,
+            body: None,
+            max_judged_body: None,
+            received: 0,
+            asked_upstream: None,
+            upstream_time: Duration::ZERO,
+            outcome: None,
+            span,
+        }
+    }
+
+    /// The rules that the request is judged by.
+    pub(crate) fn rules(&self) -> &policy::Policy {
+        &self.policy.rules
+    }
+
+    /// The address at the other end of the connection.
+    pub(crate) fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.target[..self.path_length]
+    }
+
+    pub(crate) fn normalise(&mut self, header: &RequestHeader) -> Result<(), Refusal> {
+        let malformed = |detail: String| Refusal::new(Stage::Identify, Code::MalformedTarget, detail);
+        let raw = std::str::from_utf8(header.raw_path())
+            .map_err(|_| malformed("the target is not ASCII".to_owned()))?;
+        let raw = head::absolute(raw).map_or(raw, |(_, rest)| if rest.is_empty() { "/" } else { rest });
+        let (path, query) = raw.split_once('?').map_or((raw, None), |(path, query)| (path, Some(query)));
+        let path = if path.is_empty() { "/" } else { path };
+        self.target = path::normalise(path, self.rules().requests.encoded_slash)
+            .inspect_err(|_| self.target = raw.chars().take(1_000).collect())
+            .map_err(|fault| malformed(fault.to_string()))?;
+        self.path_length = self.target.len();
+        if let Some(query) = query {
+            self.target.push('?');
+            self.target.push_str(query);
+        }
+        Ok(())
+    }
+
+    /// Checks what can be checked before anything is judged, and finds the normal path.
+    pub(crate) fn prepare(&mut self, header: &RequestHeader) -> Result<(), Refusal> {
+        if header.version == Version::HTTP_2 {
+            head::check_http2(header, &self.rules().requests)
+                .map_err(|fault| Refusal::new(Stage::Accept, fault.code, fault.detail))?;
+        }
+        self.normalise(header)
+    }
+
+    /// The largest body of a request whose limits count by a field of it.
+    pub(crate) fn wants_body(&self, world: &Handle, header: &RequestHeader) -> Option<u64> {
+        if !self.rules().reads_bodies() {
+            return None;
+        }
+        let fields = fields_of(header);
+        let route = wants_body(self.rules(), &self.request(header, &fields), world)?;
+        Some(route.max_body.map_or(0, |most| most.0))
+    }
+
+    pub(crate) fn request<'r>(
+        &'r self,
+        header: &'r RequestHeader,
+        fields: &'r [(&'r str, &'r [u8])],
+    ) -> Request<'r> {
+        Request {
+            peer: self.peer,
+            method: header.method.as_str(),
+            path: self.path(),
+            headers: Headers::new(fields),
+            body: self.body.as_ref(),
+        }
+    }
+
+    pub(crate) async fn judge(&mut self, world: &Handle, header: &RequestHeader) -> Result<(), Refusal> {
+        let fields = fields_of(header);
+        let request = self.request(header, &fields);
+        let mut trail = Trail::default();
+        let judged = admit(self.rules(), &request, world, &mut trail).instrument(self.span.clone()).await;
+        self.admission = Some(judged?);
+        self.check_announced_length(header)
+    }
+
+    pub(crate) fn check_announced_length(&self, header: &RequestHeader) -> Result<(), Refusal> {
+        let announced =
+            header.headers.get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|length| length > self.max_body()) {
+            Err(self.body_too_large())
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(crate) fn max_body(&self) -> u64 {
+        let route = self.admission.as_ref().and_then(|admission| admission.route.max_body);
+        route.map(|bytes| bytes.0).or(self.max_judged_body).unwrap_or(self.rules().requests.max_body)
+    }
+
+    pub(crate) fn request_timeout(&self) -> Duration {
+        let route = self.admission.as_ref().and_then(|admission| admission.route.request_timeout);
+        route.map_or(self.rules().requests.request_timeout, |span| span.0)
+    }
+
+    pub(crate) fn upstream_timeout(&self) -> Duration {
+        let route = self.admission.as_ref().and_then(|admission| admission.route.upstream_timeout);
+        route.map_or(self.rules().requests.upstream_timeout, |span| span.0)
+    }
+
+    pub(crate) fn body_too_large(&self) -> Refusal {
+        let detail = format!("a body here has at most {} bytes", self.max_body());
+        Refusal::new(Stage::Forward, Code::BodyTooLarge, detail)
+    }
+
+    /// The end of the upstream's part, if there was one.
+    pub(crate) fn upstream_is_done(&mut self) {
+        if let Some(asked) = self.asked_upstream.take() {
+            self.upstream_time += asked.elapsed();
+        }
+    }
+}
+
+/// The fields of a header, as the specification reads them.
+type Fields<'h> = SmallVec<[(&'h str, &'h [u8]); 32]>;
+
+fn fields_of(header: &RequestHeader) -> Fields<'_> {
+    header.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect()
+}

@@ -1,0 +1,72 @@
+//! What a fault of pingora's means: the client's, the upstream's or ours.
+
+use pingora_core::{Error, ErrorSource, ErrorType};
+use pingora_proxy::Session;
+use policy::breaker::Outcome;
+use policy::refusal::{Code, Refusal};
+use policy::stage::Stage;
+
+use crate::exchange::Exchange;
+use crate::wire::body::BodyFault;
+use crate::wire::connection::Connection;
+
+/// The body is over the limit.
+pub(crate) const BODY_TOO_LARGE: ErrorType = ErrorType::new_code("BodyTooLarge", 413);
+
+/// The body took too long.
+pub(crate) const BODY_TOO_SLOW: ErrorType = ErrorType::new_code("BodyTooSlow", 408);
+
+/// The connection that an HTTP/1 request came on.
+pub(crate) fn connection(session: &Session) -> Option<&Connection> {
+    session.stream().and_then(|stream| stream.as_any().downcast_ref())
+}
+
+/// What a fault of pingora's means: our code for the client and the breaker's outcome. `None`: the client is gone.
+pub(crate) fn understand(session: &mut Session, fault: &Error) -> Option<(Code, Outcome)> {
+    use ErrorType::{
+        ConnectTimedout, ConnectionClosed, H2Error, ReadError, ReadTimedout, WriteError, WriteTimedout,
+    };
+    match connection(session).and_then(Connection::fault) {
+        Some(BodyFault::LATE) => return Some((Code::BodyTimeout, Outcome::ClientLeft)),
+        Some(_) => return Some((Code::MalformedRequest, Outcome::ClientLeft)),
+        None => {}
+    }
+    // An upstream that waits for a body which the client does not send has not failed.
+    let incomplete = !session.is_body_done();
+    let client_stalls = connection(session).map_or(incomplete, Connection::waits_for_client);
+    Some(match (fault.etype(), fault.esource()) {
+        (kind, _) if *kind == BODY_TOO_LARGE => (Code::BodyTooLarge, Outcome::ClientLeft),
+        (kind, _) if *kind == BODY_TOO_SLOW => (Code::BodyTimeout, Outcome::ClientLeft),
+        (ReadTimedout, ErrorSource::Downstream) => (Code::BodyTimeout, Outcome::ClientLeft),
+        (ReadTimedout, ErrorSource::Upstream) if client_stalls => (Code::BodyTimeout, Outcome::ClientLeft),
+        (ReadError | WriteError | WriteTimedout | ConnectionClosed | H2Error, ErrorSource::Downstream) => {
+            return None;
+        }
+        (_, ErrorSource::Downstream) => (Code::MalformedRequest, Outcome::ClientLeft),
+        (ConnectTimedout | ReadTimedout | WriteTimedout, ErrorSource::Upstream) => {
+            (Code::UpstreamTimeout, Outcome::TimedOut)
+        }
+        (_, ErrorSource::Upstream) => (Code::UpstreamUnreachable, Outcome::Unreachable),
+        _ => (Code::Internal, Outcome::ClientLeft),
+    })
+}
+
+/// The refusal that goes with a code; nothing of the upstream's insides is in it.
+pub(crate) fn describe(code: Code, session: &Session, exchange: &Exchange) -> Refusal {
+    let detail = match code {
+        Code::BodyTooLarge => return exchange.body_too_large(),
+        Code::BodyTimeout => BodyFault::LATE.0,
+        Code::MalformedRequest => {
+            let fault = connection(session).and_then(Connection::fault);
+            fault.map_or("the request's body is malformed", |fault| fault.0)
+        }
+        Code::UpstreamTimeout => "the service did not answer in time",
+        Code::UpstreamUnreachable => "the service cannot be reached",
+        _ => "something went wrong here, not with the request",
+    };
+    let refusal = Refusal::new(Stage::Forward, code, detail);
+    match &exchange.admission {
+        Some(admission) if code.status() >= 500 => refusal.by(&admission.route.upstream),
+        _ => refusal,
+    }
+}
