@@ -39,6 +39,8 @@ pub struct Exchange {
     /// Read before the request is judged, where a limit counts by a field of it.
     pub(crate) body: Option<Value>,
     pub(crate) max_judged_body: Option<u64>,
+    /// Whether it is the handshake of a WebSocket.
+    pub(crate) handshake: bool,
     pub(crate) received: u64,
     pub(crate) asked_upstream: Option<Instant>,
     pub(crate) upstream_time: Duration,
@@ -74,6 +76,7 @@ impl Exchange {
             refusal: None,
             body: None,
             max_judged_body: None,
+            handshake: head::is_websocket(header),
             received: 0,
             asked_upstream: None,
             upstream_time: Duration::ZERO,
@@ -103,6 +106,12 @@ impl Exchange {
         let raw = head::absolute(raw).map_or(raw, |(_, rest)| if rest.is_empty() { "/" } else { rest });
         let (path, query) = raw.split_once('?').map_or((raw, None), |(path, query)| (path, Some(query)));
         let path = if path.is_empty() { "/" } else { path };
+        if path == "*" {
+            // OPTIONS of the server as a whole: no route names it.
+            path.clone_into(&mut self.target);
+            self.path_length = path.len();
+            return Ok(());
+        }
         self.target = path::normalise(path, self.rules().requests.encoded_slash)
             .inspect_err(|_| self.target = raw.chars().take(1_000).collect())
             .map_err(|fault| malformed(fault.to_string()))?;

@@ -10,6 +10,55 @@ use crate::exchange::Exchange;
 /// Fields of an answer that concern one connection (RFC 9110, 7.6.1). `Transfer-Encoding` is pingora's business.
 const HOP_BY_HOP: [&str; 5] = ["keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer"];
 
+/// Fields that we rely on: a client cannot have them dropped by naming them in `Connection`.
+const RELIED_ON: [&str; 8] = [
+    "authorization",
+    "content-length",
+    "expect",
+    "forwarded",
+    "host",
+    "te",
+    "traceparent",
+    "transfer-encoding",
+];
+
+/// Takes out of a request what concerns the client's connection alone (RFC 9110, 7.6.1), and what is no upgrade that
+/// passes; joins the crumbs of its cookie (RFC 9113, 8.2.3).
+pub(crate) fn clean_request(request: &mut RequestHeader, handshake: bool) -> Result<()> {
+    let named: Vec<String> = request
+        .headers
+        .get_all("connection")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    let (ours, theirs): (Vec<String>, Vec<String>) = named
+        .into_iter()
+        .filter(|name| !name.is_empty())
+        .partition(|name| matches!(name.as_str(), "close" | "keep-alive" | "upgrade"));
+    for name in theirs {
+        if !RELIED_ON.contains(&name.as_str()) && !WRITTEN_HERE.contains(&name.as_str()) {
+            request.remove_header(name.as_str());
+        }
+    }
+    let kept: Vec<&str> =
+        ours.iter().map(String::as_str).filter(|name| handshake || *name != "upgrade").collect();
+    request.remove_header("connection");
+    if !kept.is_empty() {
+        request.insert_header("connection", kept.join(", "))?;
+    }
+    if !handshake {
+        request.remove_header("upgrade");
+    }
+    let crumbs: Vec<Vec<u8>> =
+        request.headers.get_all("cookie").iter().map(|crumb| crumb.as_bytes().to_vec()).collect();
+    if crumbs.len() > 1 && request.version == Version::HTTP_2 {
+        request.insert_header("cookie", crumbs.join(b"; ".as_slice()))?;
+    }
+    Ok(())
+}
+
 /// Makes the request that the upstream gets: the normal path, our word for who is asking, and nothing that the client
 /// could have made up about it.
 pub(crate) fn rewrite(
@@ -105,4 +154,17 @@ pub(crate) fn clean_answer(response: &mut ResponseHeader, upgraded: bool) {
     if !upgraded {
         response.remove_header("upgrade");
     }
+    if response.status == http::StatusCode::NO_CONTENT {
+        response.remove_header("content-length"); // RFC 9110, 8.6
+    }
+}
+
+/// Whether an answer can be passed on: framed in a way that everybody understands, and no change of protocol that nobody
+/// asked for.
+pub(crate) fn is_sound(response: &ResponseHeader, handshake: bool) -> bool {
+    let codings = response.headers.get_all("transfer-encoding").iter();
+    let framed = codings.into_iter().all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    let websocket =
+        || response.headers.get("upgrade").is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    framed && (response.status != http::StatusCode::SWITCHING_PROTOCOLS || (handshake && websocket()))
 }

@@ -32,6 +32,9 @@ use crate::upstreams::Upstreams;
 /// For reading on after an early answer over HTTP/2, where a reset stream loses the answer.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// A WebSocket through which the service says nothing for so long is closed.
+const QUIET_TUNNEL: Duration = Duration::from_hours(1);
+
 /// The proxy: what all requests share.
 pub struct Proxy {
     /// What decides.
@@ -65,6 +68,7 @@ impl ProxyHttp for Proxy {
         }
         let world = Handle(Arc::clone(&self.gateway));
         let mut judged = exchange.prepare(session.req_header());
+        forward::clean_request(session.req_header_mut(), exchange.handshake)?;
         if judged.is_ok() {
             exchange.max_judged_body = exchange.wants_body(&world, session.req_header());
             if let Some(most) = exchange.max_judged_body {
@@ -104,6 +108,10 @@ impl ProxyHttp for Proxy {
         if session.was_upgraded() {
             return Ok(());
         }
+        // pingora would send an empty piece as an empty chunk, which is the end, and then the end.
+        if body.as_ref().is_some_and(Bytes::is_empty) {
+            *body = None;
+        }
         exchange.received += body.as_ref().map_or(0, |piece| piece.len() as u64);
         if exchange.received > exchange.max_body() {
             return Err(Error::new_down(BODY_TOO_LARGE));
@@ -121,7 +129,12 @@ impl ProxyHttp for Proxy {
         let route = exchange.admission.as_ref().map(|admission| Arc::clone(&admission.route));
         let route = route.ok_or_else(|| internal("not admitted".to_owned()))?;
         exchange.received = 0; // a retry sends the body again
-        let peer = self.upstreams.peer(&route.upstream, exchange.upstream_timeout()).await;
+        let mut peer = self.upstreams.peer(&route.upstream, exchange.upstream_timeout()).await;
+        if let Ok(peer) = &mut peer
+            && exchange.handshake
+        {
+            peer.options.read_timeout = Some(QUIET_TUNNEL);
+        }
         exchange.asked_upstream = Some(Instant::now());
         peer.map(Box::new).map_err(|error| {
             error!(upstream = &*route.upstream, error = format!("{error:#}"), "no address");
@@ -153,6 +166,9 @@ impl ProxyHttp for Proxy {
         let Some(exchange) = ctx else { return Ok(()) };
         if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
             return Ok(());
+        }
+        if !forward::is_sound(response, exchange.handshake) {
+            return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
         exchange.outcome = Some(Outcome::Answered(response.status.as_u16()));
         let upgraded = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
@@ -190,7 +206,9 @@ impl ProxyHttp for Proxy {
         };
         // An upstream that breaks off in the middle of its answer has failed, whatever its status said.
         exchange.outcome = Some(outcome);
-        let begun = session.response_written().is_some_and(|response| !response.status.is_informational());
+        let begun = session.response_written().is_some_and(|response| {
+            !response.status.is_informational() || response.status == http::StatusCode::SWITCHING_PROTOCOLS
+        });
         let refusal = describe(code, session, exchange);
         if begun {
             exchange.refusal = Some(refusal);
@@ -322,10 +340,11 @@ async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal
         header.insert_header(name, value)?;
     }
     header.insert_header("content-length", body.len().to_string())?;
-    exchange.refusal = Some(refusal);
-    if session.req_header().version == Version::HTTP_10 {
+    // What was malformed once is not trusted to be framed right.
+    if session.req_header().version == Version::HTTP_10 || refusal.status() == 400 {
         session.set_keepalive(None);
     }
+    exchange.refusal = Some(refusal);
     session.write_response_header(Box::new(header), false).await?;
     session.write_response_body(Some(body.into()), true).await?;
     if session.is_http2() && !session.is_body_done() {

@@ -11,6 +11,7 @@ pub mod hammer;
 pub mod program;
 pub mod redis;
 pub mod stack;
+pub mod upstream;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

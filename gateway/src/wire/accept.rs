@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use super::connection::Connection;
-use super::head::{self, Head};
+use super::head::{self, Framing, Head};
 use super::places::Places;
 use crate::answer;
 use crate::gateway::Gateway;
@@ -111,7 +111,17 @@ impl Door {
         loop {
             let rule = self.gateway.policy().rules.requests;
             let head = match self.read_head(&mut connection, &rule, first).await {
-                Read::Head(head) => head,
+                Read::Head(head) => {
+                    // A body that is malformed from the start reaches nobody, not even as a header.
+                    if head.framing == Framing::Chunked
+                        && let Some(fault) = connection.foresee(&head, rule.header_bytes)
+                    {
+                        let refusal = Refusal::new(Stage::Accept, Code::MalformedRequest, fault.0);
+                        refuse(self, connection, &refusal).await;
+                        return Ok(());
+                    }
+                    head
+                }
                 Read::Http2 => {
                     connection.open();
                     let stream: Stream = connection;
@@ -140,7 +150,10 @@ impl Door {
         head: Head,
         rule: &RequestRule,
     ) -> Option<Box<Connection>> {
-        let bytes = connection.begin(head.length, head.framing, rule.header_bytes);
+        let mut bytes = connection.begin(head.length, head.framing, rule.header_bytes);
+        if head.absolute {
+            bytes = head::origin_form(&bytes);
+        }
         if head.upgrade {
             connection.open();
         } else {

@@ -159,7 +159,7 @@ impl Chunks {
             }
             State::TrailerValue => match byte {
                 b'\r' => State::TrailerLf,
-                b'\t' | b' '..=b'~' | 0x80.. => {
+                b'\t' | b' '..=b'~' => {
                     self.count()?;
                     State::TrailerValue
                 }

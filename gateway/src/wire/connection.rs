@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::body::{BodyFault, Gate};
-use super::head::Framing;
+use super::head::{Framing, Head};
 
 /// Bytes taken from the socket at a time, and answers gathered before they are sent. Neither buffer outlives its use:
 /// an idle connection holds none.
@@ -86,7 +86,7 @@ impl Connection {
     /// Wakes the reader when the body is late; an error when it is.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let deadline = match *self.body_deadline.lock() {
-            Some(deadline) if !self.gate.is_done() => deadline,
+            Some(deadline) if !self.gate.is_done() && !matches!(self.gate, Gate::Open) => deadline,
             _ => return Poll::Pending,
         };
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
@@ -101,6 +101,12 @@ impl Connection {
         self.gate = Gate::new(framing, overhead);
         self.fault = None;
         self.inbox.split_to(head_length)
+    }
+
+    /// What is wrong with the body behind `head`, as far as it is there already.
+    pub(super) fn foresee(&self, head: &Head, overhead: usize) -> Option<BodyFault> {
+        let mut body = BytesMut::from(&self.inbox[head.length..]);
+        Gate::new(head.framing, overhead).pass(&mut body, &mut BytesMut::new(), usize::MAX).err()
     }
 
     /// From now on every byte passes.
@@ -165,6 +171,10 @@ impl Connection {
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        // Who waits for the client has written what there is for now: the client need not wait for more of it.
+        if let Poll::Ready(sent) = this.poll_send(cx) {
+            sent?;
+        }
         loop {
             if this.outbox.is_empty() {
                 let Self { gate, inbox, outbox, .. } = this;
@@ -229,7 +239,7 @@ impl Drop for Connection {
     /// A socket that is closed while the client still sends is reset, and the client may lose the answer that says
     /// why. So what it sends is read, for a while, and thrown away.
     fn drop(&mut self) {
-        let unfinished = !self.gate.is_done() || self.fault.is_some();
+        let unfinished = !self.gate.is_done() || self.fault.is_some() || !self.answer.is_empty();
         let Some(mut socket) = self.socket.take().filter(|_| unfinished) else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let answer = std::mem::take(&mut self.answer);

@@ -4,6 +4,7 @@
 //! ungrammatical Host, Content-Length with Transfer-Encoding, two lengths even if equal, any Transfer-Encoding but one
 //! plain `chunked`, and the spellings `Transfer_Encoding` and `Content_Length`.
 
+use bytes::BytesMut;
 use pingora_http::RequestHeader;
 use policy::refusal::Code;
 use policy::requests::RequestRule;
@@ -29,6 +30,8 @@ pub struct Head {
     pub framing: Framing,
     /// A WebSocket handshake: what follows is not HTTP.
     pub upgrade: bool,
+    /// The target is in absolute form.
+    pub absolute: bool,
 }
 
 /// Why a header is refused.
@@ -73,7 +76,50 @@ pub fn parse(bytes: &[u8], max_fields: usize) -> Result<Option<Head>, HeadFault>
         && framing == Framing::Length(0)
         && holds(request.headers, "connection", "upgrade")
         && holds(request.headers, "upgrade", "websocket");
-    Ok(Some(Head { length, framing, upgrade }))
+    let absolute = absolute(request.path.unwrap_or_default()).is_some();
+    Ok(Some(Head { length, framing, upgrade, absolute }))
+}
+
+/// A header whose target is in absolute form, in origin form with the same Host (RFC 9112, 3.2.2); it was parsed before.
+pub fn origin_form(header: &[u8]) -> BytesMut {
+    let text = header.trim_ascii_start();
+    let line_end = text.iter().position(|byte| *byte == b'\r').unwrap_or(text.len());
+    let line = String::from_utf8_lossy(&text[..line_end]);
+    let mut words = line.split(' ');
+    let (method, target, version) = (
+        words.next().unwrap_or_default(),
+        words.next().unwrap_or_default(),
+        words.next().unwrap_or_default(),
+    );
+    let (authority, rest) = absolute(target).unwrap_or(("", target));
+    let rest = match (rest, method) {
+        ("", "OPTIONS") => "*".to_owned(),
+        (rest, _) if rest.starts_with('/') => rest.to_owned(),
+        (rest, _) => format!("/{rest}"),
+    };
+    let mut rewritten = BytesMut::from(format!("{method} {rest} {version}").as_bytes());
+    let has_host = text.to_ascii_lowercase().windows(7).any(|window| window == b"\r\nhost:");
+    if !has_host {
+        rewritten.extend_from_slice(format!("\r\nHost: {authority}").as_bytes());
+    }
+    rewritten.extend_from_slice(&text[line_end..]);
+    rewritten
+}
+
+/// Whether a request is the handshake of a WebSocket (RFC 6455, 4.1), the one upgrade that passes.
+pub fn is_websocket(header: &RequestHeader) -> bool {
+    let holds = |name: &str, token: &str| {
+        let values =
+            header.headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+        values.into_iter().any(|one| one.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    };
+    let has_body = header.headers.contains_key("transfer-encoding")
+        || header.headers.get("content-length").is_some_and(|length| length != "0");
+    header.version == http::Version::HTTP_11
+        && header.method == http::Method::GET
+        && !has_body
+        && holds("connection", "upgrade")
+        && holds("upgrade", "websocket")
 }
 
 /// The same rules for a header of HTTP/2, whose framing and pseudo fields pingora has checked (RFC 9113, 8.2 and 8.3).
@@ -81,12 +127,33 @@ pub fn check_http2(header: &RequestHeader, rule: &RequestRule) -> Result<(), Hea
     if matches!(header.method.as_str(), "CONNECT" | "TRACE") {
         return Err(HeadFault { code: Code::MethodNotAllowed, detail: "CONNECT and TRACE are never taken" });
     }
+    let target = std::str::from_utf8(header.raw_path()).map_err(|_| malformed("the target is not ASCII"))?;
+    check_target(header.method.as_str(), target)?;
+    let authority = header.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let hosts = header.headers.get_all("host").iter().map(http::HeaderValue::as_bytes);
+    let fine = |host: &[u8]| std::str::from_utf8(host).is_ok_and(is_host);
+    if header.headers.get_all("host").iter().count() > 1 {
+        return Err(malformed("the request has more than one Host"));
+    }
+    let named: Vec<&[u8]> = authority.into_iter().chain(hosts).collect();
+    if named.is_empty() || !named.into_iter().all(fine) {
+        return Err(malformed("`:authority` is a name or an address, with a port or without"));
+    }
+    let mut lengths = header.headers.get_all("content-length").iter();
+    let one_number =
+        |value: &http::HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit) && !value.is_empty();
+    if lengths.next().is_some_and(|length| !one_number(length)) || lengths.next().is_some() {
+        return Err(malformed("Content-Length is one number"));
+    }
     let mut bytes = header.raw_path().len();
     for (name, value) in &header.headers {
         // RFC 9113, 6.5.2: what a field counts in a list of limited size.
         bytes += name.as_str().len() + value.len() + 32;
         if matches!(name.as_str(), "transfer_encoding" | "content_length") {
             return Err(malformed("a header field that frames the message is misspelt"));
+        }
+        if value.as_bytes().trim_ascii().len() != value.len() {
+            return Err(malformed("a header field's value begins or ends with a blank"));
         }
     }
     if header.headers.len() > rule.max_headers {
@@ -137,6 +204,9 @@ fn check_target(method: &str, target: &str) -> Result<(), HeadFault> {
     let refused = |byte: u8| !(0x21..=0x7e).contains(&byte) || b"\\#<>`\"".contains(&byte);
     if target.bytes().any(refused) {
         return Err(malformed("the target holds a byte that must be percent-encoded"));
+    }
+    if target.contains("%00") {
+        return Err(malformed("the target holds a NUL byte"));
     }
     let fine = match absolute(target) {
         Some((authority, _)) => is_host(authority),
@@ -198,7 +268,11 @@ pub fn is_host(text: &str) -> bool {
     let host_fine = if text.starts_with('[') {
         host.parse::<std::net::Ipv6Addr>().is_ok()
     } else {
+        let mut after_percent = host.split('%').skip(1);
+        let two_digits =
+            |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
         !host.is_empty()
+            && after_percent.all(two_digits)
             && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte))
     };
     host_fine

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tests::client::{closes, read_for};
-use tests::stack::Stack;
+use tests::stack::{Gateway, Stack};
+use tests::upstream::{RawUpstream, Script};
 use tokio::io::AsyncWriteExt as _;
 
 const KEYS: &str = "/.well-known/jwks.json";
@@ -242,4 +243,144 @@ async fn http2_is_under_the_rules_of_the_wire_too() {
     let many: Vec<String> = (0..101).map(|number| format!("X-{number}: a")).collect();
     let many: Vec<&str> = many.iter().flat_map(|field| ["-H", field.as_str()]).collect();
     assert_eq!(http2(&stack, &many).await, "431");
+}
+
+/// A policy that lets everything through, with short deadlines.
+const OPEN: &str = r#"
+version = 1
+[requests]
+request_timeout = "400ms"
+upstream_timeout = "400ms"
+[[routes]]
+name = "all"
+path = "/{*rest}"
+upstream = "backend"
+"#;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
+
+async fn before(upstream: &RawUpstream) -> Gateway {
+    Gateway::start(upstream.address, OPEN, &[]).await
+}
+
+#[tokio::test]
+async fn an_empty_piece_of_an_http2_body_does_not_end_it_twice() {
+    let upstream = RawUpstream::start(vec![(Duration::ZERO, OK)], false).await;
+    let gateway = before(&upstream).await;
+    // curl ends a body of unknown length with an empty DATA frame of its own.
+    let mut curl = tokio::process::Command::new("curl");
+    curl.args(["-s", "--http2-prior-knowledge", "-X", "POST", "-T", "-"])
+        .arg(format!("http://{}/a", gateway.address));
+    let mut child =
+        curl.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"abc").await.unwrap();
+    assert!(child.wait().await.unwrap().success());
+    let heard = upstream.heard().concat();
+    assert!(heard.ends_with("\r\n3\r\nabc\r\n0\r\n\r\n"), "{heard}");
+}
+
+#[tokio::test]
+async fn a_websocket_outlives_the_deadlines_of_a_request() {
+    let switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let upstream = RawUpstream::start(vec![(Duration::ZERO, switch)], true).await;
+    let gateway = before(&upstream).await;
+    let mut stream = gateway.client().connect().await;
+    let handshake = "GET /a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    stream.write_all(handshake.as_bytes()).await.unwrap();
+    assert!(read_for(&mut stream, Duration::from_millis(300)).await.starts_with("HTTP/1.1 101 "));
+    tokio::time::sleep(Duration::from_secs(1)).await; // longer than both deadlines
+    stream.write_all(b"ping").await.unwrap();
+    assert_eq!(read_for(&mut stream, Duration::from_millis(500)).await, "ping");
+}
+
+#[tokio::test]
+async fn only_a_websocket_is_an_upgrade_whatever_either_side_says() {
+    let switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n";
+    let upstream = RawUpstream::start(vec![(Duration::ZERO, switch)], true).await;
+    let gateway = before(&upstream).await;
+    for head in ["Connection: Upgrade\r\nUpgrade: websocket\r\n", "Upgrade: websocket\r\n", ""] {
+        let request = format!("GET /a HTTP/1.1\r\nHost: a\r\n{head}\r\n");
+        let answer = gateway.client().raw(request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{head:?}: {answer}");
+    }
+    let forwarded = upstream.heard();
+    assert!(forwarded[0].to_lowercase().contains("upgrade: websocket"));
+    assert!(forwarded[1..].iter().all(|heard| !heard.to_lowercase().contains("upgrade")), "{forwarded:?}");
+}
+
+#[tokio::test]
+async fn an_answer_is_passed_on_as_it_comes() {
+    let slow: Script = vec![
+        (Duration::ZERO, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"),
+        (Duration::from_millis(300), b"abc"),
+        (Duration::from_millis(300), b"def"),
+    ];
+    let upstream = RawUpstream::start(slow, false).await;
+    let gateway = before(&upstream).await;
+    let mut stream = gateway.client().connect().await;
+    stream.write_all(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let head = read_for(&mut stream, Duration::from_millis(150)).await;
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
+    assert_eq!(read_for(&mut stream, Duration::from_millis(250)).await, "abc");
+    assert_eq!(read_for(&mut stream, Duration::from_millis(400)).await, "def");
+}
+
+#[tokio::test]
+async fn what_is_malformed_from_the_start_reaches_nobody_and_closes() {
+    let upstream = RawUpstream::start(vec![(Duration::ZERO, OK)], false).await;
+    let gateway = before(&upstream).await;
+    for request in [
+        "POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nZ\r\n",
+        "POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: \u{e9}\r\n\r\n",
+        "GET /a%00b HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /a?b=%00 HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /a%2fb HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /../a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /a HTTP/1.1\r\nHost: a%zz\r\n\r\n",
+    ] {
+        let mut stream = gateway.client().connect().await;
+        stream.write_all(format!("{request}GET /b HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        let answer = read_for(&mut stream, Duration::from_millis(300)).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{request:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{request:?}: {answer}");
+        assert!(closes(&mut stream).await, "{request:?}");
+    }
+    assert!(upstream.heard().is_empty(), "{:?}", upstream.heard());
+}
+
+#[tokio::test]
+async fn the_upstream_sees_one_host_and_no_field_of_the_clients_connection() {
+    let upstream = RawUpstream::start(vec![(Duration::ZERO, OK)], false).await;
+    let gateway = before(&upstream).await;
+    for (request, host) in [
+        ("GET http://H/a HTTP/1.1\r\nHost: h\r\n\r\n", "host: h\r\n"),
+        ("GET http://abc/a HTTP/1.0\r\n\r\n", "host: abc\r\n"),
+        (
+            "GET /a HTTP/1.1\r\nHost: a\r\nConnection: close, Host, X-Forwarded-For, X-Hop\r\nX-Hop: 1\r\n\r\n",
+            "host: a\r\n",
+        ),
+    ] {
+        let answer = gateway.client().raw(request.as_bytes()).await;
+        assert!(answer.contains(" 200 "), "{request:?}: {answer}");
+        let heard = upstream.heard().pop().unwrap().to_lowercase();
+        assert!(heard.starts_with("get /a http/1.1\r\n") && heard.contains(host), "{request:?}: {heard}");
+        assert!(heard.contains("x-forwarded-for: 127.0.0.1") && !heard.contains("x-hop"), "{heard}");
+    }
+}
+
+#[tokio::test]
+async fn crumbs_of_an_http2_cookie_are_joined_and_its_header_is_checked() {
+    let upstream = RawUpstream::start(vec![(Duration::ZERO, OK)], false).await;
+    let gateway = before(&upstream).await;
+    let ask = async |arguments: &[&str]| {
+        let mut curl = tokio::process::Command::new("curl");
+        curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--http2-prior-knowledge"]).args(arguments);
+        let output = curl.arg(format!("http://{}/a", gateway.address)).output().await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(ask(&["-H", "Cookie: a=1", "-H", "Cookie: b=2"]).await, "200");
+    let heard = upstream.heard().pop().unwrap().to_lowercase();
+    assert!(heard.contains("cookie: a=1; b=2\r\n"), "{heard}");
+    assert_eq!(ask(&["-H", "Host: a:99999"]).await, "400");
+    assert_eq!(ask(&["--request-target", "/a?b\\c"]).await, "400");
 }

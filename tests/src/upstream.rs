@@ -1,0 +1,65 @@
+//! An upstream that says what a test wants it to say, byte by byte, and remembers what it was sent.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+/// Pieces of an answer, each after a wait.
+pub type Script = Vec<(Duration, &'static [u8])>;
+
+/// A scripted upstream.
+pub struct RawUpstream {
+    /// Where it listens.
+    pub address: SocketAddr,
+    heard: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl RawUpstream {
+    /// Answers each connection's first header with `script`, then reads on, and echoes where `echo` says so.
+    pub async fn start(script: Script, echo: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let all = Arc::clone(&heard);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (all, script) = (Arc::clone(&all), script.clone());
+                let number = {
+                    let mut all = all.lock().unwrap();
+                    all.push(Vec::new());
+                    all.len() - 1
+                };
+                tokio::spawn(async move {
+                    let (mut piece, mut answered) = ([0; 8192], false);
+                    while let Ok(count @ 1..) = stream.read(&mut piece).await {
+                        let whole = {
+                            let mut all = all.lock().unwrap();
+                            all[number].extend_from_slice(&piece[..count]);
+                            all[number].windows(4).any(|four| four == b"\r\n\r\n")
+                        };
+                        if answered && echo {
+                            let _ = stream.write_all(&piece[..count]).await;
+                        }
+                        if whole && !answered {
+                            answered = true;
+                            for (wait, piece) in &script {
+                                tokio::time::sleep(*wait).await;
+                                let _ = stream.write_all(piece).await;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, heard }
+    }
+
+    /// What each connection has sent so far.
+    pub fn heard(&self) -> Vec<String> {
+        let heard = self.heard.lock().unwrap();
+        heard.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
+    }
+}
