@@ -33,16 +33,24 @@ fn verify(password: &str, phc: &str) -> bool {
 
 /// [`hash`] on a blocking thread.
 pub(crate) async fn hash_async(password: String) -> anyhow::Result<String> {
-    let _place = PLACES.acquire().await?;
-    tokio::task::spawn_blocking(move || hash(&password)).await?
+    let place = PLACES.acquire().await?;
+    // The place is held by the work, not by who waits for it: a client that leaves frees no core.
+    let hashed = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        hash(&password)
+    });
+    hashed.await?
 }
 
 /// Whether `password` is the one of `phc`. Without a hash, as for an unknown account, it takes as long and is false.
 pub(crate) async fn verify_async(password: String, phc: Option<String>) -> anyhow::Result<bool> {
-    let _place = PLACES.acquire().await?;
-    let verified = tokio::task::spawn_blocking(move || match phc {
-        Some(phc) => Ok(verify(&password, &phc)),
-        None => hash(&password).map(|_| false),
+    let place = PLACES.acquire().await?;
+    let verified = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        match phc {
+            Some(phc) => Ok(verify(&password, &phc)),
+            None => hash(&password).map(|_| false),
+        }
     });
     verified.await?
 }

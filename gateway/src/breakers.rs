@@ -74,6 +74,13 @@ impl Breakers {
 }
 
 impl BreakerPass {
+    /// Says how a trial went as soon as its answer begins: nobody waits for the end of a long download or a WebSocket.
+    pub fn settle_trial(&mut self, outcome: Outcome, now: Timestamp) {
+        if let Some((breakers, rule, pass)) = self.guard.take_if(|(_, _, pass)| pass.is_trial()) {
+            breakers.with(&rule, now, |breaker| breaker.settle(&rule, pass, outcome, now));
+        }
+    }
+
     /// Says how the request ended.
     pub fn settle(mut self, outcome: Outcome, now: Timestamp) {
         if let Some((breakers, rule, pass)) = self.guard.take() {

@@ -113,7 +113,7 @@ impl Exchange {
             return Ok(());
         }
         self.target = path::normalise(path, self.rules().requests.encoded_slash)
-            .inspect_err(|_| self.target = raw.chars().take(1_000).collect())
+            .inspect_err(|_| self.target = path.chars().take(1_000).collect()) // never the query
             .map_err(|fault| malformed(fault.to_string()))?;
         self.path_length = self.target.len();
         if let Some(query) = query {

@@ -10,7 +10,7 @@ use policy::authorize::PermissionRule;
 use policy::blocks::{AutoBlock, Ban};
 use policy::breaker::{BreakerRule, Outcome};
 use policy::client::Client;
-use policy::limits::{Charge, Charges};
+use policy::limits::{Charge, Charges, Readings};
 use policy::time::Timestamp;
 use policy::token::Token;
 use policy::world::{PermissionAway, Question, Store as Which, StoreAway, VerifyFault, World};
@@ -29,7 +29,7 @@ use crate::permissions::Permissions;
 use crate::reload::Loaded;
 use crate::store::local::LocalStore;
 use crate::store::redis::{News, RedisStore};
-use crate::store::{Change, Readings, Store as _, Topic};
+use crate::store::{Change, Store as _, Topic};
 use crate::usage::Usage;
 
 /// Everything that decisions need, shared by all connections.
@@ -232,22 +232,6 @@ impl Gateway {
             self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
         }
     }
-
-    async fn spend_shared(
-        &self,
-        shared: &RedisStore,
-        charges: &[Charge],
-        now: Timestamp,
-    ) -> Result<Readings, StoreAway> {
-        let span = info_span!(
-            "redis",
-            otel.name = "EVALSHA take",
-            otel.kind = "client",
-            db.system.name = "redis",
-            palisade.stage = "limit"
-        );
-        shared.spend(charges, now).instrument(span).await
-    }
 }
 
 /// Who changes something, and by which request.
@@ -320,7 +304,7 @@ impl World for Handle {
             }
         }
         match (store, &gateway.shared) {
-            (Which::Shared, Some(shared)) => gateway.spend_shared(shared, charges, now).await,
+            (Which::Shared, Some(shared)) => shared.spend(charges, now).await,
             (Which::Alone, Some(shared)) => Ok(shared.spend_alone(charges, now)),
             (Which::Shared | Which::Local | Which::Alone, _) => Ok(gateway.local.spend_now(charges, now)),
         }

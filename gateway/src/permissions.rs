@@ -7,8 +7,8 @@
 //! - no later revision is known;
 //! - the feed was heard of within `max_staleness`, or the answer itself is younger than that.
 //!
-//! INVARIANT: an answer older than a known change is never used, and never kept: [`Cache::keep`] refuses it. Only where
-//! the policy says `on_failure = "stale"` the last known answer stands in for one that cannot be had.
+//! INVARIANT: an answer older than a known change is never used, and never kept: [`Cache::keep`] refuses it. Where the
+//! policy says `on_failure = "stale"`, one that is merely too old stands in for one that cannot be had.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -34,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// For one round of the change feed, whose answer waits up to a second for news.
 const FEED_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest user, permission and resource together that are remembered, in bytes.
+const LONGEST_KEY: usize = 1024;
 
 /// So many locks share the answers.
 const SHARDS: usize = 64;
@@ -203,8 +206,11 @@ impl Cache {
         (age < ttl && current && (feed_is_fresh || age <= rule.max_staleness)).then_some(entry.answer.allowed)
     }
 
+    /// The last answer, however old, unless a later change is known: nothing that was taken back is given again.
     fn last_known(&self, key: &Key) -> Option<bool> {
-        self.shard(key).lock().get(key).map(|entry| entry.answer.allowed)
+        let current = self.revision.load(Ordering::Acquire);
+        let entry = self.shard(key).lock().get(key).copied();
+        entry.filter(|entry| entry.answer.revision >= current).map(|entry| entry.answer.allowed)
     }
 
     fn keep(&self, key: Key, entry: Entry, rule: &PermissionRule) {
@@ -212,6 +218,9 @@ impl Cache {
         self.learn_revision(entry.answer.revision);
         if entry.answer.revision < self.revision.load(Ordering::Acquire) {
             return;
+        }
+        if key.1.len() + key.2.len() + key.3.len() > LONGEST_KEY {
+            return; // a client's path is in it: memory has a bound in bytes, too
         }
         let most = (usize::try_from(rule.capacity).unwrap_or(usize::MAX) / SHARDS).max(1);
         let mut shard = self.shard(&key).lock();

@@ -170,7 +170,11 @@ impl ProxyHttp for Proxy {
         if !forward::is_sound(response, exchange.handshake) {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
-        exchange.outcome = Some(Outcome::Answered(response.status.as_u16()));
+        let outcome = Outcome::Answered(response.status.as_u16());
+        exchange.outcome = Some(outcome);
+        if let Some(admission) = &mut exchange.admission {
+            admission.pass.settle_trial(outcome, clock::now());
+        }
         let upgraded = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
         forward::clean_answer(response, upgraded);
         for (name, value) in answer::common(&exchange.request_id, &exchange.rules().headers) {

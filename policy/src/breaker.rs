@@ -128,6 +128,14 @@ impl State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pass {
     generation: u64,
+    trial: bool,
+}
+
+impl Pass {
+    /// Whether others wait for how this request ends.
+    pub const fn is_trial(&self) -> bool {
+        self.trial
+    }
 }
 
 /// One breaker: rule apart, clock apart.
@@ -185,17 +193,17 @@ impl Breaker {
     /// Asks to send a request; refused with the time after which it is worth asking again.
     pub fn enter(&mut self, rule: &BreakerRule, now: Timestamp) -> Result<Pass, Duration> {
         match &mut self.phase {
-            Phase::Closed { .. } => Ok(self.pass()),
+            Phase::Closed { .. } => Ok(Pass { generation: self.generation, trial: false }),
             Phase::Open { until } if *until > now => Err(until.since(now)),
             Phase::Open { .. } => {
                 self.move_to(Phase::HalfOpen { trial: true, successes: 0 });
-                Ok(self.pass())
+                Ok(self.trial())
             }
             // A trial under way will soon have opened or closed it; nobody knows when.
             Phase::HalfOpen { trial: true, .. } => Err(rule.cooldown.min(Duration::from_secs(1))),
             Phase::HalfOpen { trial, .. } => {
                 *trial = true;
-                Ok(self.pass())
+                Ok(self.trial())
             }
         }
     }
@@ -240,8 +248,8 @@ impl Breaker {
         self.move_to(Phase::default());
     }
 
-    fn pass(&self) -> Pass {
-        Pass { generation: self.generation }
+    const fn trial(&self) -> Pass {
+        Pass { generation: self.generation, trial: true }
     }
 
     fn move_to(&mut self, phase: Phase) {

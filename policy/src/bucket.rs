@@ -4,6 +4,7 @@
 //! lacks is its own value, so that leaving it out leads to one bucket that all such requests share.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -28,8 +29,15 @@ const FIELD: u8 = 6;
 const MISSING: u8 = 16;
 
 /// The name of a bucket.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bucket(SmallVec<[u8; 40]>);
+
+impl Hash for Bucket {
+    /// In one write: the length need not be hashed where nothing follows.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(&self.0);
+    }
+}
 
 impl Bucket {
     /// The bucket of a limit without any key yet.

@@ -258,6 +258,9 @@ pub struct Charge {
     pub bucket: Bucket,
 }
 
+/// One reading for each charge, in order.
+pub type Readings = SmallVec<[Reading; 2]>;
+
 /// Charges of one request; rarely more than a few.
 pub type Charges = SmallVec<[Charge; 4]>;
 
@@ -268,9 +271,9 @@ pub fn spend_all(
     now: Timestamp,
     mut arrival: impl FnMut(usize) -> Timestamp,
     mut keep: impl FnMut(usize, Timestamp),
-) -> SmallVec<[Reading; 4]> {
+) -> Readings {
     let gcra = |charge: &Charge| charge.rule.gcra;
-    let mut readings: SmallVec<[Reading; 4]> =
+    let mut readings: Readings =
         charges.iter().enumerate().map(|(at, charge)| gcra(charge).take(arrival(at), now)).collect();
     let holds_back =
         |(charge, reading): (&Charge, &Reading)| !reading.conforms && charge.rule.mode == Mode::Enforce;

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use smallvec::SmallVec;
 
 use crate::authenticate::Issuer;
 use crate::authorize::PermissionRule;
@@ -14,8 +13,7 @@ use crate::blocks::{AutoBlock, Ban};
 use crate::breaker::{Breaker, BreakerRule, Outcome, Pass};
 use crate::bucket::Bucket;
 use crate::client::Client;
-use crate::gcra::Reading;
-use crate::limits::{Charge, Charges, spend_all};
+use crate::limits::{Charge, Charges, Readings, spend_all};
 use crate::time::Timestamp;
 use crate::token::Token;
 use crate::world::{PermissionAway, Question, Store, StoreAway, VerifyFault, World};
@@ -98,12 +96,7 @@ impl World for Simulation {
         Some(Ban { until: Some(until) }).filter(|ban| ban.holds(now))
     }
 
-    async fn spend(
-        &self,
-        store: Store,
-        charges: &[Charge],
-        now: Timestamp,
-    ) -> Result<SmallVec<[Reading; 4]>, StoreAway> {
+    async fn spend(&self, store: Store, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreAway> {
         let mut state = self.state();
         state.asked.push("spend".to_owned());
         if store == Store::Shared && state.shared_store_away {

@@ -4,15 +4,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
-
 use crate::authenticate::Issuer;
 use crate::authorize::PermissionRule;
 use crate::blocks::{AutoBlock, Ban};
 use crate::breaker::{BreakerRule, Outcome};
 use crate::client::Client;
-use crate::gcra::Reading;
-use crate::limits::{Charge, Charges};
+use crate::limits::{Charge, Charges, Readings};
 use crate::time::Timestamp;
 use crate::token::Token;
 
@@ -80,7 +77,7 @@ pub trait World: Sync {
         store: Store,
         charges: &[Charge],
         now: Timestamp,
-    ) -> impl Future<Output = Result<SmallVec<[Reading; 4]>, StoreAway>> + Send;
+    ) -> impl Future<Output = Result<Readings, StoreAway>> + Send;
 
     /// Gives back what was taken. It may happen later, and is lost when the store is away.
     fn refund(&self, store: Store, charges: Charges);

@@ -14,6 +14,8 @@ pub mod stack;
 pub mod upstream;
 
 use std::future::Future;
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// The longest wait for a state.
@@ -25,5 +27,21 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut state: impl Fn
     while !state().await {
         assert!(begun.elapsed() < PATIENCE, "did not come about: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A port that is free now, and that nobody takes by chance before it is listened on: it lies below those that the system
+/// gives to outgoing connections, and each is given out once.
+pub fn free_port() -> u16 {
+    const FIRST: u32 = 12_000;
+    const COUNT: u32 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Where two test runs go on at once, they begin at different places.
+        let number = std::process::id().wrapping_mul(61).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + number % COUNT).unwrap();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
     }
 }

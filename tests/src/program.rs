@@ -76,6 +76,20 @@ impl Program {
         assert!(sent.unwrap().success());
     }
 
+    /// Stops every thread of it where it is, until it is sent `CONT`.
+    pub async fn freeze(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.id());
+        let stopped = |task: std::fs::DirEntry| {
+            let state = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            state.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('T'))
+        };
+        eventually(&format!("{} has stopped", self.name), || async {
+            std::fs::read_dir(&tasks).unwrap().flatten().all(stopped)
+        })
+        .await;
+    }
+
     /// The process's id.
     pub fn id(&self) -> u32 {
         self.child.id().unwrap()

@@ -1,12 +1,12 @@
 //! Real Redis: one server, a master with a Sentinel, a Cluster; each on ports and in a directory of its own.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::eventually;
 use crate::program::Program;
+use crate::{eventually, free_port};
 
 /// A real redis-server.
 pub struct Redis {
@@ -14,6 +14,8 @@ pub struct Redis {
     pub program: Program,
     /// Where it listens.
     pub address: SocketAddr,
+    /// What it writes on its own account, as when it is replicated.
+    _dir: TempDir,
 }
 
 impl Redis {
@@ -30,12 +32,13 @@ impl Redis {
     /// Starts one with arguments of its own; it listens at `port`.
     pub async fn start_with(port: u16, arguments: &[&str]) -> Self {
         let mut server = Command::new("redis-server");
-        server.args(arguments).args(["--bind", "127.0.0.1", "--daemonize", "no"]);
+        let dir = tempfile::tempdir().unwrap();
+        server.args(arguments).args(["--bind", "127.0.0.1", "--daemonize", "no", "--dir"]).arg(dir.path());
         let program = Program::start("redis-server", server);
         let ready =
             |line: &String| line.contains("Ready to accept connections") || line.contains("Sentinel ID is");
         eventually("redis-server is ready", || async { program.log().iter().any(ready) }).await;
-        Self { program, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+        Self { program, address: SocketAddr::from(([127, 0, 0, 1], port)), _dir: dir }
     }
 
     /// `redis://…`
@@ -54,11 +57,6 @@ impl Redis {
         self.program.ended().await;
         self.address.port()
     }
-}
-
-/// A port that is free now.
-pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 async fn cli(port: u16, arguments: &[&str]) -> String {

@@ -31,7 +31,8 @@ impl Backend {
     /// Starts a backend, with more environment than usual if need be.
     pub async fn start(environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self::start_in(dir, "127.0.0.1:0", environment).await
+        // A port of its own, which is still free when it is started again.
+        Self::start_in(dir, &format!("127.0.0.1:{}", crate::free_port()), environment).await
     }
 
     async fn start_in(dir: TempDir, listen: &str, environment: &[(&str, &str)]) -> Self {

@@ -6,13 +6,13 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 use policy::blocks::AutoBlock;
 use policy::bucket::Bucket;
-use policy::limits::{Charge, Charges, spend_all};
+use policy::limits::{Charge, Charges, Readings, spend_all};
 use policy::time::Timestamp;
 use policy::world::StoreAway;
 use smallvec::SmallVec;
 
 use super::shards::Shards;
-use super::{Change, Failures, Readings, Store, Topic};
+use super::{Change, Failures, Store, Topic};
 
 /// The most clients whose failures are counted.
 const MOST_FAILING: usize = 1_000_000;

@@ -8,21 +8,16 @@ use std::time::Duration;
 use ipnet::IpNet;
 use policy::blocks::AutoBlock;
 use policy::bucket::Bucket;
-use policy::gcra::Reading;
-use policy::limits::{Charge, Charges};
+use policy::limits::{Charge, Charges, Readings};
 use policy::time::Timestamp;
 use policy::world::StoreAway;
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 
 pub mod link;
 pub mod local;
 pub mod pots;
 pub mod redis;
 mod shards;
-
-/// One reading for each charge, in order.
-pub type Readings = SmallVec<[Reading; 4]>;
 
 /// What a [`Change`] is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -10,14 +10,13 @@ use parking_lot::Mutex;
 use policy::bucket::Bucket;
 use policy::gcra::{Gcra, Reading};
 use policy::lease::{Ask, Grant, Level, Pot};
-use policy::limits::{Charge, Mode};
+use policy::limits::{Charge, Mode, Readings};
 use policy::time::Timestamp;
 use policy::world::StoreAway;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-use super::Readings;
 use super::shards::Shards;
 use crate::clock;
 
@@ -124,9 +123,11 @@ impl Pots {
 
     fn look(&self, charges: &[Charge], now: Timestamp, waited_for: &mut SmallVec<[usize; 2]>) -> Look {
         let mut entries = self.entries.lock_all(charges);
+        // An entry that has just been made may have had to make room for the next one: it is asked for each time.
+        let says_something = |entry: &Entry| entry.says_something(now);
         let mut levels: SmallVec<[Level; 4]> = SmallVec::new();
         for (at, charge) in charges.iter().enumerate() {
-            let entry = entries.find_or_insert(at, |entry| entry.says_something(now));
+            let entry = entries.find_or_insert(at, says_something);
             entry.gcra = charge.rule.gcra; // a reload may have changed it
             levels.push(entry.pot.level(now));
         }
@@ -139,7 +140,7 @@ impl Pots {
         let refused = (0..charges.len()).any(|at| levels[at] == Level::Empty && enforced(at));
         if refused || !levels.contains(&Level::Unknown) {
             let decide = |(at, level): (usize, &Level)| {
-                let Some(entry) = entries.find(at) else { unreachable!("inserted above") };
+                let entry = entries.find_or_insert(at, says_something);
                 match level {
                     Level::Ready if !refused => entry.pot.take(),
                     Level::Empty => entry.pot.turn_away(),
@@ -152,7 +153,7 @@ impl Pots {
         }
         let (mut ask, mut others) = (Vec::new(), Vec::new());
         for at in (0..charges.len()).filter(|at| levels[*at] == Level::Unknown) {
-            let Some(entry) = entries.find(at) else { unreachable!("inserted above") };
+            let entry = entries.find_or_insert(at, says_something);
             if let Some(question) = &entry.asking {
                 entry.waiting += 1;
                 waited_for.push(at);

@@ -15,17 +15,17 @@ use policy::backoff::Backoff;
 use policy::blocks::AutoBlock;
 use policy::bucket::Bucket;
 use policy::lease::{Grant, LEASE};
-use policy::limits::{Charge, Charges};
+use policy::limits::{Charge, Charges, Readings};
 use policy::time::Timestamp;
 use policy::world::StoreAway;
 use redis::{Client, RedisResult, Script};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, info_span, warn};
 
 use super::link::{Link, Linked, Places};
 use super::pots::{Asking, Pots, Question};
-use super::{Change, Failures, Readings, Store, Topic};
+use super::{Change, Failures, Store, Topic};
 use crate::clock;
 use crate::observe::metrics::Metrics;
 
@@ -166,7 +166,7 @@ impl RedisStore {
                     failures = 0;
                     let _ = news.send(News::Missed).await;
                     tokio::select! {
-                        () = self.lost.notified() => {}
+                        () = self.lost() => {}
                         () = self.count_replicas() => {}
                         () = self.return_unused() => {}
                         () = self.listen(&node, &news) => {}
@@ -184,6 +184,13 @@ impl RedisStore {
             }
             let wait = if failures == 0 { RECONNECT.base } else { RECONNECT.wait(failures, rand::random()) };
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Waits until the link is given up; what was given up before does not count.
+    async fn lost(&self) {
+        while self.is_up() {
+            self.lost.notified().await;
         }
     }
 
@@ -220,19 +227,24 @@ impl RedisStore {
 
     /// When Redis was lost, or this program began.
     fn away_since(&self) -> Timestamp {
-        Timestamp::from_nanos(self.away_since.load(Ordering::Relaxed))
+        Timestamp::from_nanos(self.away_since.load(Ordering::Acquire))
     }
 
     fn drop_link(&self) {
-        if self.link.swap(None).is_some() {
-            self.away_since.store(clock::now().as_nanos(), Ordering::Relaxed);
+        if self.is_up() {
+            // Before: who finds no link asks since when.
+            self.away_since.store(clock::now().as_nanos(), Ordering::Release);
+            self.link.store(None);
         }
         self.metrics.redis_up.set(0);
     }
 
-    fn lose(&self) {
-        self.drop_link();
-        self.lost.notify_one();
+    /// Gives up `link`, unless another has taken its place already.
+    fn lose(&self, link: &Arc<Link>) {
+        if self.link.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
+            self.drop_link();
+            self.lost.notify_one();
+        }
     }
 
     /// Says that this replica is there and counts those that are. The count falls only after a whole presence time
@@ -324,7 +336,15 @@ impl RedisStore {
     /// Asks about one bucket, and takes in the answer.
     async fn ask(&self, question: Question) -> Result<(), StoreAway> {
         let asking = Asking::new(&self.pots, question);
-        let grant = self.call(async |link| self.take(link, asking.question()).await).await?;
+        let span = info_span!(
+            "redis",
+            otel.name = "EVALSHA take",
+            otel.kind = "client",
+            db.system.name = "redis",
+            palisade.stage = "limit"
+        );
+        let taking = self.call(async |link| self.take(link, asking.question()).await);
+        let grant = taking.instrument(span).await?;
         asking.answer(grant);
         Ok(())
     }
@@ -353,7 +373,7 @@ impl RedisStore {
             Err(_) => warn!(after_ms = ANSWER.as_millis(), "redis did not answer"),
         }
         self.metrics.redis_errors.inc();
-        self.lose();
+        self.lose(&link);
         Err(StoreAway)
     }
 

@@ -15,7 +15,7 @@ async fn sigterm_finishes_what_is_in_flight_and_ends() {
     assert_eq!(gateway.operator().get("/health/ready", None).await.status(), 200);
     // A request whose answer is held back: the backend is stopped in the middle.
     client.get("/.well-known/jwks.json", None).await;
-    backend.program.signal("STOP");
+    backend.program.freeze().await;
     let in_flight = tokio::spawn(async move { client.get("/.well-known/jwks.json", None).await.status() });
     let mut idle = client.connect().await;
     idle.write_all(b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -40,7 +40,7 @@ async fn a_second_signal_ends_it_at_once() {
     let Stack { backend, mut gateway } = Stack::start().await;
     let client = gateway.client();
     client.get("/.well-known/jwks.json", None).await;
-    backend.program.signal("STOP");
+    backend.program.freeze().await;
     let in_flight = tokio::spawn(async move { client.send(http_get()).await.is_ok() });
     eventually("it is in flight", || async { gateway.metric("palisade_connections_open").await > 0.5 }).await;
     gateway.program.signal("TERM");

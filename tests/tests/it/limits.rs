@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tests::eventually;
 use tests::hammer::{Tally, hammer};
-use tests::redis::{Cluster, Redis, Sentinel, free_port};
+use tests::redis::{Cluster, Redis, Sentinel};
 use tests::stack::{Backend, Gateway};
+use tests::{eventually, free_port};
 
 const POLICY: &str = r#"
 version = 1

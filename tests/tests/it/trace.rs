@@ -1,23 +1,19 @@
 //! One trace from the gateway down to the SQL statement, in a real Jaeger, asked through its query API.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
 use tests::client::Client;
-use tests::eventually;
 use tests::program::Program;
 use tests::redis::Redis;
 use tests::stack::{Backend, Gateway, POLICY, Stack, tool};
+use tests::{eventually, free_port};
 use tokio::process::Command;
 
 struct Jaeger {
     _program: Program,
     otlp: SocketAddr,
     query: Client,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 async fn jaeger(path: &std::path::Path) -> Jaeger {
@@ -118,7 +114,7 @@ async fn one_trace_goes_from_the_gateway_down_to_the_sql_statement() {
     let request = find("GET read-record");
     assert_eq!(parent(request), "00f067aa0ba902b7", "the client's span");
     assert_eq!(tag(request, "http.response.status_code"), Some(&json!(200)));
-    for name in ["authenticate", "authorize", "EVALSHA spend"] {
+    for name in ["authenticate", "authorize", "EVALSHA take"] {
         assert_eq!(parent(find(name)), id(request), "{name}");
     }
     let question = find("POST /internal/permissions");
