@@ -11,7 +11,7 @@ run: build ## Backend and gateway with the development profile, an administrator
 
 build: ## Both programs, for development
 	@scripts/need cargo cc cmake
-	$(CARGO) build --locked -p gateway -p backend-sqlite
+	$(CARGO) build --locked --workspace --bins
 
 test: lint walls deny ## Everything: format, lints, walls, dependencies, unit and end-to-end tests
 	@scripts/need redis-server curl openssl
