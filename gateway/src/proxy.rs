@@ -15,7 +15,6 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use policy::breaker::Outcome;
 use policy::pipeline::settle;
 use policy::refusal::Refusal;
-use serde_json::Value;
 use tracing::{debug, error};
 
 use crate::answer;
@@ -34,6 +33,9 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// A WebSocket through which the service says nothing for so long is closed.
 const QUIET_TUNNEL: Duration = Duration::from_hours(1);
+
+/// The largest body that is kept before it is sent; pingora keeps no more.
+const KEPT_BODY: u64 = 64 * 1024;
 
 /// The proxy: what all requests share.
 pub struct Proxy {
@@ -74,7 +76,9 @@ impl ProxyHttp for Proxy {
             if let Some(most) = exchange.max_judged_body {
                 judged = exchange.check_announced_length(session.req_header());
                 if judged.is_ok() {
-                    exchange.body = read_body(session, most, exchange.request_timeout()).await?;
+                    let body = read_body(session, most, exchange.request_timeout()).await?;
+                    // What is not JSON is the upstream's business.
+                    exchange.body = serde_json::from_slice(&body).ok();
                 }
             }
         }
@@ -85,6 +89,10 @@ impl ProxyHttp for Proxy {
             if let Some(connection) = connection(session) {
                 let deadline = exchange.started + exchange.request_timeout();
                 connection.set_body_deadline(tokio::time::Instant::from_std(deadline));
+            }
+            if exchange.max_judged_body.is_none() && announces_little(session.req_header()) {
+                // Over HTTP/2 the data may be less or more than announced: the upstream should not learn it half-way.
+                read_body(session, KEPT_BODY, exchange.request_timeout()).await?;
             }
             if expects_continue(session) && exchange.max_judged_body.is_none() {
                 session.set_close_on_response_before_downstream_finish(false);
@@ -101,15 +109,15 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         let Some(exchange) = ctx else { return Ok(()) };
         if session.was_upgraded() {
             return Ok(());
         }
-        // pingora would send an empty piece as an empty chunk, which is the end, and then the end.
-        if body.as_ref().is_some_and(Bytes::is_empty) {
+        // pingora would send a last piece that is empty as an empty chunk, which is the end, and then the end.
+        if end && body.as_ref().is_some_and(Bytes::is_empty) {
             *body = None;
         }
         exchange.received += body.as_ref().map_or(0, |piece| piece.len() as u64);
@@ -315,9 +323,15 @@ fn expects_continue(session: &Session) -> bool {
     expects && header.version == Version::HTTP_11
 }
 
-/// Reads a body of at most `most` bytes before the request is judged; pingora keeps it for the upstream. `None` when it
-/// is not JSON, which is the upstream's business.
-async fn read_body(session: &mut Session, most: u64, patience: Duration) -> Result<Option<Value>> {
+/// A body over HTTP/2 whose length is known and small.
+fn announces_little(header: &RequestHeader) -> bool {
+    let announced =
+        header.headers.get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    header.version == Version::HTTP_2 && announced.is_some_and(|length| length <= KEPT_BODY)
+}
+
+/// Reads a body of at most `most` bytes before anything is sent; pingora keeps it for the upstream.
+async fn read_body(session: &mut Session, most: u64, patience: Duration) -> Result<Vec<u8>> {
     if expects_continue(session) {
         session.write_continue_response().await?;
     }
@@ -333,7 +347,7 @@ async fn read_body(session: &mut Session, most: u64, patience: Duration) -> Resu
         Ok(())
     };
     tokio::time::timeout(patience, read).await.unwrap_or_else(|_| Err(Error::new_down(BODY_TOO_SLOW)))?;
-    Ok(serde_json::from_slice(&body).ok())
+    Ok(body)
 }
 
 /// Writes a refusal.

@@ -280,6 +280,24 @@ async fn an_empty_piece_of_an_http2_body_does_not_end_it_twice() {
 }
 
 #[tokio::test]
+async fn a_chunked_body_arrives_whole_however_it_is_cut() {
+    let upstream = RawUpstream::start(vec![(Duration::ZERO, OK)], false).await;
+    let gateway = before(&upstream).await;
+    let request = "POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n1\r\n!\r\n000\r\nT: u\r\n\r\n";
+    let mut stream = gateway.client().connect().await;
+    stream.set_nodelay(true).unwrap();
+    for byte in request.bytes() {
+        stream.write_all(&[byte]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await; // a segment of its own
+    }
+    assert!(read_for(&mut stream, Duration::from_millis(300)).await.starts_with("HTTP/1.1 200 "));
+    let heard = upstream.heard().concat();
+    let body = heard.split_once("\r\n\r\n").unwrap().1;
+    let pieces: String = body.split("\r\n").skip(1).step_by(2).collect();
+    assert!(pieces == "hello!" && body.ends_with("\r\n0\r\n\r\n"), "{body:?}");
+}
+
+#[tokio::test]
 async fn a_websocket_outlives_the_deadlines_of_a_request() {
     let switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     let upstream = RawUpstream::start(vec![(Duration::ZERO, switch)], true).await;
