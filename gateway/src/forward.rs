@@ -1,7 +1,7 @@
 //! What the upstream is sent, and what of its answer is passed on: the one place where a request is rewritten.
 
-use http::Version;
 use http::header::HeaderName;
+use http::{HeaderMap, Version};
 use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 
@@ -22,20 +22,17 @@ const RELIED_ON: [&str; 8] = [
     "transfer-encoding",
 ];
 
+/// What `Connection` names, in lower case.
+fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = String> + '_ {
+    let values = headers.get_all("connection").iter().filter_map(|value| value.to_str().ok());
+    let names = values.flat_map(|value| value.split(',')).map(|name| name.trim().to_ascii_lowercase());
+    names.filter(|name| !name.is_empty())
+}
+
 /// Takes out of a request what concerns the client's connection alone (RFC 9110, 7.6.1), and what is no upgrade that
 /// passes; joins the crumbs of its cookie (RFC 9113, 8.2.3).
 pub(crate) fn clean_request(request: &mut RequestHeader, handshake: bool) -> Result<()> {
-    let named: Vec<String> = request
-        .headers
-        .get_all("connection")
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        .collect();
-    let (ours, theirs): (Vec<String>, Vec<String>) = named
-        .into_iter()
-        .filter(|name| !name.is_empty())
+    let (ours, theirs): (Vec<String>, Vec<String>) = named_by_connection(&request.headers)
         .partition(|name| matches!(name.as_str(), "close" | "keep-alive" | "upgrade"));
     for name in theirs {
         if !RELIED_ON.contains(&name.as_str()) && !WRITTEN_HERE.contains(&name.as_str()) {
@@ -138,15 +135,9 @@ fn host(received: &RequestHeader) -> Option<String> {
 
 /// Takes out of an answer what concerns the connection to the upstream alone.
 pub(crate) fn clean_answer(response: &mut ResponseHeader, upgraded: bool) {
-    let named: Vec<String> = response
-        .headers
-        .get_all("connection")
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        // What frames the message stays, whoever names it.
-        .filter(|name| !matches!(name.as_str(), "content-length" | "transfer-encoding" | "upgrade" | ""))
+    // What frames the message stays, whoever names it.
+    let named: Vec<String> = named_by_connection(&response.headers)
+        .filter(|name| !matches!(name.as_str(), "content-length" | "transfer-encoding" | "upgrade"))
         .collect();
     for name in HOP_BY_HOP.into_iter().map(str::to_owned).chain(named) {
         response.remove_header(name.as_str());

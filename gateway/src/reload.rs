@@ -335,10 +335,19 @@ impl Reloader {
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {
-    let cannot = || format!("policy.file: cannot read `{}`", file.display());
+    read_bounded("policy.file", file, LARGEST)
+}
+
+fn read_deny_file(file: &Path) -> anyhow::Result<String> {
+    read_bounded("blocks.deny_files", file, LARGEST_LIST)
+}
+
+/// The text of `file`, which has at most `largest` bytes; `setting` is what an error names.
+fn read_bounded(setting: &str, file: &Path, largest: u64) -> anyhow::Result<String> {
+    let cannot = || format!("{setting}: cannot read `{}`", file.display());
     let size = std::fs::metadata(file).with_context(cannot)?.len();
-    if size > LARGEST {
-        bail!("policy.file: `{}` has more than {LARGEST} bytes", file.display());
+    if size > largest {
+        bail!("{setting}: `{}` has more than {largest} bytes", file.display());
     }
     std::fs::read_to_string(file).with_context(cannot)
 }
@@ -360,15 +369,6 @@ pub fn read_deny_files(file: &Path, rules: &mut Policy) -> Result<DenyFiles, Vec
         }
     }
     if faults.is_empty() { Ok(read) } else { Err(faults) }
-}
-
-fn read_deny_file(file: &Path) -> anyhow::Result<String> {
-    let cannot = || format!("blocks.deny_files: cannot read `{}`", file.display());
-    let size = std::fs::metadata(file).with_context(cannot)?.len();
-    if size > LARGEST_LIST {
-        bail!("blocks.deny_files: `{}` has more than {LARGEST_LIST} bytes", file.display());
-    }
-    std::fs::read_to_string(file).with_context(cannot)
 }
 
 /// Waits for something to look at: a change and then quiet, or time to look anyway. `false` when nobody watches.

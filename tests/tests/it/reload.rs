@@ -136,3 +136,27 @@ async fn a_configmap_swap_is_noticed() {
     std::fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
     eventually("the swap is noticed", || async { client.get("/swapped", None).await.status() == 401 }).await;
 }
+
+#[tokio::test]
+async fn deny_files_are_watched_and_their_faults_named() {
+    let stack = Stack::start().await;
+    let list = stack.gateway.policy_file().with_file_name("blocklist.txt");
+    std::fs::write(&list, "# known\n127.44.0.0/16\n").unwrap();
+    let with_list = "deny_files = [\"blocklist.txt\"]\ndeny = [";
+    stack.gateway.edit_policy(|text| text.replacen("deny = [", with_list, 1));
+    let status =
+        async |address| stack.gateway.client().at(address).get("/.well-known/jwks.json", None).await.status();
+    eventually("the list is in force", || async { status([127, 44, 0, 1]).await == 403 }).await;
+    assert_eq!(status([127, 45, 0, 1]).await, 200);
+    std::fs::write(&list, "127.45.0.1\n").unwrap();
+    eventually("the new list is in force", || async { status([127, 45, 0, 1]).await == 403 }).await;
+    assert_eq!(status([127, 44, 0, 1]).await, 200);
+    std::fs::write(&list, "127.45.0.1\n127.45.0.300\n").unwrap();
+    let refusal =
+        async || stack.gateway.operator().get("/admin/policy", None).await.json()["last_refusal"].clone();
+    eventually("the fault is reported", || async { !refusal().await.is_null() }).await;
+    let fault = refusal().await["faults"][0].clone();
+    assert!(fault["file"].as_str().unwrap().ends_with("blocklist.txt"), "{fault}");
+    assert_eq!((&fault["line"], &fault["column"]), (&2.into(), &1.into()), "{fault}");
+    assert_eq!(status([127, 45, 0, 1]).await, 403, "the last good list holds");
+}
