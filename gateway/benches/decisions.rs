@@ -57,14 +57,14 @@ fn next(charges: &[[Charge; 1]]) -> &[Charge] {
     &charges[(turn() % CLIENTS) as usize]
 }
 
-#[divan::bench(min_time = 1)]
+#[divan::bench(min_time = 1, sample_size = 256)]
 fn limit_local(bencher: Bencher<'_, '_>) {
     let (store, charges) = (LocalStore::default(), charges());
     let now = clock::now();
     bencher.bench(|| black_box(store.spend_now(next(&charges), now)));
 }
 
-#[divan::bench(min_time = 1)]
+#[divan::bench(min_time = 1, sample_size = 256)]
 fn limit_leased(bencher: Bencher<'_, '_>) {
     let (pots, charges) = (Pots::default(), charges());
     let now = clock::now();
@@ -82,7 +82,7 @@ fn limit_leased(bencher: Bencher<'_, '_>) {
     bencher.bench(|| black_box(spend(next(&charges))));
 }
 
-#[divan::bench(min_time = 1, args = [10_000, 100_000])]
+#[divan::bench(min_time = 1, sample_size = 256, args = [10_000, 100_000])]
 fn block_lookup(bencher: Bencher<'_, '_>, networks: u32) {
     // Spread over all addresses, of all sizes that lists have.
     let network = |number: u32| {
