@@ -74,9 +74,12 @@ impl Breakers {
 }
 
 impl BreakerPass {
-    /// Says how a trial went as soon as its answer begins: nobody waits for the end of a long download or a WebSocket.
-    pub fn settle_trial(&mut self, outcome: Outcome, now: Timestamp) {
-        if let Some((breakers, rule, pass)) = self.guard.take_if(|(_, _, pass)| pass.is_trial()) {
+    /// Says how the request goes as soon as others should know: a failure before its client is told, and how a trial went
+    /// when its answer begins, for nobody waits for the end of a long download or a WebSocket.
+    pub fn settle_early(&mut self, outcome: Outcome, now: Timestamp) {
+        let early =
+            self.guard.take_if(|(_, rule, pass)| pass.is_trial() || outcome.failed(rule) == Some(true));
+        if let Some((breakers, rule, pass)) = early {
             breakers.with(&rule, now, |breaker| breaker.settle(&rule, pass, outcome, now));
         }
     }

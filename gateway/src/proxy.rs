@@ -181,7 +181,7 @@ impl ProxyHttp for Proxy {
         let outcome = Outcome::Answered(response.status.as_u16());
         exchange.outcome = Some(outcome);
         if let Some(admission) = &mut exchange.admission {
-            admission.pass.settle_trial(outcome, clock::now());
+            admission.pass.settle_early(outcome, clock::now());
         }
         let upgraded = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
         forward::clean_answer(response, upgraded);
@@ -218,6 +218,11 @@ impl ProxyHttp for Proxy {
         };
         // An upstream that breaks off in the middle of its answer has failed, whatever its status said.
         exchange.outcome = Some(outcome);
+        if let Some(admission) = &mut exchange.admission
+            && outcome != Outcome::ClientLeft
+        {
+            admission.pass.settle_early(outcome, clock::now());
+        }
         let begun = session.response_written().is_some_and(|response| {
             !response.status.is_informational() || response.status == http::StatusCode::SWITCHING_PROTOCOLS
         });

@@ -83,7 +83,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    fn failed(self, rule: &BreakerRule) -> Option<bool> {
+    /// Whether the upstream failed; `None` when nothing can be said of it.
+    pub fn failed(self, rule: &BreakerRule) -> Option<bool> {
         match self {
             Self::Answered(status) => Some(rule.statuses.contains(&u32::from(status))),
             Self::Unreachable | Self::TimedOut => Some(true),
