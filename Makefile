@@ -14,7 +14,7 @@ build: ## Both programs, for development
 	$(CARGO) build --locked --workspace --bins
 
 test: lint walls deny ## Everything: format, lints, walls, dependencies, unit and end-to-end tests
-	@scripts/need redis-server curl openssl
+	@scripts/need redis-server curl openssl oathtool
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace
 

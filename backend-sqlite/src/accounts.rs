@@ -2,7 +2,9 @@
 
 use rusqlite::params;
 
+use crate::changes::{self, Subject};
 use crate::db::{Result, Session};
+use crate::sessions;
 use crate::sql;
 use crate::tokens::now;
 
@@ -11,8 +13,23 @@ use crate::tokens::now;
 pub(crate) struct User {
     pub(crate) id: String,
     pub(crate) username: String,
+    pub(crate) email: Option<String>,
     pub(crate) password_hash: String,
     pub(crate) active: bool,
+    pub(crate) password_changed_at: i64,
+    /// The second factor, once it is confirmed.
+    pub(crate) totp_secret: Option<Vec<u8>>,
+    pub(crate) totp_pending: Option<Vec<u8>>,
+    pub(crate) totp_last_step: i64,
+}
+
+/// An account that is to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct NewUser {
+    pub(crate) username: String,
+    pub(crate) email: Option<String>,
+    pub(crate) password_hash: String,
+    pub(crate) roles: Vec<String>,
 }
 
 /// What became of adding an account.
@@ -27,7 +44,17 @@ pub(crate) enum Added {
 }
 
 fn user(row: &rusqlite::Row<'_>) -> rusqlite::Result<User> {
-    Ok(User { id: row.get(0)?, username: row.get(1)?, password_hash: row.get(2)?, active: row.get(3)? })
+    Ok(User {
+        id: row.get(0)?,
+        username: row.get(1)?,
+        email: row.get(2)?,
+        password_hash: row.get(3)?,
+        active: row.get(4)?,
+        password_changed_at: row.get(5)?,
+        totp_secret: row.get(6)?,
+        totp_pending: row.get(7)?,
+        totp_last_step: row.get(8)?,
+    })
 }
 
 pub(crate) fn by_name(session: &Session<'_>, name: &str) -> Result<Option<User>> {
@@ -38,42 +65,47 @@ pub(crate) fn by_id(session: &Session<'_>, id: &str) -> Result<Option<User>> {
     session.row(sql::USER_BY_ID, [id], user)
 }
 
-pub(crate) fn list(session: &Session<'_>) -> Result<Vec<User>> {
-    session.rows(sql::LIST_USERS, [], user)
+pub(crate) fn by_email(session: &Session<'_>, email: &str) -> Result<Vec<User>> {
+    session.rows(sql::USERS_BY_EMAIL, [email], user)
+}
+
+/// Accounts in the order of their names, after `after`; and whether there are more.
+pub(crate) fn page(session: &Session<'_>, after: &str, limit: usize) -> Result<(Vec<User>, bool)> {
+    session.page(sql::LIST_USERS, [after], user, limit, |_| false)
 }
 
 pub(crate) fn count(session: &Session<'_>) -> Result<i64> {
     Ok(session.row(sql::COUNT_USERS, [], |row| row.get(0))?.unwrap_or_default())
 }
 
+/// The roles that were given to the account itself.
 pub(crate) fn roles(session: &Session<'_>, id: &str) -> Result<Vec<String>> {
     session.rows(sql::ROLES_OF_USER, [id], |row| row.get(0))
 }
 
 /// Adds an account with roles that exist.
-pub(crate) fn add(session: &Session<'_>, name: &str, hash: &str, roles: &[String]) -> Result<Added> {
-    if by_name(session, name)?.is_some() {
+pub(crate) fn add(session: &Session<'_>, new: &NewUser) -> Result<Added> {
+    if by_name(session, &new.username)?.is_some() {
         return Ok(Added::Taken);
     }
-    if let Some(unknown) = unknown_role(session, roles)? {
+    if let Some(unknown) = unknown_role(session, &new.roles)? {
         return Ok(Added::UnknownRole(unknown));
     }
     let id = uuid::Uuid::now_v7().to_string();
-    session.run(sql::ADD_USER, params![id, name, hash, now()])?;
-    for role in roles {
+    session.run(sql::ADD_USER, params![id, new.username, new.email, new.password_hash, now()])?;
+    for role in &new.roles {
         session.run(sql::ADD_ROLE_TO_USER, params![id, role])?;
     }
-    changed(session, "user", &id)?;
+    changes::note(session, Subject::User(&id))?;
     Ok(Added::Id(id))
 }
 
-/// Sets a password and ends the account's sessions; `false` when there is no such account.
-pub(crate) fn set_password(session: &Session<'_>, name: &str, hash: &str) -> Result<bool> {
-    let id: Option<String> = session.row(sql::SET_PASSWORD, [name, hash], |row| row.get(0))?;
-    if let Some(id) = &id {
-        session.run(sql::DROP_REFRESH_TOKENS, [id])?;
-    }
-    Ok(id.is_some())
+/// Sets a password, and ends whatever the old one began.
+pub(crate) fn set_password(session: &Session<'_>, user: &User, hash: &str) -> Result<()> {
+    session.run(sql::SET_PASSWORD, params![user.id, hash, now()])?;
+    session.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
+    session.run(sql::CLEAR_FAILURES, [&user.username])?;
+    sessions::end_all(session, &user.id)
 }
 
 /// The first of `roles` that does not exist.
@@ -84,11 +116,4 @@ pub(crate) fn unknown_role(session: &Session<'_>, roles: &[String]) -> Result<Op
         }
     }
     Ok(None)
-}
-
-/// Numbers a change to who may do what, in the transaction of the change.
-pub(crate) fn changed(session: &Session<'_>, kind: &str, name: &str) -> Result<i64> {
-    session.announce();
-    let revision = session.row(sql::ADD_CHANGE, params![kind, name, now()], |row| row.get(0))?;
-    Ok(revision.unwrap_or_default())
 }

@@ -1,25 +1,42 @@
-//! Login, refresh, logout. Wrong, unknown and inactive are one answer and take one time.
+//! Register, login, refresh, logout. Wrong, unknown, locked and inactive are one answer and take one time.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
+use std::time::Instant;
 
-use crate::accounts::{self, User};
+use crate::accounts::{self, Added, NewUser, User};
 use crate::db::{Result as DbResult, Session};
 use crate::extract::Body;
-use crate::password;
+use crate::identity::Caller;
+use crate::lockout;
+use crate::password::{self, Verdict};
+use crate::permissions;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
+use crate::sessions::{self, Origin};
 use crate::sql;
-use crate::tokens::{fingerprint, now, random_token, seconds};
+use crate::tokens::{NewPair, now, seconds};
+use crate::totp;
+use crate::users::{NAME, check_email, created, is_name};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Register {
+    username: String,
+    password: String,
+    email: Option<String>,
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Login {
     username: String,
     password: String,
+    totp: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -34,88 +51,178 @@ pub(crate) struct Tokens {
     refresh_token: String,
     token_type: &'static str,
     expires_in: u64,
+    /// A role of the account needs a second factor, and does not count until there is one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    totp_enrollment_required: bool,
+}
+
+/// `POST /v1/auth/register`: an account without any role.
+pub(crate) async fn register(State(app): State<App>, Body(new): Body<Register>) -> Result<Response> {
+    if !is_name(&new.username) {
+        return Err(Problem::unprocessable("invalid_username", format!("a username is {NAME}")));
+    }
+    let email = check_email(new.email)?;
+    app.accounts.check_password(&new.password, &[&new.username, email.as_deref().unwrap_or_default()])?;
+    let password_hash = password::hash_async(new.password).await.map_err(internal)?;
+    let user = NewUser { username: new.username.clone(), email, password_hash, roles: Vec::new() };
+    let added: Added = app.database.write(move |session| accounts::add(session, &user)).await?;
+    app.metrics.user_operations.with_label_values(&["register"]).inc();
+    created(added, &new.username)
+}
+
+/// What a login came to.
+enum Outcome {
+    /// A session began; the account's roles, and whether one of them waits for a second factor.
+    Begun(Standing),
+    Refused,
+    TotpRequired,
+    PasswordExpired,
+}
+
+/// An account with the roles that its tokens carry.
+struct Standing {
+    user: User,
+    roles: Vec<String>,
+    totp_enrollment_required: bool,
+}
+
+/// A login, once its password is judged; what is decided in one transaction.
+#[derive(Clone)]
+struct Attempt {
+    name: String,
+    user: Option<User>,
+    upgrade: Option<String>,
+    totp: Option<String>,
+    origin: Origin,
+    pair: NewPair,
 }
 
 /// `POST /v1/auth/login`
-pub(crate) async fn login(State(app): State<App>, Body(login): Body<Login>) -> Result<Json<Tokens>> {
-    let name = login.username;
+pub(crate) async fn login(
+    State(app): State<App>,
+    caller: Caller,
+    Body(login): Body<Login>,
+) -> Result<Json<Tokens>> {
+    let started = Instant::now();
+    let name = login.username.clone();
     let user = app.database.read(move |session| accounts::by_name(session, &name)).await?;
     let user = user.filter(|user| user.active);
-    let hash = user.as_ref().map(|user| user.password_hash.clone());
-    let verified = password::verify_async(login.password, hash).await.map_err(internal)?;
-    let refresh_token = random_token().map_err(internal)?;
-    let session = match user.filter(|_| verified) {
-        None => None,
-        Some(user) => {
-            let (hash, expires_at) = (fingerprint(&refresh_token), refresh_expiry(&app));
-            let begin = move |session: &Session<'_>| {
-                // A password that was changed while this one was verified begins no session.
-                let now = accounts::by_id(session, &user.id)?;
-                let unchanged = |now: &User| now.active && now.password_hash == user.password_hash;
-                now.filter(unchanged).map(|now| begin_session(session, now, &hash, expires_at)).transpose()
-            };
-            app.database.write(begin).await?
-        }
+    let stored = user.as_ref().map(|user| user.password_hash.clone());
+    let verdict = password::judge(login.password, stored).await.map_err(internal)?;
+    let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
+    let attempt = Attempt {
+        name: login.username,
+        user: user.filter(|_| verdict != Verdict::Wrong),
+        upgrade: if let Verdict::Upgrade(hash) = verdict { Some(hash) } else { None },
+        totp: login.totp,
+        origin: caller.origin(),
+        pair: pair.clone(),
     };
-    let outcome = if session.is_some() { "ok" } else { "refused" };
-    app.metrics.auth_requests.with_label_values(&["password", outcome]).inc();
-    if let Some((user, roles)) = session {
-        tokens(&app, &user, &roles, refresh_token)
-    } else {
-        app.metrics.failed_logins.inc();
-        Err(Problem::unauthorized("login_failed", "the username or the password is wrong"))
+    let state = app.clone();
+    let outcome = app.database.write(move |session| decide(session, &state, &attempt)).await?;
+    app.metrics.auth_duration.with_label_values(&["password"]).observe(started.elapsed().as_secs_f64());
+    let word = match outcome {
+        Outcome::Begun(_) => "ok",
+        Outcome::Refused => "refused",
+        Outcome::TotpRequired => "totp_required",
+        Outcome::PasswordExpired => "password_expired",
+    };
+    app.metrics.auth_requests.with_label_values(&["password", word]).inc();
+    match outcome {
+        Outcome::Begun(standing) => tokens(&app, &standing, pair),
+        Outcome::Refused => {
+            app.metrics.failed_logins.inc();
+            Err(Problem::unauthorized("login_failed", "the username or the password is wrong"))
+        }
+        Outcome::TotpRequired => {
+            Err(Problem::unauthorized("totp_required", "send the code of the second factor as `totp`"))
+        }
+        Outcome::PasswordExpired => Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "password_expired",
+            "the password is too old: change it with POST /v1/auth/change-password",
+        )),
     }
+}
+
+fn decide(session: &Session<'_>, app: &App, attempt: &Attempt) -> DbResult<Outcome> {
+    let rules = &app.accounts;
+    let locked = lockout::is_locked(session, &attempt.name)?;
+    let user = match unchanged(session, attempt)? {
+        Some(user) if !locked => user,
+        _ => return refuse(session, app, attempt),
+    };
+    if user.totp_secret.is_some() {
+        let Some(code) = &attempt.totp else { return Ok(Outcome::TotpRequired) };
+        if !totp::use_code(session, &user, code)? {
+            return refuse(session, app, attempt);
+        }
+    }
+    lockout::clear(session, &attempt.name)?;
+    if rules
+        .password_expiry
+        .is_some_and(|most| user.password_changed_at.saturating_add(seconds(most)) <= now())
+    {
+        return Ok(Outcome::PasswordExpired);
+    }
+    if let Some(better) = &attempt.upgrade {
+        session.run(sql::UPGRADE_PASSWORD, params![user.id, user.password_hash, better])?;
+    }
+    sessions::begin(session, &user, &attempt.origin, &attempt.pair)?;
+    standing(session, app, user).map(Outcome::Begun)
+}
+
+/// The account as it is now, unless its password was changed while it was judged.
+fn unchanged(session: &Session<'_>, attempt: &Attempt) -> DbResult<Option<User>> {
+    let Some(judged) = &attempt.user else { return Ok(None) };
+    let now = accounts::by_id(session, &judged.id)?;
+    Ok(now.filter(|now| now.active && now.password_hash == judged.password_hash))
+}
+
+fn refuse(session: &Session<'_>, app: &App, attempt: &Attempt) -> DbResult<Outcome> {
+    if lockout::failed(session, &attempt.name, &app.accounts.lockout)? {
+        app.metrics.locked_accounts.inc();
+    }
+    Ok(Outcome::Refused)
+}
+
+fn standing(session: &Session<'_>, app: &App, user: User) -> DbResult<Standing> {
+    let all = permissions::all_roles(session, &user.id)?;
+    let roles = permissions::counting_roles(&all, &user, &app.accounts.require_totp_for);
+    Ok(Standing { totp_enrollment_required: roles.len() < all.len(), user, roles })
 }
 
 /// `POST /v1/auth/refresh`: the token is used up and a new pair is given, in one transaction.
 pub(crate) async fn refresh(State(app): State<App>, Body(refresh): Body<Refresh>) -> Result<Json<Tokens>> {
-    let taken = fingerprint(&refresh.refresh_token);
-    let refresh_token = random_token().map_err(internal)?;
-    let (hash, expires_at) = (fingerprint(&refresh_token), refresh_expiry(&app));
-    let turn = move |session: &Session<'_>| {
-        let owner: Option<(String, i64)> =
-            session.row(sql::TAKE_REFRESH_TOKEN, [&taken], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let Some((id, _)) = owner.filter(|(_, ends)| *ends > now()) else { return Ok(None) };
-        let user = accounts::by_id(session, &id)?.filter(|user| user.active);
-        user.map(|user| begin_session(session, user, &hash, expires_at)).transpose()
-    };
-    let session = app.database.write(turn).await?;
-    let outcome = if session.is_some() { "ok" } else { "refused" };
-    app.metrics.auth_requests.with_label_values(&["refresh", outcome]).inc();
-    match session {
-        Some((user, roles)) => tokens(&app, &user, &roles, refresh_token),
+    let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
+    let (state, next) = (app.clone(), pair.clone());
+    let turned = app.database.write(move |session| {
+        let user = sessions::turn(session, &refresh.refresh_token, &next)?;
+        user.map(|user| standing(session, &state, user)).transpose()
+    });
+    let turned = turned.await?;
+    let word = if turned.is_some() { "ok" } else { "refused" };
+    app.metrics.auth_requests.with_label_values(&["refresh", word]).inc();
+    match turned {
+        Some(standing) => tokens(&app, &standing, pair),
         None => Err(Problem::unauthorized("refresh_token_invalid", "log in again")),
     }
 }
 
-/// `POST /v1/auth/logout`: the refresh token is worth nothing from now on; a second time is no error.
+/// `POST /v1/auth/logout`: the session ends, its access tokens with it; a second time is no error.
 pub(crate) async fn logout(State(app): State<App>, Body(refresh): Body<Refresh>) -> Result<StatusCode> {
-    let hash = fingerprint(&refresh.refresh_token);
-    app.database.write(move |session| session.row(sql::TAKE_REFRESH_TOKEN, [&hash], |_| Ok(()))).await?;
+    app.database.write(move |session| sessions::end_by_token(session, &refresh.refresh_token)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn refresh_expiry(app: &App) -> i64 {
-    now().saturating_add(seconds(app.refresh_lifetime))
-}
-
-/// Keeps a refresh token of `user`; the account with its roles.
-fn begin_session(
-    session: &Session<'_>,
-    user: User,
-    hash: &[u8],
-    expires_at: i64,
-) -> DbResult<(User, Vec<String>)> {
-    session.run(sql::DROP_OLD_REFRESH_TOKENS, params![user.id, now()])?;
-    session.run(sql::ADD_REFRESH_TOKEN, params![hash, user.id, expires_at])?;
-    let roles = accounts::roles(session, &user.id)?;
-    Ok((user, roles))
-}
-
-fn tokens(app: &App, user: &User, roles: &[String], refresh_token: String) -> Result<Json<Tokens>> {
-    let access_token = app.signer.sign(&user.id, roles).map_err(internal)?;
-    let expires_in = app.signer.expires_in();
-    Ok(Json(Tokens { access_token, refresh_token, token_type: "Bearer", expires_in }))
+fn tokens(app: &App, standing: &Standing, pair: NewPair) -> Result<Json<Tokens>> {
+    Ok(Json(Tokens {
+        access_token: app.signer.sign(&standing.user.id, &standing.roles, &pair).map_err(internal)?,
+        refresh_token: pair.refresh_token,
+        token_type: "Bearer",
+        expires_in: app.signer.expires_in(),
+        totp_enrollment_required: standing.totp_enrollment_required,
+    }))
 }
 
 /// An error that says nothing to the client and everything to the log.
@@ -127,4 +234,9 @@ pub(crate) fn internal(error: anyhow::Error) -> Problem {
         "internal_error",
         "something went wrong here, not with the request",
     )
+}
+
+/// The answer to a body that is fine, where there is nothing to say.
+pub(crate) fn accepted() -> Response {
+    (StatusCode::ACCEPTED, Json(serde_json::json!({"status": "accepted"}))).into_response()
 }

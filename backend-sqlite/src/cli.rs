@@ -48,12 +48,18 @@ pub(crate) enum UserCommand {
     /// Add an account and print its id; without --password-stdin a password is made and printed once.
     Add {
         name: String,
+        /// Where mail to its owner goes.
+        #[arg(long)]
+        email: Option<String>,
         /// Give it this role; may stand several times.
         #[arg(long = "role", value_name = "ROLE")]
         roles: Vec<String>,
         /// Read the password from standard input.
         #[arg(long)]
         password_stdin: bool,
+        /// Read a hash of the password from standard input, from another system: argon2 or bcrypt.
+        #[arg(long, conflicts_with = "password_stdin")]
+        hash_stdin: bool,
         #[command(flatten)]
         place: DatabasePlace,
     },

@@ -12,6 +12,9 @@ use base64::Engine as _;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use crate::mail::SMTP_PASSWORD;
+use crate::problem::Problem;
+
 /// What begins an environment variable of ours.
 const PREFIX: &str = "PALISADE_BACKEND__";
 
@@ -34,6 +37,7 @@ pub(crate) struct Config {
     pub(crate) server: ServerConfig,
     pub(crate) database: DatabaseConfig,
     pub(crate) accounts: AccountsConfig,
+    pub(crate) mail: MailConfig,
     pub(crate) telemetry: TelemetryConfig,
     pub(crate) log: LogConfig,
     pub(crate) secrets: SecretsConfig,
@@ -105,18 +109,116 @@ impl Synchronous {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct AccountsConfig {
     pub(crate) password_min_length: usize,
+    /// `0s`: never; `None`: the profile's.
+    #[serde(deserialize_with = "some_duration")]
+    pub(crate) password_expiry: Option<Duration>,
     #[serde(deserialize_with = "duration")]
     pub(crate) access_token: Duration,
     #[serde(deserialize_with = "duration")]
     pub(crate) refresh_token: Duration,
+    /// Roles that count only for accounts with a second factor; `None`: the profile's.
+    pub(crate) require_totp_for: Option<Vec<String>>,
+    pub(crate) lockout: Lockout,
 }
 
 impl Default for AccountsConfig {
     fn default() -> Self {
         Self {
             password_min_length: 12,
+            password_expiry: None,
             access_token: Duration::from_mins(30),
             refresh_token: Duration::from_hours(7 * 24),
+            require_totp_for: None,
+            lockout: Lockout::default(),
+        }
+    }
+}
+
+/// So many failed logins at one name within a time lock it for a time.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Lockout {
+    pub(crate) failures: u32,
+    #[serde(deserialize_with = "duration")]
+    pub(crate) window: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub(crate) duration: Duration,
+}
+
+impl Default for Lockout {
+    fn default() -> Self {
+        let quarter = Duration::from_mins(15);
+        Self { failures: 5, window: quarter, duration: quarter }
+    }
+}
+
+/// What a password must be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PasswordRule {
+    /// In characters.
+    pub(crate) min_length: usize,
+    /// Whether it has to be hard to guess as well.
+    pub(crate) strong: bool,
+}
+
+/// What holds for accounts, settings and profile together.
+#[derive(Clone, Debug)]
+pub(crate) struct AccountRules {
+    pub(crate) password: PasswordRule,
+    pub(crate) password_expiry: Option<Duration>,
+    pub(crate) refresh_token: Duration,
+    pub(crate) require_totp_for: Vec<String>,
+    pub(crate) lockout: Lockout,
+}
+
+impl AccountsConfig {
+    /// Production asks for more: strong passwords that expire, and a second factor of administrators.
+    pub(crate) fn rules(&self, profile: Profile) -> AccountRules {
+        let production = profile == Profile::Production;
+        let expiry = self.password_expiry.or(production.then_some(Duration::from_hours(90 * 24)));
+        let admins = || if production { vec![crate::roles::ADMIN.to_owned()] } else { Vec::new() };
+        AccountRules {
+            password: PasswordRule { min_length: self.password_min_length, strong: production },
+            password_expiry: expiry.filter(|expiry| !expiry.is_zero()),
+            refresh_token: self.refresh_token,
+            require_totp_for: self.require_totp_for.clone().unwrap_or_else(admins),
+            lockout: self.lockout,
+        }
+    }
+}
+
+impl AccountRules {
+    /// Refuses a password with every rule that it breaks.
+    pub(crate) fn check_password(&self, password: &str, about: &[&str]) -> Result<(), Problem> {
+        let violations = self.password.violations(password, about);
+        if violations.is_empty() {
+            return Ok(());
+        }
+        let details: Vec<_> = violations.iter().map(|violation| violation.detail.as_str()).collect();
+        let problem =
+            Problem::unprocessable("weak_password", format!("a password is {}", details.join("; ")));
+        Err(problem.with("violations", serde_json::json!(violations)))
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct MailConfig {
+    /// `smtp://…` or `smtps://…`; empty: files, and nothing in production.
+    pub(crate) url: String,
+    pub(crate) from: String,
+    /// What a mail to reset a password points to, with `{token}` in it.
+    pub(crate) reset_url: String,
+    pub(crate) dir: PathBuf,
+}
+
+impl Default for MailConfig {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            from: "Palisade <palisade@localhost>".to_owned(),
+            reset_url: String::new(),
+            dir: "data/backend/mail".into(),
         }
     }
 }
@@ -182,6 +284,10 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
         .map_err(|_| D::Error::custom(format!("a duration like \"30s\", \"5m\" or \"7d\" (got {text:?})")))
 }
 
+fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
+}
+
 impl Config {
     /// Reads `file`, if there is one, and lays the environment over it.
     pub(crate) fn load(file: Option<&Path>, environment: &BTreeMap<String, String>) -> anyhow::Result<Self> {
@@ -211,6 +317,13 @@ impl Config {
     fn check(self) -> anyhow::Result<Self> {
         if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
             bail!("telemetry.sample_ratio: from 0 to 1 (got {})", self.telemetry.sample_ratio);
+        }
+        let Lockout { failures, window, .. } = self.accounts.lockout;
+        if failures == 0 {
+            bail!("accounts.lockout.failures: at least 1 (got 0)");
+        }
+        if window > Duration::from_hours(24) {
+            bail!("accounts.lockout.window: at most 24h (got {})", humantime::format_duration(window));
         }
         if self.database.pool_size == 0 {
             bail!("database.pool_size: at least 1 (got 0)");
@@ -297,6 +410,8 @@ pub(crate) struct Secrets {
     pub(crate) gateway_token: Option<Secret>,
     /// Guards `/metrics`.
     pub(crate) metrics_token: Option<Secret>,
+    /// Opens the SMTP server.
+    pub(crate) smtp_password: Option<Secret>,
 }
 
 /// The least a secret may hold.
@@ -314,6 +429,7 @@ impl Secrets {
             jwt_key: secret("JWT_KEY", dir, environment)?,
             gateway_token: secret("GATEWAY_TOKEN", dir, environment)?,
             metrics_token: secret("METRICS_TOKEN", dir, environment)?,
+            smtp_password: secret(SMTP_PASSWORD, dir, environment)?,
         };
         if profile == Profile::Production {
             let signs = secrets.jwt_secret.is_some() || secrets.jwt_key.is_some();
@@ -344,7 +460,7 @@ fn secret(name: &str, dir: &Path, environment: &BTreeMap<String, String>) -> any
             .map_err(|_| anyhow::anyhow!("{name} {place}: what follows `base64:` is not base64"))?,
         None => text.as_bytes().to_vec(),
     };
-    if bytes.len() < MIN_SECRET {
+    if bytes.len() < MIN_SECRET && name != SMTP_PASSWORD {
         bail!("{name} {place}: at least {MIN_SECRET} characters (got {})", bytes.len());
     }
     Ok(Some(Secret(bytes)))

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Params, Row, TransactionBehavior};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tracing::{Span, info_span, warn};
 
+use crate::changes::Followers;
 use crate::config::{DatabaseConfig, Synchronous};
 use crate::metrics::Metrics;
 use crate::sql::{self, Statement};
@@ -55,8 +56,8 @@ struct Inner {
     writer: Arc<Pool>,
     readers: Arc<Pool>,
     metrics: Metrics,
-    /// Woken after a commit that changed who may do what.
-    changes: watch::Sender<()>,
+    /// Those who are told of a commit that changed who may do what.
+    followers: Followers,
 }
 
 /// Connections that wait to be borrowed; opened when first needed.
@@ -96,7 +97,7 @@ impl Database {
             writer: pool(writer, 1),
             readers: pool(readers, config.pool_size + config.pool_overflow),
             metrics,
-            changes: watch::Sender::new(()),
+            followers: Followers::new(),
         };
         make_private(&config.path)
             .with_context(|| format!("database.path: cannot open `{}`", config.path.display()))?;
@@ -121,12 +122,13 @@ impl Database {
         .await
     }
 
-    /// Writes in one transaction, which is rolled back when `work` fails. `work` may run more than once.
+    /// Writes in one transaction, which is rolled back when `work` fails. `work` may run more than once. What changes who
+    /// may do what is known to the gateways that follow when this returns, see [`Followers::tell`].
     pub(crate) async fn write<T: Send + 'static>(
         &self,
         work: impl Fn(&Session<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.run(&self.inner.writer, move |connection, inner| {
+        let written = self.run(&self.inner.writer, move |connection, inner| {
             let mut waits = BUSY_WAITS.iter();
             loop {
                 match transact(connection, inner, &work) {
@@ -141,6 +143,25 @@ impl Database {
                     result => return result,
                 }
             }
+        });
+        let (value, revision) = written.await?;
+        if let Some(revision) = revision {
+            self.inner.followers.tell(revision).await;
+        }
+        Ok(value)
+    }
+
+    /// Writes in one transaction, of which nothing stays when `work` comes to a problem.
+    pub(crate) async fn write_or_nothing<T: Send + 'static, P: Send + 'static>(
+        &self,
+        work: impl Fn(&Session<'_>) -> Result<std::result::Result<T, P>> + Send + 'static,
+    ) -> Result<std::result::Result<T, P>> {
+        self.write(move |session| {
+            let result = work(session)?;
+            if result.is_err() {
+                session.abandon();
+            }
+            Ok(result)
         })
         .await
     }
@@ -172,9 +193,9 @@ impl Database {
         })
     }
 
-    /// Changes from now on to who may do what, made by this process.
-    pub(crate) fn changes(&self) -> watch::Receiver<()> {
-        self.inner.changes.subscribe()
+    /// Those who follow changes to who may do what.
+    pub(crate) fn followers(&self) -> &Followers {
+        &self.inner.followers
     }
 
     /// Places free and connections waiting to be lent, of the readers.
@@ -228,18 +249,18 @@ fn transact<T>(
     connection: &mut Connection,
     inner: &Inner,
     work: &impl Fn(&Session<'_>) -> Result<T>,
-) -> Result<T> {
+) -> Result<(T, Option<i64>)> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let session = Session::new(&transaction, &inner.metrics);
     let value = work(&session)?;
-    let news = session.permissions_changed.get();
+    if session.abandoned.get() {
+        return Ok((value, None)); // dropped, the transaction is rolled back
+    }
+    let revision = session.announced.get();
     let _span =
         info_span!("sql", otel.name = "COMMIT", otel.kind = "client", db.system.name = "sqlite").entered();
     transaction.commit()?;
-    if news {
-        inner.changes.send_replace(());
-    }
-    Ok(value)
+    Ok((value, revision))
 }
 
 /// The file holds password hashes and the signing key: nobody else on the machine reads it. SQLite gives the files that
@@ -269,17 +290,23 @@ fn migrate(connection: &mut Connection) -> Result<()> {
 pub(crate) struct Session<'c> {
     connection: &'c Connection,
     metrics: &'c Metrics,
-    permissions_changed: Cell<bool>,
+    announced: Cell<Option<i64>>,
+    abandoned: Cell<bool>,
 }
 
 impl<'c> Session<'c> {
     fn new(connection: &'c Connection, metrics: &'c Metrics) -> Self {
-        Self { connection, metrics, permissions_changed: Cell::new(false) }
+        Self { connection, metrics, announced: Cell::new(None), abandoned: Cell::new(false) }
     }
 
-    /// Wakes those who wait for changes to who may do what, once this transaction is committed.
-    pub(crate) fn announce(&self) {
-        self.permissions_changed.set(true);
+    /// Tells those who follow changes of this one, once its transaction is committed.
+    pub(crate) fn announce(&self, revision: i64) {
+        self.announced.set(Some(revision));
+    }
+
+    /// Lets nothing of this transaction stay.
+    fn abandon(&self) {
+        self.abandoned.set(true);
     }
 
     /// The first row, if any.

@@ -3,6 +3,9 @@
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::response::IntoResponse as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::problem::{Problem, Result};
@@ -18,6 +21,43 @@ pub(crate) struct Path<T>(pub(crate) T);
 
 /// The query.
 pub(crate) struct Query<T>(pub(crate) T);
+
+/// Items on one page: unless asked for, and at most.
+const PAGE: u32 = 100;
+const MAX_PAGE: u32 = 1_000;
+
+/// `?limit=&cursor=` of a listing.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PageQuery {
+    pub(crate) limit: Option<u32>,
+    pub(crate) cursor: Option<String>,
+}
+
+impl PageQuery {
+    /// How many items are wanted.
+    pub(crate) fn limit(&self) -> Result<usize> {
+        let limit = self.limit.unwrap_or(PAGE);
+        if !(1..=MAX_PAGE).contains(&limit) {
+            return Err(Problem::bad_request(format!("limit is from 1 to {MAX_PAGE} (got {limit})")));
+        }
+        Ok(usize::try_from(limit).unwrap_or(usize::MAX))
+    }
+
+    /// The last item that is known.
+    pub(crate) fn after(&self) -> Result<String> {
+        let Some(cursor) = &self.cursor else { return Ok(String::new()) };
+        let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
+        bytes
+            .and_then(|bytes| String::from_utf8(bytes).ok())
+            .ok_or_else(|| Problem::bad_request("the cursor is the `next` of an earlier page"))
+    }
+
+    /// What leads to the page after `last`.
+    pub(crate) fn cursor(last: &str) -> String {
+        URL_SAFE_NO_PAD.encode(last)
+    }
+}
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;

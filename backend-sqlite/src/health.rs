@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use crate::accounts;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
+use crate::sessions;
 use crate::sql;
 
 /// `GET /health/live`: the process answers.
@@ -50,6 +51,9 @@ pub(crate) async fn metrics(State(app): State<App>, headers: HeaderMap) -> Resul
     app.metrics.db_pool_in_use.set(i64::try_from(in_use).unwrap_or(i64::MAX));
     if let Ok(users) = app.database.read(accounts::count).await {
         app.metrics.users.set(users);
+    }
+    if let Ok(sessions) = app.database.read(sessions::count).await {
+        app.metrics.active_sessions.set(sessions);
     }
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     Ok((content_type, app.metrics.render()).into_response())

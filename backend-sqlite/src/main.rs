@@ -3,7 +3,10 @@
 //! [`serve`] says what answers where; [`db`] is the only door to SQLite and [`sql`] holds every statement.
 
 mod accounts;
+mod acl;
+mod api_keys;
 mod auth;
+mod changes;
 mod cli;
 mod config;
 mod db;
@@ -11,16 +14,23 @@ mod extract;
 mod health;
 mod healthcheck;
 mod identity;
+mod lockout;
+mod mail;
 mod metrics;
 mod observe;
 mod password;
 mod permissions;
 mod problem;
 mod records;
+mod reset;
+mod resource;
+mod roles;
 mod serve;
+mod sessions;
 mod sql;
 mod telemetry;
 mod tokens;
+mod totp;
 mod user_command;
 mod users;
 

@@ -1,20 +1,27 @@
 //! May this user do this to that? The one question that the gateway asks, and an administrator may.
+//!
+//! An account that is not active may do nothing. A denial in an access control list counts more than whatever allows: an
+//! entry, or a grant of a role. Roles are the account's own and those of its groups; one that needs a second factor
+//! counts only for an account that has it.
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
+use rusqlite::params;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::accounts::{self, User};
+use crate::changes;
 use crate::db::{self, Session};
-use crate::extract::{Body, Query};
-use crate::identity::Administrator;
+use crate::extract::{Body, Path};
+use crate::identity::{Administrator, Gateway};
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::sql;
 
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Question {
     user: String,
@@ -37,101 +44,164 @@ pub(crate) struct Answer {
     revision: i64,
 }
 
+/// An answer for the gateway: also what it rests on, so that a change of a role or a group finds it.
+#[derive(Serialize)]
+pub(crate) struct TracedAnswer {
+    #[serde(flatten)]
+    answer: Answer,
+    roles: Vec<String>,
+    groups: Vec<String>,
+}
+
 /// The most questions in one call.
 const MOST: usize = 100;
 
 /// `POST /v1/permissions/check`, for administrators.
-pub(crate) async fn check(_: Administrator, state: State<App>, body: Body<Questions>) -> Result<Response> {
-    answer(state, body).await
-}
-
-/// `POST /internal/permissions`, for the gateway.
-pub(crate) async fn answer(State(app): State<App>, Body(questions): Body<Questions>) -> Result<Response> {
+pub(crate) async fn check(
+    _: Administrator,
+    State(app): State<App>,
+    Body(questions): Body<Questions>,
+) -> Result<Response> {
     let (questions, batch) = match questions {
         Questions::One(question) => (vec![question], false),
         Questions::Batch { checks } => (checks, true),
     };
-    if questions.len() > MOST {
-        return Err(Problem::bad_request(format!("at most {MOST} checks in one call")));
+    if questions.is_empty() || questions.len() > MOST {
+        return Err(Problem::bad_request(format!("from 1 to {MOST} checks in one call")));
     }
-    let started = Instant::now();
-    let asked = questions.clone();
-    let mut answers = app
-        .database
-        .read(move |session| asked.iter().map(|one| judge(session, one)).collect::<db::Result<Vec<_>>>())
-        .await?;
-    for answer in &answers {
-        // The permission itself is a client's word here and would make a label without a bound.
-        let result = if answer.allowed { "allowed" } else { "denied" };
-        app.metrics.permission_checks.with_label_values(&["any", result]).inc();
-    }
-    app.metrics.permission_check_duration.observe(started.elapsed().as_secs_f64());
+    let mut answers: Vec<Answer> =
+        answers(&app, questions).await?.into_iter().map(|traced| traced.answer).collect();
     if batch {
         return Ok(Json(json!({"results": answers})).into_response());
     }
-    match answers.pop() {
-        Some(answer) => Ok(Json(answer).into_response()),
-        None => Err(Problem::bad_request("no question")),
-    }
+    let answer = answers.pop().ok_or_else(|| Problem::bad_request("no question"))?;
+    Ok(Json(answer).into_response())
 }
 
-fn judge(session: &Session<'_>, question: &Question) -> db::Result<Answer> {
-    // INVARIANT: the revision is read before the grants. A change between the two makes the answer newer than it
-    // says, never older.
-    let revision = revision(session)?;
-    let grants: Vec<(String, String)> =
-        session.rows(sql::GRANTS_OF_USER, [&question.user, &question.permission], |row| {
+/// `POST /internal/permissions`, for the gateway.
+pub(crate) async fn answer(
+    _: Gateway,
+    State(app): State<App>,
+    Body(question): Body<Question>,
+) -> Result<Json<TracedAnswer>> {
+    let answer = answers(&app, vec![question]).await?.pop();
+    answer.map(Json).ok_or_else(|| Problem::bad_request("no question"))
+}
+
+async fn answers(app: &App, questions: Vec<Question>) -> Result<Vec<TracedAnswer>> {
+    let started = Instant::now();
+    let settings = std::sync::Arc::clone(&app.accounts);
+    let answers = app.database.read(move |session| {
+        questions
+            .iter()
+            .map(|one| judge(session, one, &settings.require_totp_for))
+            .collect::<db::Result<Vec<_>>>()
+    });
+    let answers = answers.await?;
+    for traced in &answers {
+        // The permission itself is a client's word here and would make a label without a bound.
+        let result = if traced.answer.allowed { "allowed" } else { "denied" };
+        app.metrics.permission_checks.with_label_values(&["any", result]).inc();
+    }
+    app.metrics.permission_check_duration.observe(started.elapsed().as_secs_f64());
+    Ok(answers)
+}
+
+fn judge(session: &Session<'_>, question: &Question, second_factor: &[String]) -> db::Result<TracedAnswer> {
+    // INVARIANT: the revision is read before anything else. A change in between makes the answer newer than it says,
+    // never older.
+    let revision = changes::revision(session)?;
+    let user = accounts::by_id(session, &question.user)?.filter(|user| user.active);
+    let Some(user) = user else {
+        let answer = Answer { allowed: false, reason: "no active account".to_owned(), revision };
+        return Ok(TracedAnswer { answer, roles: Vec::new(), groups: Vec::new() });
+    };
+    let all = all_roles(session, &user.id)?;
+    let counting = counting_roles(&all, &user, second_factor);
+    let groups = groups(session, &user.id)?;
+    let (allowed, reason) = decide(session, question, &counting, &groups)?;
+    Ok(TracedAnswer { answer: Answer { allowed, reason, revision }, roles: all, groups })
+}
+
+fn decide(
+    session: &Session<'_>,
+    question: &Question,
+    roles: &[String],
+    groups: &[String],
+) -> db::Result<(bool, String)> {
+    let (roles, groups) = (json!(roles).to_string(), json!(groups).to_string());
+    let Question { user, permission, resource } = question;
+    let entry: Option<(String, String, String, String)> =
+        session.row(sql::DECIDING_ACL, params![user, roles, groups, permission, resource], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })?;
+    if let Some((kind, principal, on, effect)) = entry {
+        let verb = if effect == "deny" { "denied" } else { "allowed" };
+        return Ok((effect != "deny", format!("{verb} to {kind} {principal} on {on}")));
+    }
+    let grant: Option<(String, String)> =
+        session.row(sql::DECIDING_GRANT, params![roles, permission, resource], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })?;
-    let granting = grants.iter().find(|(_, pattern)| covers(pattern, &question.resource));
-    let reason = match granting {
-        Some((role, pattern)) => format!("role {role} grants it on {pattern}"),
-        None => "no grant".to_owned(),
-    };
-    Ok(Answer { allowed: granting.is_some(), reason, revision })
+    Ok(match grant {
+        Some((role, on)) => (true, format!("role {role} grants it on {on}")),
+        None => (false, "no grant".to_owned()),
+    })
 }
 
-fn revision(session: &Session<'_>) -> db::Result<i64> {
-    Ok(session.row(sql::REVISION, [], |row| row.get(0))?.unwrap_or_default())
+/// The roles of an account, its own and those of its groups.
+pub(crate) fn all_roles(session: &Session<'_>, user: &str) -> db::Result<Vec<String>> {
+    session.rows(sql::EFFECTIVE_ROLES, [user], |row| row.get(0))
 }
 
-/// Whether a grant on `pattern`, a name or a prefix that ends in `*`, covers `resource`.
-fn covers(pattern: &str, resource: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(prefix) => resource.starts_with(prefix),
-        None => pattern == resource,
-    }
+/// Those of `roles` that count: without a second factor, those that need none.
+pub(crate) fn counting_roles(roles: &[String], user: &User, second_factor: &[String]) -> Vec<String> {
+    let counts = |role: &&String| user.totp_secret.is_some() || !second_factor.contains(role);
+    roles.iter().filter(counts).cloned().collect()
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Since {
-    revision: i64,
+/// The groups of an account.
+pub(crate) fn groups(session: &Session<'_>, user: &str) -> db::Result<Vec<String>> {
+    session.rows(sql::GROUPS_OF_USER, [user], |row| row.get(0))
 }
 
-/// How long `/internal/changes` waits for news before it says that there is none.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// `GET /internal/changes?revision=N`: answers at once when there has been a change after N, else within a second.
-/// Either way the answer says up to which change the caller now knows everything.
-pub(crate) async fn changes(State(app): State<App>, Query(since): Query<Since>) -> Result<Json<Value>> {
-    let mut news = app.database.changes();
-    let mut current = app.database.read(revision).await?;
-    if current == since.revision {
-        // Woken or not, look again: another program may have made a change.
-        let _ = tokio::time::timeout(PATIENCE, news.changed()).await;
-        current = app.database.read(revision).await?;
-    }
-    Ok(Json(json!({"revision": current})))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::covers;
-
-    #[test]
-    fn a_grant_covers_its_name_or_its_prefix() {
-        assert!(covers("notes", "notes") && !covers("notes", "notes2"));
-        assert!(covers("team-*", "team-a") && covers("*", "anything") && !covers("team-*", "other"));
-    }
+/// `GET /v1/users/{id}/permissions`: all that an account may do, and what is denied to it.
+pub(crate) async fn effective(
+    _: Administrator,
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    let settings = std::sync::Arc::clone(&app.accounts);
+    let listed = app.database.read(move |session| {
+        let revision = changes::revision(session)?;
+        let Some(user) = accounts::by_id(session, &id)? else { return Ok(None) };
+        let roles = counting_roles(&all_roles(session, &id)?, &user, &settings.require_totp_for);
+        let groups = groups(session, &id)?;
+        let mut permissions = Vec::new();
+        for role in &roles {
+            permissions.extend(session.rows(sql::GRANTS_OF_ROLE, [role], |row| {
+                let (permission, resource): (String, String) = (row.get(0)?, row.get(1)?);
+                let via = format!("role:{role}");
+                Ok(json!({"permission": permission, "resource": resource, "effect": "allow", "via": via}))
+            })?);
+        }
+        let principals = params![id, json!(roles).to_string(), json!(groups).to_string()];
+        permissions.extend(session.rows(sql::ACL_OF_PRINCIPALS, principals, |row| {
+            let (kind, principal): (String, String) = (row.get(0)?, row.get(1)?);
+            Ok(json!({
+                "permission": row.get::<_, String>(2)?,
+                "resource": row.get::<_, String>(3)?,
+                "effect": row.get::<_, String>(4)?,
+                "via": format!("{kind}:{principal}"),
+            }))
+        })?);
+        Ok(Some(json!({
+            "active": user.active,
+            "roles": roles,
+            "groups": groups,
+            "permissions": permissions,
+            "revision": revision,
+        })))
+    });
+    listed.await?.map(Json).ok_or_else(|| Problem::not_found("user"))
 }

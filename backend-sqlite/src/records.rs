@@ -4,15 +4,13 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use crate::db::{Result as DbResult, Session};
-use crate::extract::{Bytes, Path, Query};
+use crate::extract::{Body, Bytes, PageQuery, Path, Query};
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::sql;
@@ -21,10 +19,6 @@ use crate::users::{NAME, is_name};
 
 /// The longest key, in bytes.
 const MAX_KEY: usize = 512;
-
-/// Records on one page: unless asked for, and at most.
-const PAGE: u32 = 100;
-const MAX_PAGE: u32 = 1_000;
 
 /// A page ends with the record that brings its values to this, in bytes.
 const PAGE_BYTES: usize = 4 << 20;
@@ -47,6 +41,25 @@ pub(crate) async fn create_collection(
         })
         .await?;
     Ok(if made { StatusCode::CREATED } else { StatusCode::OK })
+}
+
+/// `GET /v1/collections?limit=&cursor=`
+pub(crate) async fn list_collections(
+    State(app): State<App>,
+    Query(page): Query<PageQuery>,
+) -> Result<Json<Value>> {
+    let (limit, after) = (page.limit()?, page.after()?);
+    let listed = app.database.read(move |session| {
+        let name = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
+        session.page(sql::LIST_COLLECTIONS, [after], name, limit, |_| false)
+    });
+    let (names, more) = listed.await?;
+    let next = names.last().filter(|_| more).map(|name| PageQuery::cursor(name));
+    let items: Vec<_> = names.iter().map(|name| json!({"name": name})).collect();
+    Ok(Json(match next {
+        Some(next) => json!({"items": items, "next": next}),
+        None => json!({"items": items}),
+    }))
 }
 
 fn exists(session: &Session<'_>, collection: &str) -> DbResult<bool> {
@@ -174,31 +187,67 @@ pub(crate) async fn write(
     Bytes(body): Bytes,
 ) -> Result<Response> {
     let conditions = Conditions::read(&headers)?;
-    if key.len() > MAX_KEY {
-        return Err(Problem::bad_request(format!("a key has at most {MAX_KEY} bytes")));
-    }
-    let not_json =
-        |error| Problem::bad_request(format!("the body is not JSON that can be read back: {error}"));
-    // Kept as it came, but only what every reader can read: no number out of range, no nesting without end.
-    serde_json::from_slice::<Value>(&body).map_err(not_json)?;
-    let value: Box<RawValue> = serde_json::from_slice(&body).map_err(not_json)?;
+    check_key(&key)?;
+    let value = json_as_it_came(&body)?;
     let written = app
         .database
         .write(move |session| {
             if !exists(session, &collection)? {
                 return Ok(Err(Problem::not_found("collection")));
             }
-            let before = session.row(sql::RECORD_VERSION, [&collection, &key], |row| row.get(0))?;
-            if !conditions.hold(before) {
-                return Ok(Err(precondition_failed()));
-            }
-            let version: i64 = session.row(sql::NEXT_VERSION, [], |row| row.get(0))?.unwrap_or_default();
-            session.run(sql::PUT_RECORD, params![collection, key, value.get(), version])?;
-            Ok(Ok((before.is_none(), version)))
+            put(session, &collection, &key, &value, &conditions)
         })
         .await?;
     let (made, version) = written?;
     Ok(tagged(if made { StatusCode::CREATED } else { StatusCode::OK }, version))
+}
+
+fn check_key(key: &str) -> Result<()> {
+    if key.is_empty() || key.len() > MAX_KEY {
+        return Err(Problem::bad_request(format!("a key has from 1 to {MAX_KEY} bytes")));
+    }
+    Ok(())
+}
+
+/// Kept as it came, but only what every reader can read: no number out of range, no nesting without end.
+fn json_as_it_came(body: &[u8]) -> Result<Box<RawValue>> {
+    let not_json =
+        |error| Problem::bad_request(format!("the body is not JSON that can be read back: {error}"));
+    serde_json::from_slice::<Value>(body).map_err(not_json)?;
+    serde_json::from_slice(body).map_err(not_json)
+}
+
+/// Writes a record of a collection that is there: whether it is new, and its version.
+fn put(
+    session: &Session<'_>,
+    collection: &str,
+    key: &str,
+    value: &RawValue,
+    conditions: &Conditions,
+) -> DbResult<Result<(bool, i64)>> {
+    let before = session.row(sql::RECORD_VERSION, [collection, key], |row| row.get(0))?;
+    if !conditions.hold(before) {
+        return Ok(Err(precondition_failed()));
+    }
+    let version: i64 = session.row(sql::NEXT_VERSION, [], |row| row.get(0))?.unwrap_or_default();
+    session.run(sql::PUT_RECORD, params![collection, key, value.get(), version])?;
+    Ok(Ok((before.is_none(), version)))
+}
+
+fn remove(
+    session: &Session<'_>,
+    collection: &str,
+    key: &str,
+    conditions: &Conditions,
+) -> DbResult<Result<()>> {
+    let before = session.row(sql::RECORD_VERSION, [collection, key], |row| row.get(0))?;
+    if !conditions.hold(before) {
+        return Ok(Err(precondition_failed()));
+    }
+    if session.run(sql::DELETE_RECORD, [collection, key])? == 0 {
+        return Ok(Err(Problem::not_found("record")));
+    }
+    Ok(Ok(()))
 }
 
 /// `DELETE /v1/collections/{c}/records/{key}`
@@ -208,26 +257,83 @@ pub(crate) async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode> {
     let conditions = Conditions::read(&headers)?;
-
-    app.database
-        .write(move |session| {
-            let before = session.row(sql::RECORD_VERSION, [&collection, &key], |row| row.get(0))?;
-            if !conditions.hold(before) {
-                return Ok(Err(precondition_failed()));
-            }
-            if session.run(sql::DELETE_RECORD, [&collection, &key])? == 0 {
-                return Ok(Err(Problem::not_found("record")));
-            }
-            Ok(Ok(StatusCode::NO_CONTENT))
-        })
-        .await?
+    app.database.write(move |session| remove(session, &collection, &key, &conditions)).await??;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct PageQuery {
-    limit: Option<u32>,
-    cursor: Option<String>,
+pub(crate) struct Batch {
+    writes: Vec<Write>,
+}
+
+/// One write of a batch.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Write {
+    op: Op,
+    key: String,
+    value: Option<Box<RawValue>>,
+    if_match: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Op {
+    Put,
+    Delete,
+}
+
+/// The most writes in one batch.
+const MAX_BATCH: usize = 1_000;
+
+/// `POST /v1/collections/{c}/batch`: all of it, or nothing and the first fault.
+pub(crate) async fn batch(
+    State(app): State<App>,
+    Path(collection): Path<String>,
+    Body(Batch { writes }): Body<Batch>,
+) -> Result<Json<Value>> {
+    if writes.is_empty() || writes.len() > MAX_BATCH {
+        return Err(Problem::bad_request(format!("from 1 to {MAX_BATCH} writes in one batch")));
+    }
+    let writes = writes.into_iter().map(Write::checked).collect::<Result<Vec<_>>>()?;
+    let done = app.database.write_or_nothing(move |session| {
+        if !exists(session, &collection)? {
+            return Ok(Err(Problem::not_found("collection")));
+        }
+        let mut results = Vec::with_capacity(writes.len());
+        for (at, (key, value, conditions)) in writes.iter().enumerate() {
+            let done = match value {
+                Some(value) => put(session, &collection, key, value, conditions)?
+                    .map(|(_, version)| json!({"key": key, "etag": etag(version)})),
+                None => remove(session, &collection, key, conditions)?.map(|()| json!({"key": key})),
+            };
+            match done {
+                Ok(result) => results.push(result),
+                Err(problem) => return Ok(Err(problem.with("write", json!({"index": at, "key": key})))),
+            }
+        }
+        Ok(Ok(results))
+    });
+    Ok(Json(json!({"results": done.await??})))
+}
+
+/// A write that can be tried: a key, a value unless it is to be deleted, and what must hold.
+type Checked = (String, Option<Box<RawValue>>, Conditions);
+
+impl Write {
+    fn checked(self) -> Result<Checked> {
+        let Self { op, key, value, if_match } = self;
+        check_key(&key)?;
+        if value.is_some() != (op == Op::Put) {
+            return Err(Problem::bad_request(format!(
+                "a put has a `value`, a delete has none (key `{key}`)"
+            )));
+        }
+        let value = value.map(|value| json_as_it_came(value.get().as_bytes())).transpose()?;
+        let tag = |tag: String| if tag.trim() == "*" { Tags::Any } else { Tags::These(vec![tag]) };
+        Ok((key, value, Conditions { if_match: if_match.map(tag), if_none_match: None }))
+    }
 }
 
 #[derive(Serialize)]
@@ -250,18 +356,7 @@ pub(crate) async fn list(
     Path(collection): Path<String>,
     Query(page): Query<PageQuery>,
 ) -> Result<Json<Page>> {
-    let limit = page.limit.unwrap_or(PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(Problem::bad_request(format!("limit is from 1 to {MAX_PAGE} (got {limit})")));
-    }
-    let after = match page.cursor {
-        None => String::new(),
-        Some(cursor) => URL_SAFE_NO_PAD
-            .decode(cursor)
-            .ok()
-            .and_then(|bytes| String::from_utf8(bytes).ok())
-            .ok_or_else(|| Problem::bad_request("the cursor is the `next` of an earlier page"))?,
-    };
+    let (limit, after) = (page.limit()?, page.after()?);
     let listed = app.database.read(move |session| {
         if !exists(session, &collection)? {
             return Ok(None);
@@ -272,11 +367,10 @@ pub(crate) async fn list(
             bytes += value.len();
             bytes >= PAGE_BYTES
         };
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         session.page(sql::LIST_RECORDS, params![collection, after], row, limit, full).map(Some)
     });
     let (rows, more) = listed.await?.ok_or_else(|| Problem::not_found("collection"))?;
-    let next = rows.last().filter(|_| more).map(|(key, ..)| URL_SAFE_NO_PAD.encode(key));
+    let next = rows.last().filter(|_| more).map(|(key, ..)| PageQuery::cursor(key));
     let item = |(key, value, version): (String, String, i64)| {
         let value = RawValue::from_string(value).map_err(anyhow::Error::from)?;
         Ok(Item { key, value, etag: etag(version) })

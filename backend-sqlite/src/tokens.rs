@@ -36,7 +36,7 @@ struct Claims<'a> {
     roles: &'a [String],
     iat: i64,
     exp: i64,
-    jti: String,
+    jti: &'a str,
 }
 
 impl Signer {
@@ -93,20 +93,41 @@ impl Signer {
         self.lifetime.as_secs()
     }
 
-    /// An access token for `user`.
-    pub(crate) fn sign(&self, user: &str, roles: &[String]) -> anyhow::Result<String> {
-        let now = now();
+    /// What a session is given next.
+    pub(crate) fn new_pair(&self, refresh_lifetime: Duration) -> anyhow::Result<NewPair> {
+        let issued_at = now();
+        Ok(NewPair {
+            jti: uuid::Uuid::now_v7().to_string(),
+            refresh_token: random_token()?,
+            issued_at,
+            access_expires_at: issued_at.saturating_add(seconds(self.lifetime)),
+            refresh_expires_at: issued_at.saturating_add(seconds(refresh_lifetime)),
+        })
+    }
+
+    /// The access token of `pair` for `user`.
+    pub(crate) fn sign(&self, user: &str, roles: &[String], pair: &NewPair) -> anyhow::Result<String> {
         let claims = Claims {
             iss: ISSUER,
             aud: ISSUER,
             sub: user,
             roles,
-            iat: now,
-            exp: now.saturating_add(seconds(self.lifetime)),
-            jti: uuid::Uuid::now_v7().to_string(),
+            iat: pair.issued_at,
+            exp: pair.access_expires_at,
+            jti: &pair.jti,
         };
         encode(&self.header, &claims, &self.key).context("the token cannot be signed")
     }
+}
+
+/// An access token that is still to be signed and the refresh token beside it.
+#[derive(Clone, Debug)]
+pub(crate) struct NewPair {
+    pub(crate) jti: String,
+    pub(crate) refresh_token: String,
+    pub(crate) issued_at: i64,
+    pub(crate) access_expires_at: i64,
+    pub(crate) refresh_expires_at: i64,
 }
 
 /// The key in the database, made when there is none yet.
@@ -134,14 +155,19 @@ pub(crate) fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// 256 bits of chance, base64url: a refresh token, a made-up password.
-pub(crate) fn random_token() -> anyhow::Result<String> {
-    let mut bytes = [0; 32];
+/// Bytes of chance.
+pub(crate) fn random_bytes<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
     fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
-    Ok(URL_SAFE_NO_PAD.encode(bytes))
+    Ok(bytes)
 }
 
-/// What is stored of a token. It has 256 bits of chance, so a fast hash keeps it.
+/// 256 bits of chance, base64url: a refresh token, an API key, a made-up password.
+pub(crate) fn random_token() -> anyhow::Result<String> {
+    Ok(URL_SAFE_NO_PAD.encode(random_bytes::<32>()?))
+}
+
+/// What is stored of a token. It has so much chance that a fast hash keeps it.
 pub(crate) fn fingerprint(token: &str) -> Vec<u8> {
     Sha256::digest(token.as_bytes()).to_vec()
 }

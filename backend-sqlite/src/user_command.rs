@@ -5,10 +5,10 @@ use std::io::Read as _;
 
 use anyhow::{Context as _, bail};
 
-use crate::accounts::{self, Added};
+use crate::accounts::{self, Added, NewUser, User};
 use crate::cli::{DatabasePlace, UserCommand};
-use crate::config::Config;
-use crate::db::Database;
+use crate::config::{Config, Profile};
+use crate::db::{Database, Session};
 use crate::metrics::Metrics;
 use crate::password;
 use crate::tokens::random_token;
@@ -16,47 +16,67 @@ use crate::users::{NAME, is_name};
 
 pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, String>) -> anyhow::Result<()> {
     match command {
-        UserCommand::Add { name, roles, password_stdin, place } => {
+        UserCommand::Add { name, email, roles, password_stdin, hash_stdin, place } => {
             let (database, config) = open(&place, environment)?;
             if !is_name(&name) {
                 bail!("a username is {NAME} (got {name:?})");
             }
-            let password = password(password_stdin, &config)?;
-            let (hash, added_name) = (password::hash(&password.text)?, name.clone());
-            match database.write(move |session| accounts::add(session, &added_name, &hash, &roles)).await? {
+            let (password_hash, password) = if hash_stdin {
+                (hash_from_stdin()?, None)
+            } else {
+                let password = Password::new(password_stdin, &config, &name)?;
+                (password::hash(&password.text)?, Some(password))
+            };
+            let user = NewUser { username: name.clone(), email, password_hash, roles };
+            match database.write(move |session| accounts::add(session, &user)).await? {
                 Added::Id(id) => println!("{id}"),
                 Added::Taken => bail!("the username `{name}` is taken"),
                 Added::UnknownRole(role) => bail!("there is no role `{role}`"),
             }
-            password.print_if_made();
+            password.iter().for_each(Password::print_if_made);
         }
         UserCommand::Passwd { name, password_stdin, place } => {
             let (database, config) = open(&place, environment)?;
-            let password = password(password_stdin, &config)?;
-            let (hash, user) = (password::hash(&password.text)?, name.clone());
-            if !database.write(move |session| accounts::set_password(session, &user, &hash)).await? {
+            let password = Password::new(password_stdin, &config, &name)?;
+            let (hash, username) = (password::hash(&password.text)?, name.clone());
+            let set = move |session: &Session<'_>| match accounts::by_name(session, &username)? {
+                Some(user) => accounts::set_password(session, &user, &hash).map(|()| true),
+                None => Ok(false),
+            };
+            if !database.write(set).await? {
                 bail!("there is no user `{name}`");
             }
             password.print_if_made();
         }
         UserCommand::List { place } => {
             let (database, _) = open(&place, environment)?;
-            let users = database
-                .read(|session| {
-                    let users = accounts::list(session)?;
-                    users
-                        .into_iter()
-                        .map(|user| Ok((accounts::roles(session, &user.id)?, user)))
-                        .collect::<crate::db::Result<Vec<_>>>()
-                })
-                .await?;
-            for (roles, user) in users {
+            let listed = database.read(|session| {
+                let (users, _) = accounts::page(session, "", usize::MAX)?;
+                let with_roles = |user: User| Ok((accounts::roles(session, &user.id)?, user));
+                users.into_iter().map(with_roles).collect::<crate::db::Result<Vec<_>>>()
+            });
+            for (roles, user) in listed.await? {
                 let state = if user.active { "active" } else { "inactive" };
                 println!("{}\t{}\t{state}\t{}", user.id, user.username, roles.join(","));
             }
         }
     }
     Ok(())
+}
+
+/// A hash that another system made: argon2 in its PHC form, or bcrypt.
+fn hash_from_stdin() -> anyhow::Result<String> {
+    let hash = read_stdin()?;
+    if !password::is_hash(&hash) {
+        bail!("what standard input holds is no hash of argon2 ($argon2id$…) or bcrypt ($2b$…)");
+    }
+    Ok(hash)
+}
+
+fn read_stdin() -> anyhow::Result<String> {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 fn open(place: &DatabasePlace, environment: &BTreeMap<String, String>) -> anyhow::Result<(Database, Config)> {
@@ -73,23 +93,23 @@ struct Password {
 }
 
 impl Password {
+    fn new(from_stdin: bool, config: &Config, name: &str) -> anyhow::Result<Self> {
+        if !from_stdin {
+            return Ok(Self { text: random_token()?, made: true });
+        }
+        let text = read_stdin()?;
+        // Whoever reads and writes the database is not told how strong a password has to be, but how long.
+        let rules = config.accounts.rules(Profile::Development);
+        let violations = rules.password.violations(&text, &[name]);
+        if let Some(violation) = violations.first() {
+            bail!("a password is {}", violation.detail);
+        }
+        Ok(Self { text, made: false })
+    }
+
     fn print_if_made(&self) {
         if self.made {
             println!("{}", self.text);
         }
     }
-}
-
-fn password(from_stdin: bool, config: &Config) -> anyhow::Result<Password> {
-    if !from_stdin {
-        return Ok(Password { text: random_token()?, made: true });
-    }
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).context("cannot read the password from standard input")?;
-    let text = text.trim_end_matches(['\r', '\n']).to_owned();
-    let faults = password::faults(&text, config.accounts.password_min_length);
-    if !faults.is_empty() {
-        bail!("a password has {}", faults.join(", "));
-    }
-    Ok(Password { text, made: false })
 }

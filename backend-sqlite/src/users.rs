@@ -1,28 +1,32 @@
-//! Accounts and roles over HTTP, for administrators.
+//! Accounts over HTTP, for administrators.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use rusqlite::params;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::accounts::{self, Added, User};
+use crate::accounts::{self, Added, NewUser, User};
 use crate::auth::internal;
-use crate::db::Result as DbResult;
-use crate::extract::{Body, Path, Query};
+use crate::changes::{self, Subject};
+use crate::db::{Result as DbResult, Session};
+use crate::extract::{Body, PageQuery, Path, Query};
 use crate::identity::Administrator;
+use crate::lockout;
 use crate::password;
+use crate::permissions;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
+use crate::sessions;
 use crate::sql;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct NewUser {
+pub(crate) struct Create {
     username: String,
     password: String,
+    email: Option<String>,
     #[serde(default)]
     roles: Vec<String>,
 }
@@ -30,30 +34,19 @@ pub(crate) struct NewUser {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Roles {
-    roles: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Grants {
-    permissions: Vec<Grant>,
-}
-
-#[derive(Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Grant {
-    permission: String,
-    resource: String,
+    pub(crate) roles: Vec<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ByName {
     username: Option<String>,
+    limit: Option<u32>,
+    cursor: Option<String>,
 }
 
-/// The most roles or grants in one call.
-const MOST: usize = 1_000;
+/// The most roles, grants or members in one call.
+pub(crate) const MOST: usize = 1_000;
 
 /// Whether `name` can be a username, a role, a collection: it stands in paths, headers and lists.
 pub(crate) fn is_name(name: &str) -> bool {
@@ -63,60 +56,91 @@ pub(crate) fn is_name(name: &str) -> bool {
 
 pub(crate) const NAME: &str = "1 to 128 of A-Z a-z 0-9 . _ - @";
 
-fn unprocessable(code: &'static str, detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
+/// An address that mail can be sent to.
+pub(crate) fn check_email(email: Option<String>) -> Result<Option<String>> {
+    let Some(email) = email else { return Ok(None) };
+    let fine = email.len() <= 254 && email.parse::<lettre::Address>().is_ok();
+    if fine {
+        return Ok(Some(email));
+    }
+    Err(Problem::unprocessable("invalid_email", "an e-mail address like ann@example.org"))
+}
+
+/// The answer to an account that was to be made.
+pub(crate) fn created(added: Added, username: &str) -> Result<Response> {
+    match added {
+        Added::Id(id) => {
+            Ok((StatusCode::CREATED, Json(json!({"id": id, "username": username}))).into_response())
+        }
+        Added::Taken => Err(Problem::new(StatusCode::CONFLICT, "username_taken", "this username is taken")),
+        Added::UnknownRole(role) => Err(unknown_role(&role)),
+    }
+}
+
+pub(crate) fn unknown_role(role: &str) -> Problem {
+    Problem::unprocessable("unknown_role", format!("there is no role `{role}`"))
+}
+
+pub(crate) fn too_many(what: &str) -> Problem {
+    Problem::unprocessable("too_many", format!("at most {MOST} {what}"))
 }
 
 /// `POST /v1/users`
 pub(crate) async fn create(
     _: Administrator,
     State(app): State<App>,
-    Body(new): Body<NewUser>,
+    Body(new): Body<Create>,
 ) -> Result<Response> {
     if !is_name(&new.username) {
-        return Err(unprocessable("invalid_username", format!("a username is {NAME}")));
+        return Err(Problem::unprocessable("invalid_username", format!("a username is {NAME}")));
     }
-    let faults = password::faults(&new.password, app.password_min_length);
-    if !faults.is_empty() {
-        return Err(unprocessable("weak_password", format!("a password has {}", faults.join(", "))));
+    if new.roles.len() > MOST {
+        return Err(too_many("roles"));
     }
-    let hash = password::hash_async(new.password).await.map_err(internal)?;
-    let (name, roles) = (new.username.clone(), new.roles);
-    let added = app.database.write(move |session| accounts::add(session, &name, &hash, &roles)).await?;
-    match added {
-        Added::Id(id) => {
-            app.metrics.user_operations.with_label_values(&["create"]).inc();
-            Ok((StatusCode::CREATED, Json(json!({"id": id, "username": new.username}))).into_response())
-        }
-        Added::Taken => Err(Problem::new(StatusCode::CONFLICT, "username_taken", "this username is taken")),
-        Added::UnknownRole(role) => Err(unprocessable("unknown_role", format!("there is no role `{role}`"))),
-    }
+    let email = check_email(new.email)?;
+    app.accounts.check_password(&new.password, &[&new.username, email.as_deref().unwrap_or_default()])?;
+    let password_hash = password::hash_async(new.password).await.map_err(internal)?;
+    let user = NewUser { username: new.username.clone(), email, password_hash, roles: new.roles };
+    let added = app.database.write(move |session| accounts::add(session, &user)).await?;
+    app.metrics.user_operations.with_label_values(&["create"]).inc();
+    created(added, &new.username)
 }
 
-fn view(user: &User, roles: &[String]) -> Value {
-    json!({"id": user.id, "username": user.username, "active": user.active, "roles": roles})
+fn view(session: &Session<'_>, user: &User) -> DbResult<Value> {
+    Ok(json!({
+        "id": user.id,
+        "username": user.username,
+        "email": user.email,
+        "active": user.active,
+        "locked": lockout::is_locked(session, &user.username)?,
+        "totp": user.totp_secret.is_some(),
+        "roles": accounts::roles(session, &user.id)?,
+        "groups": permissions::groups(session, &user.id)?,
+    }))
 }
 
-/// `GET /v1/users?username=`
+/// `GET /v1/users?username=&limit=&cursor=`
 pub(crate) async fn list(
     _: Administrator,
     State(app): State<App>,
     Query(by): Query<ByName>,
 ) -> Result<Json<Value>> {
-    let users = app
-        .database
-        .read(move |session| {
-            let users = match &by.username {
-                Some(name) => accounts::by_name(session, name)?.into_iter().collect(),
-                None => accounts::list(session)?,
-            };
-            users
-                .iter()
-                .map(|user| Ok(view(user, &accounts::roles(session, &user.id)?)))
-                .collect::<DbResult<Vec<_>>>()
-        })
-        .await?;
-    Ok(Json(json!({"items": users})))
+    let page = PageQuery { limit: by.limit, cursor: by.cursor };
+    let (limit, after) = (page.limit()?, page.after()?);
+    let listed = app.database.read(move |session| {
+        let (users, more) = match &by.username {
+            Some(name) => (accounts::by_name(session, name)?.into_iter().collect(), false),
+            None => accounts::page(session, &after, limit)?,
+        };
+        let next = users.last().filter(|_| more).map(|user| PageQuery::cursor(&user.username));
+        let items = users.iter().map(|user| view(session, user)).collect::<DbResult<Vec<_>>>()?;
+        Ok((items, next))
+    });
+    let (items, next) = listed.await?;
+    Ok(Json(match next {
+        Some(next) => json!({"items": items, "next": next}),
+        None => json!({"items": items}),
+    }))
 }
 
 /// `GET /v1/users/{id}`
@@ -127,13 +151,27 @@ pub(crate) async fn show(
 ) -> Result<Json<Value>> {
     let user = app
         .database
-        .read(move |session| {
-            let Some(user) = accounts::by_id(session, &id)? else { return Ok(None) };
-            let roles = accounts::roles(session, &id)?;
-            Ok(Some(view(&user, &roles)))
-        })
-        .await?;
-    user.map(Json).ok_or_else(|| Problem::not_found("user"))
+        .read(move |session| accounts::by_id(session, &id)?.map(|user| view(session, &user)).transpose());
+    user.await?.map(Json).ok_or_else(|| Problem::not_found("user"))
+}
+
+/// Changes an account that is there; the number of the change.
+async fn change(
+    app: &App,
+    operation: &str,
+    id: String,
+    work: impl Fn(&Session<'_>, &User) -> DbResult<Result<()>> + Send + 'static,
+) -> Result<Json<Value>> {
+    let changed = app.database.write(move |session| {
+        let Some(user) = accounts::by_id(session, &id)? else { return Ok(Err(Problem::not_found("user"))) };
+        match work(session, &user)? {
+            Ok(()) => changes::note(session, Subject::User(&user.id)).map(Ok),
+            Err(problem) => Ok(Err(problem)),
+        }
+    });
+    let revision = changed.await??;
+    app.metrics.user_operations.with_label_values(&[operation]).inc();
+    Ok(Json(json!({"revision": revision})))
 }
 
 /// `PUT /v1/users/{id}/roles`: the whole set.
@@ -144,71 +182,53 @@ pub(crate) async fn set_roles(
     Body(body): Body<Roles>,
 ) -> Result<Json<Value>> {
     if body.roles.len() > MOST {
-        return Err(unprocessable("too_many", format!("at most {MOST} roles")));
+        return Err(too_many("roles"));
     }
-    let outcome = app
-        .database
-        .write(move |session| {
-            if accounts::by_id(session, &id)?.is_none() {
-                return Ok(Err(Problem::not_found("user")));
-            }
-            if let Some(unknown) = accounts::unknown_role(session, &body.roles)? {
-                return Ok(Err(unprocessable("unknown_role", format!("there is no role `{unknown}`"))));
-            }
-            session.run(sql::CLEAR_ROLES_OF_USER, [&id])?;
-            for role in &body.roles {
-                session.run(sql::ADD_ROLE_TO_USER, [&id, role])?;
-            }
-            accounts::changed(session, "user", &id).map(Ok)
-        })
-        .await??;
-    app.metrics.user_operations.with_label_values(&["set_roles"]).inc();
-    Ok(Json(json!({"revision": outcome})))
+    change(&app, "set_roles", id, move |session, user| {
+        if let Some(unknown) = accounts::unknown_role(session, &body.roles)? {
+            return Ok(Err(unknown_role(&unknown)));
+        }
+        session.run(sql::CLEAR_ROLES_OF_USER, [&user.id])?;
+        for role in &body.roles {
+            session.run(sql::ADD_ROLE_TO_USER, [&user.id, role])?;
+        }
+        Ok(Ok(()))
+    })
+    .await
 }
 
-/// `PUT /v1/roles/{role}/permissions`: the whole set; the role is made when it is not there.
-pub(crate) async fn set_grants(
+/// `POST /v1/users/{id}/deactivate`: it may do nothing any more; its sessions end, its tokens are revoked, its API keys
+/// are refused.
+pub(crate) async fn deactivate(
     _: Administrator,
     State(app): State<App>,
-    Path(role): Path<String>,
-    Body(body): Body<Grants>,
+    Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    if !is_name(&role) || role == "admin" {
-        let detail = format!("a role is {NAME}, and `admin` stays as it is");
-        return Err(unprocessable("invalid_role", detail));
-    }
-    if body.permissions.len() > MOST {
-        return Err(unprocessable("too_many", format!("at most {MOST} permissions")));
-    }
-    if let Some(grant) = body.permissions.iter().find(|grant| !grant.is_valid()) {
-        let detail = "a permission is a word like records:read or `*`, a resource a name that may end in `*`";
-        return Err(unprocessable(
-            "invalid_grant",
-            format!("{detail} (got {:?} on {:?})", grant.permission, grant.resource),
-        ));
-    }
-    let revision = app
-        .database
-        .write(move |session| {
-            session.run(sql::ADD_ROLE, [&role])?;
-            session.run(sql::CLEAR_GRANTS, [&role])?;
-            for grant in &body.permissions {
-                session.run(sql::ADD_GRANT, params![role, grant.permission, grant.resource])?;
-            }
-            accounts::changed(session, "role", &role)
-        })
-        .await?;
-    Ok(Json(json!({"revision": revision})))
+    change(&app, "deactivate", id, |session, user| {
+        session.run(sql::SET_ACTIVE, rusqlite::params![user.id, false])?;
+        session.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
+        sessions::end_all(session, &user.id).map(Ok)
+    })
+    .await
 }
 
-impl Grant {
-    fn is_valid(&self) -> bool {
-        let word = |text: &str| {
-            (1..=128).contains(&text.len())
-                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-:/".contains(&byte))
-        };
-        let resource = self.resource.strip_suffix('*').unwrap_or(&self.resource);
-        (self.permission == "*" || word(&self.permission))
-            && (word(resource) || (resource.is_empty() && self.resource == "*"))
-    }
+/// `POST /v1/users/{id}/activate`
+pub(crate) async fn activate(
+    _: Administrator,
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    change(&app, "activate", id, |session, user| {
+        session.run(sql::SET_ACTIVE, rusqlite::params![user.id, true]).map(|_| Ok(()))
+    })
+    .await
+}
+
+/// `POST /v1/users/{id}/unlock`: forgets its failed logins.
+pub(crate) async fn unlock(
+    _: Administrator,
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    change(&app, "unlock", id, |session, user| lockout::clear(session, &user.username).map(|_| Ok(()))).await
 }

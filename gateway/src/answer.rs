@@ -24,6 +24,9 @@ struct Problem<'a> {
     retry_after: Option<u64>,
 }
 
+/// On an answer to somebody whose permission could not be asked for anew: `on_failure = "stale"` (RFC 7234, 5.5.7).
+pub const PERMISSION_LAST_KNOWN: &str = "199 palisade \"the permission is the last known one\"";
+
 /// A new request id: `UUIDv7`.
 pub fn new_request_id() -> String {
     uuid::Uuid::now_v7().to_string()
@@ -64,7 +67,10 @@ pub fn fields(refusal: &Refusal, request_id: &str, every_answer: &AnswerHeaders)
         fields.push(("allow".to_owned(), refusal.allow.join(", ")));
     }
     if refusal.status() == 401 {
-        let error = if refusal.code == Code::TokenMissing { "" } else { ", error=\"invalid_token\"" };
+        let error = match refusal.code {
+            Code::TokenMissing | Code::ApiKeyInvalid => "",
+            _ => ", error=\"invalid_token\"",
+        };
         fields.push(("www-authenticate".to_owned(), format!("Bearer realm=\"palisade\"{error}")));
     }
     fields.extend(rate_limit(&refusal.quotas));

@@ -2,16 +2,18 @@
 
 use http::header::HeaderName;
 use http::{HeaderMap, Version};
-use pingora_core::Result;
+use pingora_core::{ErrorType, OrErr as _, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
+use policy::authenticate::KEY_FIELD;
 
+use crate::assertion::{self, Assertion, Signer};
 use crate::exchange::Exchange;
 
 /// Fields of an answer that concern one connection (RFC 9110, 7.6.1). `Transfer-Encoding` is pingora's business.
 const HOP_BY_HOP: [&str; 5] = ["keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer"];
 
 /// Fields that we rely on: a client cannot have them dropped by naming them in `Connection`.
-const RELIED_ON: [&str; 8] = [
+const RELIED_ON: [&str; 9] = [
     "authorization",
     "content-length",
     "expect",
@@ -20,6 +22,7 @@ const RELIED_ON: [&str; 8] = [
     "te",
     "traceparent",
     "transfer-encoding",
+    KEY_FIELD,
 ];
 
 /// What `Connection` names, in lower case.
@@ -62,7 +65,7 @@ pub(crate) fn rewrite(
     request: &mut RequestHeader,
     received: &RequestHeader,
     exchange: &Exchange,
-    gateway_token: Option<&str>,
+    signer: Option<&Signer>,
 ) -> Result<()> {
     request.set_raw_path(exchange.target.as_bytes())?;
     let untrusted: Vec<HeaderName> =
@@ -74,13 +77,27 @@ pub(crate) fn rewrite(
     for (name, value) in admission.subject.headers() {
         request.insert_header(name.to_string(), value)?;
     }
-    // Only the service that answers permission questions is shown the gateway's token: it believes us for it.
-    if let Some(token) =
-        gateway_token.filter(|_| admission.route.upstream == exchange.rules().permissions.upstream)
-    {
-        request.insert_header("x-gateway-token", token)?;
+    if admission.subject.key().is_some() {
+        // The key goes no further: what it proves is in the identity fields.
+        request.remove_header(KEY_FIELD);
+        request.remove_header("authorization");
     }
     request.insert_header("x-request-id", &exchange.request_id)?;
+    // Only the service that answers permission questions knows the secret with which this is signed.
+    if let Some(signer) = signer.filter(|_| admission.route.upstream == exchange.rules().permissions.upstream)
+    {
+        let assertion = Assertion {
+            method: request.method.as_str(),
+            target: &exchange.target,
+            request_id: &exchange.request_id,
+            own: false,
+            sub: admission.subject.id(),
+            roles: admission.subject.roles(),
+            address: &admission.client.address.to_string(),
+        };
+        let word = signer.sign(&assertion).or_err(ErrorType::InternalError, "signing an assertion")?;
+        request.insert_header(assertion::FIELD, word)?;
+    }
     forwarded(request, received, exchange, admission.client.behind_proxy)?;
     if request.headers.get("host").is_none() && received.version == Version::HTTP_10 {
         request.insert_header("host", &*admission.route.upstream)?;
@@ -93,8 +110,7 @@ const WRITTEN_HERE: [&str; 4] = ["x-forwarded-for", "x-forwarded-host", "x-forwa
 
 /// Identity, in every spelling; what proves that a request comes from us; and what a trusted peer alone may say.
 fn is_ours_to_write(name: &str, exchange: &Exchange) -> bool {
-    policy::same_field("x-gateway-token", name)
-        || matches!(name, "forwarded" | "expect")
+    matches!(name, "forwarded" | "expect")
         || WRITTEN_HERE.iter().any(|ours| *ours != name && policy::same_field(ours, name))
         || exchange.rules().is_identity_field(name)
 }

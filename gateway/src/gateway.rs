@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use policy::authenticate::Issuer;
+use policy::authenticate::{Credential, Subject};
 use policy::authorize::PermissionRule;
 use policy::blocks::{AutoBlock, Ban};
 use policy::breaker::{BreakerRule, Outcome};
 use policy::client::Client;
+use policy::issuer::Issuer;
 use policy::limits::{Charge, Charges, Readings};
 use policy::time::Timestamp;
 use policy::token::Token;
-use policy::world::{PermissionAway, Question, Store as Which, StoreAway, VerifyFault, World};
+use policy::world::{
+    HolderAway, KeyHolder, PermissionAway, Question, Store as Which, StoreAway, VerifyFault, World,
+};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
 use tracing::{Instrument as _, info_span, warn};
@@ -25,11 +28,13 @@ use crate::keys::Keys;
 use crate::ledger::Ledger;
 use crate::observe::audit::{Actor, AuditLog, Entry};
 use crate::observe::metrics::Metrics;
-use crate::permissions::Permissions;
+use crate::permissions::{Permissions, Revoked};
 use crate::reload::Loaded;
+use crate::revocations::{self, Revocations};
 use crate::store::local::LocalStore;
 use crate::store::redis::{News, RedisStore};
 use crate::store::{Change, Store as _, Topic};
+use crate::tokens::GoodTokens;
 use crate::usage::Usage;
 
 /// Everything that decisions need, shared by all connections.
@@ -45,8 +50,14 @@ pub struct Gateway {
     pub overrides_changed: Notify,
     /// Bans in force.
     pub bans: BanList,
+    /// Revocations in force.
+    pub revocations: Revocations,
     keys: Arc<Keys>,
-    permissions: Arc<Permissions>,
+    good_tokens: GoodTokens,
+    /// Who may do what.
+    pub permissions: Arc<Permissions>,
+    /// Woken when something was learnt that is worth keeping and nobody waits for that.
+    save_soon: Notify,
     /// The breakers of this replica.
     pub breakers: Breakers,
     /// What can be counted.
@@ -70,6 +81,8 @@ impl Gateway {
     ) -> Arc<Self> {
         let bans = BanList::default();
         bans.replace(&ledger.holding(Topic::Bans, clock::now()));
+        let revocations = Revocations::default();
+        revocations.replace(&ledger.holding(Topic::Revocations, clock::now()));
         Arc::new(Self {
             policy: ArcSwap::new(policy),
             local: LocalStore::default(),
@@ -77,8 +90,11 @@ impl Gateway {
             ledger,
             overrides_changed: Notify::new(),
             bans,
+            revocations,
             keys,
+            good_tokens: GoodTokens::default(),
             permissions,
+            save_soon: Notify::new(),
             breakers: Breakers::new(metrics.clone()),
             metrics,
             audit,
@@ -141,6 +157,8 @@ impl Gateway {
             (Topic::Bans, None) => "unblock",
             (Topic::Overrides, Some(_)) => "override",
             (Topic::Overrides, None) => "remove_override",
+            (Topic::Revocations, Some(_)) => "revoke",
+            (Topic::Revocations, None) => "unrevoke",
         };
         let state = |change: &Change| match change.until {
             Some(until) => json!({"value": change.value, "until": clock::text(until)}),
@@ -162,8 +180,42 @@ impl Gateway {
             self.bans.replace(&self.ledger.holding(Topic::Bans, now));
             self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
         }
+        if news.iter().any(|change| change.topic == Topic::Revocations) {
+            self.revocations.replace(&self.ledger.holding(Topic::Revocations, now));
+        }
         if news.iter().any(|change| change.topic == Topic::Overrides) {
             self.overrides_changed.notify_one();
+        }
+    }
+
+    /// Tokens that the backend revoked, which it tells every gateway itself: in force when this returns, written down soon
+    /// after, for the case that the backend is away when this gateway starts again.
+    pub fn revoke_for_backend(&self, tokens: Vec<Revoked>) {
+        let now = clock::now();
+        let change = |token: Revoked| Change {
+            topic: Topic::Revocations,
+            key: revocations::By::Jti.key(&token.jti),
+            value: Some(json!({"reason": "the backend ended its session"})),
+            until: Some(token.until.as_nanos()),
+            // The same at every gateway, and before whatever a person does about it.
+            changed_at: 0,
+        };
+        let news = self.ledger.apply(tokens.into_iter().map(change), now);
+        self.revocations.add_tokens(&news);
+        if !news.is_empty() {
+            self.save_soon.notify_one();
+        }
+    }
+
+    /// Writes down what was learnt, a moment after, forever: what comes in between is written with it.
+    pub async fn save_what_was_learnt(&self) {
+        const MOMENT: Duration = Duration::from_millis(500);
+        loop {
+            self.save_soon.notified().await;
+            tokio::time::sleep(MOMENT).await;
+            if let Err(error) = self.ledger.save().await {
+                warn!(error = format!("{error:#}"), "changes cannot be kept for a restart");
+            }
         }
     }
 
@@ -230,6 +282,7 @@ impl Gateway {
                 self.bans.replace(&bans);
             }
             self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
+            self.revocations.replace(&self.ledger.holding(Topic::Revocations, now));
         }
     }
 }
@@ -319,6 +372,26 @@ impl World for Handle {
         }
     }
 
+    fn recall(&self, token: &str) -> Option<Subject> {
+        self.0.good_tokens.find(token, self.0.keys.generation())
+    }
+
+    fn remember(&self, token: &str, subject: &Subject) {
+        self.0.good_tokens.keep(token, subject, self.0.keys.generation());
+    }
+
+    fn revoked(&self, credential: &Credential<'_>) -> bool {
+        self.0.revocations.revokes(credential, clock::now())
+    }
+
+    async fn key_holder(
+        &self,
+        rule: &PermissionRule,
+        key: &str,
+    ) -> Result<Option<Arc<KeyHolder>>, HolderAway> {
+        self.0.permissions.key_holder(rule, key).await
+    }
+
     async fn verify(&self, issuer: &Arc<Issuer>, token: &Token<'_>) -> Result<(), VerifyFault> {
         let span = info_span!("authenticate", palisade.stage = "authenticate", palisade.rule = &*issuer.name);
         self.0.keys.verify(issuer, token).instrument(span).await
@@ -329,14 +402,7 @@ impl World for Handle {
         rule: &PermissionRule,
         question: &Question<'_>,
     ) -> Result<bool, PermissionAway> {
-        let span = info_span!(
-            "authorize",
-            otel.kind = "client",
-            palisade.stage = "authorize",
-            palisade.rule = question.rule,
-            palisade.permission = question.permission,
-        );
-        let answer = self.0.permissions.permitted(rule, question).instrument(span).await;
+        let answer = self.0.permissions.permitted(rule, question).await;
         let result = match answer {
             Ok(true) => "allowed",
             Ok(false) => "denied",

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -14,9 +15,10 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, P
 use jsonwebtoken::{AlgorithmFamily, DecodingKey};
 use parking_lot::Mutex;
 use policy::Policy;
-use policy::authenticate::{Issuer, KeySource};
+use policy::issuer::{Issuer, KeySource};
 use policy::token::{Algorithm, Token};
 use policy::world::VerifyFault;
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -40,6 +42,8 @@ struct Key {
 struct Source {
     place: KeySource,
     keys: ArcSwapOption<Vec<Key>>,
+    /// Of the key set that is kept, to know another when it comes.
+    digest: Mutex<Vec<u8>>,
     /// When the source was last asked because of an unknown key; held while asking.
     asked: tokio::sync::Mutex<Option<Instant>>,
 }
@@ -51,12 +55,33 @@ pub struct Keys {
     latest: Mutex<Vec<KeySource>>,
     fetch: Fetch,
     secrets: Secrets,
+    /// Counts the changes of keys.
+    generation: AtomicU64,
+    /// Keys changed lately.
+    changed: AtomicBool,
 }
 
 impl Keys {
     /// No keys yet.
     pub fn new(secrets: Secrets) -> Self {
-        Self { sources: ArcSwap::default(), latest: Mutex::default(), fetch: Fetch::anywhere(), secrets }
+        Self {
+            sources: ArcSwap::default(),
+            latest: Mutex::default(),
+            fetch: Fetch::anywhere(),
+            secrets,
+            generation: AtomicU64::new(0),
+            changed: AtomicBool::new(false),
+        }
+    }
+
+    /// Which keys are in force: what was verified with others counts no more.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn note_change(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.changed.store(true, Ordering::Release);
     }
 
     /// Makes the sources of `policy` known; those that were known keep their keys. Keys in files and secrets are read
@@ -80,6 +105,7 @@ impl Keys {
         }
         *latest = policy.issuers.iter().map(|issuer| issuer.keys.clone()).collect();
         self.sources.store(Arc::new(sources));
+        self.note_change();
         Ok(())
     }
 
@@ -115,6 +141,10 @@ impl Keys {
     pub async fn keep_fresh(&self, policy: impl Fn() -> Vec<Arc<Issuer>>) {
         let mut due: HashMap<KeySource, Instant> = HashMap::new();
         loop {
+            if self.changed.swap(false, Ordering::AcqRel) {
+                // Once more, a moment later: for what was verified with the old keys and remembered after they changed.
+                self.generation.fetch_add(1, Ordering::AcqRel);
+            }
             let issuers = policy();
             due.retain(|place, _| issuers.iter().any(|issuer| issuer.keys == *place));
             for issuer in issuers {
@@ -135,13 +165,18 @@ impl Keys {
     /// Fetches a key set; `false` when the last good one goes on serving.
     async fn refresh(&self, source: &Source) -> bool {
         let KeySource::Jwks(url) = &source.place else { return true };
-        let fetched = self.fetch.get(url, PATIENCE).await.and_then(|body| key_set(&body));
+        let fetched = self.fetch.get(url, PATIENCE).await.and_then(|body| Ok((key_set(&body)?, body)));
         match fetched {
-            Ok(keys) => {
+            Ok((keys, body)) => {
                 if source.keys.load().is_none() {
                     info!(url, keys = keys.len(), "key set fetched");
                 }
                 source.keys.store(Some(Arc::new(keys)));
+                let digest = Sha256::digest(&body).to_vec();
+                let before = std::mem::replace(&mut *source.digest.lock(), digest.clone());
+                if before != digest {
+                    self.note_change();
+                }
                 true
             }
             Err(error) => {
@@ -184,7 +219,12 @@ impl Keys {
 
 impl Source {
     fn new(place: KeySource) -> Self {
-        Self { place, keys: ArcSwapOption::empty(), asked: tokio::sync::Mutex::default() }
+        Self {
+            place,
+            keys: ArcSwapOption::empty(),
+            digest: Mutex::default(),
+            asked: tokio::sync::Mutex::default(),
+        }
     }
 
     fn verify(&self, token: &Token<'_>) -> Result<(), VerifyFault> {

@@ -1,84 +1,176 @@
-//! Permission questions: asked of the backend, answered from memory while an answer may be believed.
-//!
-//! An answer holds the revision that it was computed at. The change feed says up to which revision everything is known
-//! and when it said so. An answer is believed while all of this holds:
-//!
-//! - it is younger than its `ttl` (`negative_ttl` for a no), counted from when it was asked for;
-//! - no later revision is known;
-//! - the feed was heard of within `max_staleness`, or the answer itself is younger than that.
-//!
-//! INVARIANT: an answer older than a known change is never used, and never kept: [`Cache::keep`] refuses it. Where the
-//! policy says `on_failure = "stale"`, one that is merely too old stands in for one that cannot be had.
+//! Who may do what, and whose an API key is: asked of the permission service, answered from memory while an answer may be
+//! believed ([`crate::answers`]), and kept up to date by its feed of changes ([`crate::feed`]).
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::Arc;
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use ahash::RandomState;
 use anyhow::bail;
-use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use http::Request;
-use parking_lot::Mutex;
 use policy::authorize::PermissionRule;
-use policy::world::{PermissionAway, Question};
+use policy::time::Timestamp;
+use policy::world::{HolderAway, KeyHolder, PermissionAway, Question};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::time::Instant;
-use tracing::warn;
+use sha2::{Digest as _, Sha256};
+use tracing::{Instrument as _, info_span, warn};
 
+use crate::answers::{Answer, Answers, parts};
+use crate::assertion::{Assertion, FIELD, Signer};
+use crate::clock;
+use crate::feed::{Change, Kind, Knowledge, News};
 use crate::observe::metrics::Metrics;
+use crate::observe::telemetry;
 use crate::upstreams::Upstreams;
 
 /// For one question.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// For one round of the change feed, whose answer waits up to a second for news.
-const FEED_PATIENCE: Duration = Duration::from_secs(5);
+const FEED_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The longest user, permission and resource together that are remembered, in bytes.
-const LONGEST_KEY: usize = 1024;
-
-/// So many locks share the answers.
-const SHARDS: usize = 64;
+/// The most API keys that are remembered.
+const MOST_KEYS: u32 = 10_000;
 
 /// Who may do what, as far as it is known.
 pub struct Permissions {
-    cache: Cache,
-    upstreams: Upstreams,
-    gateway_token: Option<String>,
+    decisions: Arc<Answers<Decision>>,
+    holders: Arc<Answers<Holder>>,
+    knowledge: Arc<Knowledge>,
+    service: Arc<Service>,
     metrics: Metrics,
 }
 
-/// An answer of the backend.
-#[derive(Clone, Copy, Debug, Deserialize)]
-struct Answer {
+/// Roles and groups that an answer rests on, one bit each. Two may share a bit: then a change of one drops an answer too
+/// many, and never one too few.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Grounds(u64);
+
+impl Grounds {
+    fn of(roles: &[String], groups: &[String]) -> Self {
+        let bits = roles.iter().map(|role| Self::bit(Kind::Role, role));
+        Self(
+            bits.chain(groups.iter().map(|group| Self::bit(Kind::Group, group)))
+                .fold(0, |all, bit| all | bit),
+        )
+    }
+
+    fn bit(kind: Kind, name: &str) -> u64 {
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        1 << (HASHER.hash_one((kind == Kind::Role, name)) % 64)
+    }
+
+    fn hold(self, kind: Kind, name: &str) -> bool {
+        self.0 & Self::bit(kind, name) != 0
+    }
+}
+
+/// An answer to a permission question.
+#[derive(Clone, Copy, Debug)]
+pub struct Decision {
+    allowed: bool,
+    grounds: Grounds,
+}
+
+impl Answer for Decision {
+    fn is_yes(&self) -> bool {
+        self.allowed
+    }
+
+    fn touched_by(&self, key: &[u8], change: &Change) -> bool {
+        let mut parts = parts(key);
+        let (Some(user), Some(permission), Some(resource)) = (parts.next(), parts.next(), parts.next())
+        else {
+            return true;
+        };
+        let concerns = match change.kind {
+            Kind::User => change.name.as_bytes() == user,
+            Kind::Role | Kind::Group => self.grounds.hold(change.kind, &change.name),
+            Kind::ApiKey | Kind::Token => false,
+            Kind::Unknown => true,
+        };
+        concerns && change.covers(permission, resource)
+    }
+}
+
+/// Whose an API key is; nobody's when it is no good.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    found: Option<Arc<KeyHolder>>,
+    grounds: Grounds,
+}
+
+impl Answer for Holder {
+    fn is_yes(&self) -> bool {
+        self.found.is_some()
+    }
+
+    fn touched_by(&self, _: &[u8], change: &Change) -> bool {
+        match (change.kind, &self.found) {
+            (Kind::User | Kind::ApiKey, None) | (Kind::Unknown, _) => true,
+            (Kind::User, Some(holder)) => change.name == holder.user,
+            (Kind::ApiKey, Some(holder)) => change.name == holder.id,
+            // What a role grants is no matter here, but which roles a group gives is.
+            (Kind::Group, _) => self.grounds.hold(change.kind, &change.name),
+            (Kind::Role | Kind::Token, _) => false,
+        }
+    }
+}
+
+/// The permission service.
+struct Service {
+    upstreams: Upstreams,
+    signer: Option<Signer>,
+    replica: String,
+}
+
+#[derive(Deserialize)]
+struct DecisionAnswer {
     allowed: bool,
     revision: i64,
+    #[serde(default)]
+    roles: Vec<String>,
+    #[serde(default)]
+    groups: Vec<String>,
 }
 
-/// What the question was: the rule that asked, the user, the permission, the resource.
-type Key = (Box<str>, Box<str>, Box<str>, Box<str>);
-
-struct Cache {
-    shards: Vec<Mutex<HashMap<Key, Entry>>>,
-    hasher: RandomState,
-    /// The last revision that is known.
-    revision: AtomicI64,
-    /// When the feed last said that it knows everything.
-    heard: ArcSwapOption<Instant>,
-    metrics: Metrics,
+#[derive(Deserialize)]
+struct HolderAnswer {
+    revision: i64,
+    #[serde(flatten)]
+    key: Option<HolderKey>,
 }
 
-#[derive(Clone, Copy)]
-struct Entry {
-    answer: Answer,
-    asked_at: Instant,
+#[derive(Deserialize)]
+struct HolderKey {
+    id: String,
+    user: String,
+    roles: Vec<String>,
+    groups: Vec<String>,
+    scopes: Vec<Scope>,
+    expires_at: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Scope {
+    permission: String,
+    resource: String,
 }
 
 impl Permissions {
     /// Nothing is known yet.
-    pub fn new(upstreams: Upstreams, gateway_token: Option<String>, metrics: Metrics) -> Self {
-        Self { cache: Cache::new(metrics.clone()), upstreams, gateway_token, metrics }
+    pub fn new(upstreams: Upstreams, signer: Option<Signer>, metrics: Metrics) -> Self {
+        let knowledge = Arc::new(Knowledge::default());
+        let replica = uuid::Uuid::now_v7().simple().to_string();
+        Self {
+            decisions: Answers::new(Arc::clone(&knowledge)),
+            holders: Answers::new(Arc::clone(&knowledge)),
+            knowledge,
+            service: Arc::new(Service { upstreams, signer, replica }),
+            metrics,
+        }
     }
 
     /// Whether the user may.
@@ -87,67 +179,107 @@ impl Permissions {
         rule: &PermissionRule,
         question: &Question<'_>,
     ) -> Result<bool, PermissionAway> {
-        let key: Key = (
-            question.rule.into(),
-            question.user.into(),
-            question.permission.into(),
-            question.resource.into(),
+        let Question { rule: asking, user, permission, resource } = question;
+        let key = self.decisions.key(
+            user.as_bytes(),
+            &[user.as_bytes(), permission.as_bytes(), resource.as_bytes(), asking.as_bytes()],
         );
-        if let Some(allowed) = self.cache.find(&key, rule) {
+        let now = clock::now();
+        if let Some(decision) = self.decisions.find(&key, rule, now) {
             self.metrics.permission_cache_hits.inc();
-            return Ok(allowed);
+            return Ok(decision.allowed);
         }
         self.metrics.permission_cache_misses.inc();
-        let asked_at = Instant::now();
-        let answer = self.ask(rule, question).await;
-        self.metrics.permission_check_duration.observe(asked_at.elapsed().as_secs_f64());
+        let span = info_span!(
+            "authorize",
+            otel.kind = "client",
+            palisade.stage = "authorize",
+            palisade.rule = *asking,
+            palisade.permission = *permission,
+        );
+        let body = json!({"user": user, "permission": permission, "resource": resource}).to_string();
+        let (service, upstream) = (Arc::clone(&self.service), Arc::clone(&rule.upstream));
+        let ask = || {
+            let asking = async move {
+                let answer: DecisionAnswer = service.ask(&upstream, "/internal/permissions", body).await?;
+                let grounds = Grounds::of(&answer.roles, &answer.groups);
+                Some((Decision { allowed: answer.allowed, grounds }, answer.revision))
+            };
+            asking.instrument(span.clone())
+        };
+        let answer = self.decisions.ask(&key, rule.capacity, now, ask).await;
+        self.metrics.permission_check_duration.observe(clock::now().since(now).as_secs_f64());
         match answer {
-            Ok(answer) => {
-                self.cache.keep(key, Entry { answer, asked_at }, rule);
-                Ok(answer.allowed)
-            }
-            Err(error) => {
-                warn!(error = format!("{error:#}"), "a permission question was not answered");
-                Err(PermissionAway { last_known: self.cache.last_known(&key) })
+            Some(decision) => Ok(decision.allowed),
+            None => {
+                Err(PermissionAway { last_known: self.decisions.last_known(&key).map(|one| one.allowed) })
             }
         }
     }
 
-    async fn ask(&self, rule: &PermissionRule, question: &Question<'_>) -> anyhow::Result<Answer> {
-        let body =
-            json!({"user": question.user, "permission": question.permission, "resource": question.resource});
-        let request =
-            self.signed(Request::builder().method("POST")).header("content-type", "application/json");
-        let fetch = self.upstreams.fetch(&rule.upstream)?;
-        let answer =
-            fetch.send(request, "/internal/permissions", body.to_string().into_bytes(), PATIENCE).await?;
-        if answer.status() != http::StatusCode::OK {
-            bail!("the backend answered with status {}", answer.status().as_u16());
+    /// Whose API key this is.
+    pub async fn key_holder(
+        &self,
+        rule: &PermissionRule,
+        key: &str,
+    ) -> Result<Option<Arc<KeyHolder>>, HolderAway> {
+        let cached = self.holders.key(key.as_bytes(), &[key.as_bytes()]);
+        let now = clock::now();
+        if let Some(holder) = self.holders.find(&cached, rule, now) {
+            return Ok(holder.found);
         }
-        Ok(serde_json::from_slice(answer.body())?)
+        let span = info_span!("authenticate", otel.kind = "client", palisade.stage = "authenticate");
+        let digest = Sha256::digest(key.as_bytes());
+        let hex = digest.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        let (service, upstream) = (Arc::clone(&self.service), Arc::clone(&rule.upstream));
+        let ask = || {
+            let asking = async move {
+                let body = json!({"sha256": hex}).to_string();
+                let answer: HolderAnswer = service.ask(&upstream, "/internal/api-keys", body).await?;
+                Some((Holder::from(answer.key), answer.revision))
+            };
+            asking.instrument(span.clone())
+        };
+        let answer = self.holders.ask(&cached, MOST_KEYS, now, ask).await;
+        answer.map(|holder| holder.found).ok_or(HolderAway)
     }
 
-    fn signed(&self, mut request: http::request::Builder) -> http::request::Builder {
-        if let Some(token) = &self.gateway_token {
-            request = request.header("x-gateway-token", token);
-        }
-        let span = tracing::Span::current();
-        if let Some(parent) = crate::observe::telemetry::traceparent(&span) {
-            request = request.header("traceparent", parent);
-        }
-        request
+    /// What is known, for an operator.
+    pub fn decisions(&self) -> &Answers<Decision> {
+        &self.decisions
     }
 
-    /// Follows the change feed of the policy in force, forever.
-    pub async fn follow_changes(&self, rule: impl Fn() -> Option<PermissionRule>) {
-        let mut failing = false;
+    /// The last change that is known, and how long ago the feed was heard of.
+    pub fn feed(&self) -> (i64, Option<Duration>) {
+        (self.knowledge.revision(), self.knowledge.age(clock::now()))
+    }
+
+    /// Forgets answers about a user, a resource, a permission, or all of these together; how many.
+    pub fn forget(&self, user: Option<&str>, permission: Option<&str>, resource: Option<&str>) -> usize {
+        let same = |wanted: Option<&str>, part: Option<&[u8]>| {
+            wanted.is_none_or(|wanted| Some(wanted.as_bytes()) == part)
+        };
+        self.decisions.invalidate(|key, _| {
+            let mut parts = parts(key);
+            same(user, parts.next()) && same(permission, parts.next()) && same(resource, parts.next())
+        })
+    }
+
+    /// Follows the change feed of the policy in force, forever. Tokens that it tells of are put in force by `revoke` before
+    /// it is asked for what comes after them, for that says that they are.
+    pub async fn follow_changes(
+        &self,
+        rule: impl Fn() -> Option<PermissionRule>,
+        revoke: impl Fn(Vec<Revoked>),
+    ) {
+        let (mut failing, mut begun) = (false, false);
         loop {
             let Some(rule) = rule() else {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             };
-            match self.next_change(&rule).await {
-                Ok(()) => failing = false,
+            match self.next_changes(&rule, begun, &revoke).await {
+                Ok(()) => (failing, begun) = (false, true),
                 Err(error) => {
                     if !failing {
                         warn!(error = format!("{error:#}"), "the change feed is away: trust is short");
@@ -156,201 +288,131 @@ impl Permissions {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
             }
-            self.metrics.permission_feed_age.set(self.cache.feed_age().map_or(-1.0, |age| age.as_secs_f64()));
-            self.metrics.permission_cache_entries.set(self.cache.len());
+            let (_, age) = self.feed();
+            self.metrics.permission_feed_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
+            self.metrics
+                .permission_cache_entries
+                .set(i64::try_from(self.decisions.len()).unwrap_or(i64::MAX));
         }
     }
 
-    async fn next_change(&self, rule: &PermissionRule) -> anyhow::Result<()> {
-        #[derive(Deserialize)]
-        struct Changes {
-            revision: i64,
+    async fn next_changes(
+        &self,
+        rule: &PermissionRule,
+        begun: bool,
+        revoke: &impl Fn(Vec<Revoked>),
+    ) -> anyhow::Result<()> {
+        let asked_at = clock::now();
+        let news = self.service.changes(&rule.upstream, begun.then(|| self.knowledge.revision())).await?;
+        self.take_in(&news);
+        let revoked: Vec<_> = news.changes.iter().filter_map(Revoked::read).collect();
+        if !revoked.is_empty() {
+            revoke(revoked);
         }
-        let known = self.cache.revision.load(Ordering::Acquire);
-        let asked_at = Instant::now();
-        let request = self.signed(Request::builder().method("GET"));
-        let fetch = self.upstreams.fetch(&rule.upstream)?;
-        let target = format!("/internal/changes?revision={known}");
-        let answer = fetch.send(request, &target, Vec::new(), FEED_PATIENCE).await?;
-        if answer.status() != http::StatusCode::OK {
-            bail!("the change feed answered with status {}", answer.status().as_u16());
-        }
-        let changes: Changes = serde_json::from_slice(answer.body())?;
-        self.cache.learn(known, changes.revision, asked_at);
+        self.knowledge.heard(asked_at);
         Ok(())
     }
-}
 
-impl Cache {
-    fn new(metrics: Metrics) -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            hasher: RandomState::new(),
-            revision: AtomicI64::new(0),
-            heard: ArcSwapOption::empty(),
-            metrics,
-        }
-    }
-
-    fn shard(&self, key: &Key) -> &Mutex<HashMap<Key, Entry>> {
-        let number = self.hasher.hash_one(key) % SHARDS as u64;
-        &self.shards[usize::try_from(number).unwrap_or(0)]
-    }
-
-    fn find(&self, key: &Key, rule: &PermissionRule) -> Option<bool> {
-        let entry = *self.shard(key).lock().get(key)?;
-        let age = entry.asked_at.elapsed();
-        let ttl = if entry.answer.allowed { rule.ttl } else { rule.negative_ttl };
-        let current = entry.answer.revision >= self.revision.load(Ordering::Acquire);
-        let feed_is_fresh = self.feed_age().is_some_and(|age| age <= rule.max_staleness);
-        (age < ttl && current && (feed_is_fresh || age <= rule.max_staleness)).then_some(entry.answer.allowed)
-    }
-
-    /// The last answer, however old, unless a later change is known: nothing that was taken back is given again.
-    fn last_known(&self, key: &Key) -> Option<bool> {
-        let current = self.revision.load(Ordering::Acquire);
-        let entry = self.shard(key).lock().get(key).copied();
-        entry.filter(|entry| entry.answer.revision >= current).map(|entry| entry.answer.allowed)
-    }
-
-    fn keep(&self, key: Key, entry: Entry, rule: &PermissionRule) {
-        // Later than any answer that is kept so far: they are void now.
-        self.learn_revision(entry.answer.revision);
-        if entry.answer.revision < self.revision.load(Ordering::Acquire) {
-            return;
-        }
-        if key.1.len() + key.2.len() + key.3.len() > LONGEST_KEY {
-            return; // a client's path is in it: memory has a bound in bytes, too
-        }
-        let most = (usize::try_from(rule.capacity).unwrap_or(usize::MAX) / SHARDS).max(1);
-        let mut shard = self.shard(&key).lock();
-        if shard.len() >= most && !shard.contains_key(&key) {
-            let current = self.revision.load(Ordering::Acquire);
-            shard.retain(|_, entry| entry.answer.revision >= current);
-            if shard.len() >= most
-                && let Some(victim) = shard.keys().next().cloned()
-            {
-                shard.remove(&victim);
-                self.metrics.permission_cache_evictions.inc();
-            }
-        }
-        shard.insert(key, entry);
-    }
-
-    /// The feed, asked for what comes after `known`, knew everything up to `revision` at the time at which it was asked.
-    fn learn(&self, known: i64, revision: i64, asked_at: Instant) {
-        if revision < known {
-            // A backend that was restored from a backup counts from an earlier revision than the one that it was asked
-            // about. Nothing that is kept is worth anything then. An answer that overtook the feed is no such thing.
-            self.revision.store(revision, Ordering::Release);
-            self.shards.iter().for_each(|shard| shard.lock().clear());
-        }
-        self.learn_revision(revision);
-        self.heard.store(Some(asked_at.into()));
-    }
-
-    fn learn_revision(&self, revision: i64) {
-        if self.revision.fetch_max(revision, Ordering::AcqRel) < revision {
-            self.metrics.permission_cache_invalidations.inc();
-        }
-    }
-
-    fn feed_age(&self) -> Option<Duration> {
-        self.heard.load().as_ref().map(|heard| heard.elapsed())
-    }
-
-    fn len(&self) -> i64 {
-        i64::try_from(self.shards.iter().map(|shard| shard.lock().len()).sum::<usize>()).unwrap_or(i64::MAX)
+    /// Lets changes count.
+    fn take_in(&self, news: &News) {
+        self.knowledge.note(news);
+        let dropped = self.decisions.apply(news, |change| match change.kind {
+            Kind::User => Some(change.name.as_bytes()),
+            _ => None,
+        });
+        self.holders.apply(news, |_| None);
+        self.metrics.permission_cache_invalidations.inc_by(dropped as u64);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use policy::authorize::OnPermissionFailure;
+/// A token that the backend revoked.
+#[derive(Debug)]
+pub struct Revoked {
+    /// Its id.
+    pub jti: String,
+    /// When it would have expired.
+    pub until: Timestamp,
+}
 
-    fn rule() -> PermissionRule {
-        PermissionRule {
-            upstream: "backend".into(),
-            ttl: Duration::from_mins(5),
-            negative_ttl: Duration::from_secs(30),
-            capacity: 128,
-            max_staleness: Duration::from_secs(5),
-            on_failure: OnPermissionFailure::Deny,
+impl Revoked {
+    fn read(change: &Change) -> Option<Self> {
+        if change.kind != Kind::Token {
+            return None;
         }
+        let until = Timestamp::from_secs(change.until?);
+        Some(Self { jti: change.name.clone(), until })
+    }
+}
+
+impl From<Option<HolderKey>> for Holder {
+    fn from(key: Option<HolderKey>) -> Self {
+        let Some(key) = key else { return Self { found: None, grounds: Grounds::default() } };
+        let grounds = Grounds::of(&key.roles, &key.groups);
+        let holder = KeyHolder {
+            id: key.id,
+            user: key.user,
+            roles: key.roles,
+            scopes: key.scopes.into_iter().map(|scope| (scope.permission, scope.resource)).collect(),
+            expires_at: key.expires_at.map(Timestamp::from_secs),
+        };
+        Self { found: Some(Arc::new(holder)), grounds }
+    }
+}
+
+impl Service {
+    async fn ask<T: for<'de> Deserialize<'de>>(
+        &self,
+        upstream: &str,
+        target: &str,
+        body: String,
+    ) -> Option<T> {
+        let asked = async {
+            let request = self.signed("POST", target)?.header("content-type", "application/json");
+            let body = self.send(upstream, request, target, body.into_bytes(), PATIENCE).await?;
+            anyhow::Ok(serde_json::from_slice(&body)?)
+        };
+        asked
+            .await
+            .inspect_err(|error| {
+                warn!(target, error = format!("{error:#}"), "the permission service did not answer");
+            })
+            .ok()
     }
 
-    fn key(user: &str) -> Key {
-        ("route".into(), user.into(), "read".into(), "notes".into())
-    }
-
-    fn cache() -> Cache {
-        Cache::new(Metrics::new().unwrap())
-    }
-
-    fn entry(allowed: bool, revision: i64) -> Entry {
-        Entry { answer: Answer { allowed, revision }, asked_at: Instant::now() }
-    }
-
-    async fn pass(seconds: u64) {
-        tokio::time::advance(Duration::from_secs(seconds)).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_change_makes_every_older_answer_void() {
-        let cache = cache();
-        cache.learn(0, 1, Instant::now());
-        cache.keep(key("ann"), entry(true, 1), &rule());
-        assert_eq!(cache.find(&key("ann"), &rule()), Some(true));
-        cache.learn(1, 2, Instant::now());
-        assert_eq!(cache.find(&key("ann"), &rule()), None);
-        cache.keep(key("ann"), entry(true, 1), &rule());
-        assert_eq!(cache.find(&key("ann"), &rule()), None, "an answer from before the change is never kept");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn without_the_feed_trust_is_short() {
-        let cache = cache();
-        cache.learn(0, 1, Instant::now());
-        cache.keep(key("ann"), entry(true, 1), &rule());
-        pass(4).await;
-        cache.learn(0, 1, Instant::now());
-        pass(4).await;
-        assert_eq!(cache.find(&key("ann"), &rule()), Some(true), "the feed vouches for it");
-        pass(2).await;
-        assert_eq!(cache.find(&key("ann"), &rule()), None, "the feed was lost 6 s ago");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_that_overtakes_the_feed_is_no_restored_backup() {
-        let cache = cache();
-        cache.learn(0, 7, Instant::now());
-        cache.keep(key("ann"), entry(true, 8), &rule());
-        cache.learn(7, 7, Instant::now());
-        cache.keep(key("bob"), entry(true, 7), &rule());
-        assert_eq!(cache.find(&key("bob"), &rule()), None, "older than a change that is known");
-        assert_eq!(cache.find(&key("ann"), &rule()), Some(true));
-        cache.learn(8, 3, Instant::now());
-        assert_eq!(cache.find(&key("ann"), &rule()), None, "the backend was restored");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_no_is_believed_for_its_own_time() {
-        let cache = cache();
-        cache.keep(key("bob"), entry(false, 1), &rule());
-        for _ in 0..10 {
-            pass(3).await;
-            cache.learn(0, 1, Instant::now());
+    async fn changes(&self, upstream: &str, after: Option<i64>) -> anyhow::Result<News> {
+        let mut target = format!("/internal/changes?replica={}", self.replica);
+        if let Some(after) = after {
+            target = format!("{target}&revision={after}");
         }
-        assert_eq!(cache.find(&key("bob"), &rule()), None);
+        let request = self.signed("GET", &target)?;
+        let body = self.send(upstream, request, &target, Vec::new(), FEED_PATIENCE).await?;
+        Ok(serde_json::from_slice(&body)?)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_cache_has_a_bound() {
-        let cache = cache();
-        for user in 0..10_000 {
-            cache.keep(key(&user.to_string()), entry(true, 1), &rule());
+    async fn send(
+        &self,
+        upstream: &str,
+        request: http::request::Builder,
+        target: &str,
+        body: Vec<u8>,
+        patience: Duration,
+    ) -> anyhow::Result<Bytes> {
+        let answer = self.upstreams.fetch(upstream)?.send(request, target, body, patience).await?;
+        if answer.status() != http::StatusCode::OK {
+            bail!("status {}", answer.status().as_u16());
         }
-        assert!(cache.len() <= 128, "{}", cache.len());
+        Ok(answer.into_body())
+    }
+
+    fn signed(&self, method: &str, target: &str) -> anyhow::Result<http::request::Builder> {
+        let mut request = Request::builder().method(method);
+        if let Some(signer) = &self.signer {
+            let assertion = Assertion { method, target, own: true, ..Assertion::default() };
+            request = request.header(FIELD, signer.sign(&assertion)?);
+        }
+        if let Some(parent) = telemetry::traceparent(&tracing::Span::current()) {
+            request = request.header("traceparent", parent);
+        }
+        Ok(request)
     }
 }

@@ -12,12 +12,14 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use policy::authorize::Permission;
 use policy::breaker::Outcome;
 use policy::pipeline::settle;
 use policy::refusal::Refusal;
 use tracing::{debug, error};
 
 use crate::answer;
+use crate::assertion::Signer;
 use crate::clock;
 use crate::exchange::Exchange;
 use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, describe, understand};
@@ -43,8 +45,8 @@ pub struct Proxy {
     pub gateway: Arc<Gateway>,
     /// Where requests go.
     pub upstreams: Upstreams,
-    /// What only the backend is shown.
-    pub gateway_token: Option<String>,
+    /// What the backend believes us for.
+    pub signer: Option<Signer>,
     /// What is written of each request.
     pub access: AccessLog,
     /// True from SIGTERM on: an answered client should come back on another connection, to another replica.
@@ -157,8 +159,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         let Some(exchange) = ctx else { return Ok(()) };
-        let token = self.gateway_token.as_deref();
-        forward::rewrite(request, session.req_header(), exchange, token)?;
+        forward::rewrite(request, session.req_header(), exchange, self.signer.as_ref())?;
         if let Some(parent) = telemetry::traceparent(&exchange.span) {
             request.insert_header("traceparent", parent)?;
         }
@@ -192,6 +193,9 @@ impl ProxyHttp for Proxy {
             exchange.admission.as_ref().map(|admission| admission.quotas.as_slice()).unwrap_or_default();
         for (name, value) in answer::rate_limit(quotas) {
             response.insert_header(name, value)?;
+        }
+        if exchange.admission.as_ref().is_some_and(|one| one.permission == Permission::LastKnown) {
+            response.append_header("warning", answer::PERMISSION_LAST_KNOWN)?;
         }
         if session.req_header().version == Version::HTTP_10 {
             // Such a client knows no chunks: the end of the connection is the end of the body.
@@ -278,8 +282,8 @@ impl Proxy {
         }
         if let Some(admission) = admission {
             metrics.limits_exceeded(&admission.quotas);
-            if admission.subject.id().is_some() {
-                metrics.auth_requests.with_label_values(&["jwt", "ok"]).inc();
+            if let Some(method) = admission.subject.method() {
+                metrics.auth_requests.with_label_values(&[method, "ok"]).inc();
             }
         }
         let span = &exchange.span;
@@ -297,6 +301,9 @@ impl Proxy {
         usage.routes.record(route_label, now);
         if let Some(user) = admission.and_then(|admission| admission.subject.id()) {
             usage.users.record(user, now);
+        }
+        if let Some(key) = admission.and_then(|admission| admission.subject.key()) {
+            usage.api_keys.record(key, now);
         }
         self.access.log(&Line {
             time: humantime::format_rfc3339_millis(exchange.started_at).to_string(),

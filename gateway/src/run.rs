@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
+use crate::assertion::Signer;
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::keys::Keys;
@@ -59,7 +60,7 @@ pub async fn run(
         }
         Profile::Development | Profile::Testing => secrets.get("GATEWAY_TOKEN")?,
     };
-    let gateway_token = gateway_token.map(|token| String::from_utf8_lossy(token.expose()).into_owned());
+    let signer = || gateway_token.as_ref().map(Signer::new);
     let upstreams = Upstreams::new(&settings.upstreams)?;
     let keys = Arc::new(Keys::new(secrets.clone()));
     let ledger = Arc::new(Ledger::open(&settings.state.dir, clock::now()).context("state.dir")?);
@@ -76,7 +77,7 @@ pub async fn run(
         "" => None,
         _ => Some(RedisStore::new(redis_places(&settings.redis, &secrets)?, metrics.clone())),
     };
-    let permissions = Arc::new(Permissions::new(upstreams.clone(), gateway_token.clone(), metrics.clone()));
+    let permissions = Arc::new(Permissions::new(upstreams.clone(), signer(), metrics.clone()));
     let gateway = Gateway::new(
         first,
         shared.clone(),
@@ -117,7 +118,7 @@ pub async fn run(
     let proxy = Proxy {
         gateway: Arc::clone(&gateway),
         upstreams,
-        gateway_token,
+        signer: signer(),
         access,
         leaving: Arc::clone(&leaving),
     };
@@ -205,18 +206,24 @@ fn start_background(
         let gateway = Arc::clone(gateway);
         tokio::spawn(async move { gateway.follow_changes(news).await });
     }
-    let (sweeping, fetching, following) = (Arc::clone(gateway), Arc::clone(gateway), Arc::clone(gateway));
+    let (sweeping, saving) = (Arc::clone(gateway), Arc::clone(gateway));
     tokio::spawn(async move { sweeping.sweep().await });
+    tokio::spawn(async move { saving.save_what_was_learnt().await });
+    let (fetching, asking, revoking) = (Arc::clone(gateway), Arc::clone(gateway), Arc::clone(gateway));
     let keys = Arc::clone(keys);
     tokio::spawn(async move { keys.keep_fresh(|| fetching.policy().rules.issuers.clone()).await });
     let permissions = Arc::clone(permissions);
-    tokio::spawn(async move { permissions.follow_changes(|| asks_permissions(&following)).await });
+    tokio::spawn(async move {
+        let revoke = |tokens| revoking.revoke_for_backend(tokens);
+        permissions.follow_changes(|| asks_permissions(&asking), revoke).await;
+    });
 }
 
-/// How permissions are asked, if any route of the policy in force asks for one.
+/// How the permission service is asked, if any route of the policy in force needs to know who may do what, or may need
+/// to know of a token that it revoked.
 fn asks_permissions(gateway: &Gateway) -> Option<PermissionRule> {
     let policy = gateway.policy();
-    let asks = policy.rules.routes.iter().any(|route| route.permission.is_some());
+    let asks = policy.rules.routes.iter().any(|route| route.permission.is_some() || route.wants_proof());
     asks.then(|| policy.rules.permissions.clone())
 }
 

@@ -11,6 +11,8 @@ pub struct Usage {
     pub addresses: Sketch<String>,
     /// Subjects.
     pub users: Sketch<String>,
+    /// API keys, by id.
+    pub api_keys: Sketch<String>,
     /// Routes, by name.
     pub routes: Sketch<String>,
     /// Buckets of limits.
@@ -23,6 +25,7 @@ impl Usage {
         match name {
             "ip" => Some(&self.addresses),
             "user" => Some(&self.users),
+            "api_key" => Some(&self.api_keys),
             "route" => Some(&self.routes),
             _ => None,
         }

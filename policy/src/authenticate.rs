@@ -1,270 +1,79 @@
 //! Authenticate: who is asking.
 //!
-//! A route with `auth` wants one `Authorization: Bearer` token of one of its issuers: signed with an algorithm on the
-//! issuer's list, not expired, already valid, for our audience, with a subject. A route without `auth` is open, and a
-//! token sent there is not looked at. Only this file makes a [`Subject`], so nothing that needs one can be asked
-//! before.
+//! A route with `auth` wants one proof. A token: one `Authorization: Bearer` of one of its issuers, signed with an
+//! algorithm on the issuer's list, not expired, already valid, for our audience, with a subject. Or an API key, in
+//! `X-API-Key` or in `Authorization` as `ApiKey` or `Bearer`, which the permission service knows. What was revoked is not
+//! believed, however good it is otherwise. A route without `auth` is open, and a proof sent there is not looked at. Only
+//! this file makes a [`Subject`], so nothing that needs one can be asked before.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::document::Section;
-use crate::limits::is_field_name;
+use crate::authorize::PermissionRule;
+use crate::claims::{TokenRefusal, plain};
+use crate::issuer::Issuer;
 use crate::refusal::{Code, Refusal};
 use crate::request::Request;
 use crate::routes::Route;
 use crate::stage::Stage;
 use crate::time::Timestamp;
-use crate::token::{Algorithm, Token, TokenFault};
-use crate::units::Span;
-use crate::world::{VerifyFault, World};
+use crate::token::{MAX_TOKEN, Token, TokenFault};
+use crate::world::{KeyHolder, VerifyFault, World};
 
-/// `[jwt.NAME]`: one issuer whose tokens are believed.
-#[derive(Clone, Debug)]
-pub struct Issuer {
-    /// The name in the policy: routes say `jwt:NAME`.
-    pub name: Arc<str>,
-    /// The allow-list; never empty.
-    pub algorithms: Vec<Algorithm>,
-    /// Where its keys are.
-    pub keys: KeySource,
-    /// What `iss` must be; anything when `None`.
-    pub issuer: Option<String>,
-    /// `aud` must hold one of these; anything when empty.
-    pub audience: Vec<String>,
-    /// How far clocks may differ.
-    pub leeway: Duration,
-    /// How often a key set is fetched anew.
-    pub refresh: Duration,
-    /// The claim that holds the roles.
-    pub roles_claim: String,
-    /// Which claims are forwarded, and in which header fields.
-    pub forward: Vec<(String, Arc<str>)>,
-}
+/// What every API key begins with.
+pub const KEY_PREFIX: &str = "pal_";
 
-/// Where an issuer's keys are.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum KeySource {
-    /// A key set at a URL.
-    Jwks(String),
-    /// A public key in PEM, or a key set, in a file.
-    File(String),
-    /// A shared secret by its name.
-    Secret(String),
-}
+/// The longest API key that is looked at, in bytes.
+const LONGEST_KEY: usize = 128;
 
-/// Header fields that no claim may be written to: the gateway or HTTP itself relies on them.
-const RESERVED_FIELDS: [&str; 12] = [
-    "authorization",
-    "connection",
-    "content-length",
-    "content-type",
-    "cookie",
-    "host",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "x-forwarded-for",
-    "x-request-id",
-];
-
-impl Issuer {
-    pub(crate) fn read_all(root: &Section<'_>) -> HashMap<String, Arc<Self>> {
-        let sections = root.named_sections("jwt");
-        let read = |(name, section): (String, _)| Some((name.clone(), Arc::new(Self::read(&name, section)?)));
-        sections.into_iter().filter_map(read).collect()
-    }
-
-    fn read(name: &str, section: Section<'_>) -> Option<Self> {
-        let algorithms =
-            section.require::<Vec<Algorithm>>("algorithms", "a list of HS256, RS256, ES256, EdDSA");
-        let keys = Self::read_keys(&section);
-        if let Some(algorithms) = &algorithms {
-            Self::check_algorithms(&section, algorithms, keys.as_ref());
-        }
-        let issuer = Self {
-            name: name.into(),
-            algorithms: algorithms.unwrap_or_default(),
-            keys: keys?,
-            issuer: section.get("issuer"),
-            audience: section.get_or("audience", Vec::new()),
-            leeway: section.get_or("leeway", Span(Duration::from_secs(30))).0,
-            refresh: section
-                .get_checked("refresh", Span(Duration::from_mins(5)), |span| {
-                    (span.0 >= Duration::from_secs(1))
-                        .then_some(())
-                        .ok_or(format!("at least 1s (got {span})"))
-                })
-                .0,
-            roles_claim: section.get_or("roles", "roles".to_owned()),
-            forward: Self::read_forward(&section),
-        };
-        section.finish();
-        Some(issuer)
-    }
-
-    fn read_keys(section: &Section<'_>) -> Option<KeySource> {
-        let sources: Vec<_> = [
-            section.get::<String>("jwks").map(KeySource::Jwks),
-            section.get::<String>("key_file").map(KeySource::File),
-            section.get::<String>("secret").map(KeySource::Secret),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        match sources.as_slice() {
-            [KeySource::Jwks(url)] if !url.starts_with("http://") && !url.starts_with("https://") => {
-                section.fault("jwks", format!("an http:// or https:// address (got {url:?})"));
-                None
-            }
-            [source] => Some(source.clone()),
-            [] => {
-                section.fault("", "required: one of jwks, key_file, secret");
-                None
-            }
-            _ => {
-                section.fault("", "one of jwks, key_file, secret, not several");
-                None
-            }
-        }
-    }
-
-    /// A shared secret and a public key never serve the same issuer: that is how a public key becomes a secret.
-    fn check_algorithms(section: &Section<'_>, algorithms: &[Algorithm], keys: Option<&KeySource>) {
-        let symmetric = matches!(keys, Some(KeySource::Secret(_)));
-        if algorithms.is_empty() {
-            section.fault("algorithms", "at least one of HS256, RS256, ES256, EdDSA");
-        } else if keys.is_some() && algorithms.iter().any(|one| (*one == Algorithm::HS256) != symmetric) {
-            section.fault("algorithms", "HS256 goes with `secret`, the others go with `jwks` or `key_file`");
-        }
-    }
-
-    fn read_forward(section: &Section<'_>) -> Vec<(String, Arc<str>)> {
-        let Some(table) = section.section("forward") else { return Vec::new() };
-        let mut forward = Vec::new();
-        for (claim, field, _) in table.free_strings() {
-            let field = field.to_ascii_lowercase();
-            if !is_field_name(&field) || RESERVED_FIELDS.contains(&field.as_str()) {
-                section.fault("forward", format!("the name of a header field that is free (got {field:?})"));
-            }
-            forward.push((claim, field.into()));
-        }
-        forward
-    }
-
-    /// Judges the claims of a token whose signature is good.
-    fn judge(&self, token: Token<'_>, now: Timestamp) -> Result<Subject, TokenRefusal> {
-        let claims = token.claims;
-        let leeway = self.leeway.as_secs_f64();
-        let seconds = now.since(Timestamp::EPOCH).as_secs_f64();
-        let date = |name: &str| match claims.get(name) {
-            None => Ok(None),
-            Some(value) => {
-                value.as_f64().map(Some).ok_or(TokenRefusal::invalid(&format!("`{name}` is no date")))
-            }
-        };
-        let expires = date("exp")?.ok_or(TokenRefusal::invalid("the token has no `exp`"))?;
-        if expires + leeway <= seconds {
-            return Err(TokenRefusal {
-                code: Code::TokenExpired,
-                detail: "the token has expired".to_owned(),
-            });
-        }
-        if date("nbf")?.is_some_and(|from| from - leeway > seconds) {
-            return Err(TokenRefusal::invalid("the token is not valid yet"));
-        }
-        if date("iat")?.is_some_and(|issued| issued - leeway > seconds) {
-            return Err(TokenRefusal::invalid("the token was issued in the future"));
-        }
-        if self.issuer.is_some() && self.issuer.as_deref() != claims.get("iss").and_then(Value::as_str) {
-            return Err(TokenRefusal::invalid("the token is from another issuer"));
-        }
-        if !self.audience.is_empty() && !self.audience.iter().any(|ours| holds(claims.get("aud"), ours)) {
-            return Err(TokenRefusal::invalid("the token is for another audience"));
-        }
-        self.subject(&claims)
-    }
-
-    fn subject(&self, claims: &Map<String, Value>) -> Result<Subject, TokenRefusal> {
-        let id = claims.get("sub").and_then(Value::as_str).filter(|sub| !sub.is_empty() && plain(sub));
-        let id = id.ok_or(TokenRefusal::invalid("the token has no usable `sub`"))?;
-        let roles = match claims.get(&self.roles_claim) {
-            None => Vec::new(),
-            Some(Value::Array(list)) => list
-                .iter()
-                .map(|role| role.as_str().map(str::to_owned))
-                .collect::<Option<_>>()
-                .ok_or(TokenRefusal::invalid("the token's roles are not a list of strings"))?,
-            Some(_) => return Err(TokenRefusal::invalid("the token's roles are not a list of strings")),
-        };
-        let mut headers = Vec::with_capacity(self.forward.len());
-        for (claim, field) in &self.forward {
-            let Some(value) = claims.get(claim) else { continue };
-            let text = header_value(value)
-                .ok_or_else(|| TokenRefusal::invalid(&format!("claim `{claim}` cannot be forwarded")))?;
-            headers.push((Arc::clone(field), text));
-        }
-        Ok(Subject(Some(Box::new(Known {
-            id: id.to_owned(),
-            roles,
-            headers,
-            issuer: Arc::clone(&self.name),
-        }))))
-    }
-}
-
-fn holds(claim: Option<&Value>, wanted: &str) -> bool {
-    match claim {
-        Some(Value::String(one)) => one == wanted,
-        Some(Value::Array(list)) => list.iter().any(|one| one.as_str() == Some(wanted)),
-        _ => false,
-    }
-}
-
-/// A blank at an end would be lost in a header field, and another identity would arrive.
-fn plain(text: &str) -> bool {
-    !text.chars().any(char::is_control) && text.trim() == text
-}
-
-/// A claim as a header value: a list is joined with commas, so no element may hold one.
-fn header_value(value: &Value) -> Option<String> {
-    let text = match value {
-        Value::String(text) => text.clone(),
-        Value::Number(number) => number.to_string(),
-        Value::Bool(flag) => flag.to_string(),
-        Value::Array(list) => {
-            let items: Option<Vec<_>> =
-                list.iter().map(|item| if item.is_array() { None } else { header_value(item) }).collect();
-            return items.map(|items| items.join(","));
-        }
-        Value::Null | Value::Object(_) => return None,
-    };
-    (plain(&text) && !text.contains(',')).then_some(text)
-}
+/// The field that carries an API key, and nothing else.
+pub const KEY_FIELD: &str = "x-api-key";
 
 /// Who is asking; made here and nowhere else.
 #[derive(Clone, Debug)]
-pub struct Subject(Option<Box<Known>>);
+pub struct Subject(Option<Arc<Known>>);
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Known {
     id: String,
     roles: Vec<String>,
     headers: Vec<(Arc<str>, String)>,
-    issuer: Arc<str>,
+    proof: Proven,
+}
+
+/// How a subject proved who it is.
+#[derive(Debug)]
+enum Proven {
+    ByToken { issuer: Arc<Issuer>, jti: Option<String>, issued_at: Option<Timestamp>, ends: Timestamp },
+    ByKey(Arc<KeyHolder>),
+}
+
+/// What a revocation may be about.
+#[derive(Clone, Copy, Debug)]
+pub struct Credential<'a> {
+    /// The subject.
+    pub sub: &'a str,
+    /// The token's id; an API key's.
+    pub jti: Option<&'a str>,
+    /// When the token was issued, where it says so.
+    pub issued_at: Option<Timestamp>,
+    /// Whether it is an API key, which is as old as its owner wants it.
+    pub is_key: bool,
 }
 
 impl Subject {
-    /// The `sub` of the token; `None` on an open route.
+    fn of(known: Known) -> Self {
+        Self(Some(Arc::new(known)))
+    }
+
+    /// The `sub` of the token or the key's owner; `None` on an open route.
     pub fn id(&self) -> Option<&str> {
         self.0.as_ref().map(|known| known.id.as_str())
     }
 
-    /// The roles in the token.
+    /// Its roles.
     pub fn roles(&self) -> &[String] {
         self.0.as_ref().map_or(&[], |known| &known.roles)
     }
@@ -274,76 +83,233 @@ impl Subject {
         self.0.as_ref().map_or(&[], |known| &known.headers)
     }
 
-    /// The issuer whose token it was.
-    pub fn issuer(&self) -> Option<&Arc<str>> {
-        self.0.as_ref().map(|known| &known.issuer)
+    /// How it proved who it is, for metrics: `jwt` or `api_key`.
+    pub fn method(&self) -> Option<&'static str> {
+        self.0.as_ref().map(|known| match known.proof {
+            Proven::ByToken { .. } => "jwt",
+            Proven::ByKey(_) => "api_key",
+        })
+    }
+
+    /// The id of its API key, if it came with one.
+    pub fn key(&self) -> Option<&str> {
+        self.holder().map(|holder| &*holder.id)
+    }
+
+    /// What its API key is limited to; nothing when it may do whatever its owner may.
+    pub fn scopes(&self) -> &[(String, String)] {
+        self.holder().map_or(&[], |holder| &holder.scopes)
+    }
+
+    fn holder(&self) -> Option<&KeyHolder> {
+        match &self.0.as_ref()?.proof {
+            Proven::ByKey(holder) => Some(holder),
+            Proven::ByToken { .. } => None,
+        }
+    }
+
+    /// What a revocation may be about; `None` on an open route.
+    pub fn credential(&self) -> Option<Credential<'_>> {
+        let known = self.0.as_ref()?;
+        Some(match &known.proof {
+            Proven::ByToken { jti, issued_at, .. } => {
+                Credential { sub: &known.id, jti: jti.as_deref(), issued_at: *issued_at, is_key: false }
+            }
+            Proven::ByKey(holder) => {
+                Credential { sub: &known.id, jti: Some(&holder.id), issued_at: None, is_key: true }
+            }
+        })
+    }
+
+    /// When its token stops to be believed; `None` where there is no token.
+    pub fn ends(&self) -> Option<Timestamp> {
+        match &self.0.as_ref()?.proof {
+            Proven::ByToken { ends, .. } => Some(*ends),
+            Proven::ByKey(holder) => holder.expires_at,
+        }
+    }
+
+    /// Whether a token that was found good before is good for this route now.
+    fn serves(&self, route: &Route, now: Timestamp) -> bool {
+        match self.0.as_ref().map(|known| &known.proof) {
+            Some(Proven::ByToken { issuer, ends, .. }) => {
+                *ends > now && route.issuers.iter().any(|ours| Arc::ptr_eq(ours, issuer))
+            }
+            _ => false,
+        }
     }
 }
 
-struct TokenRefusal {
-    code: Code,
-    detail: String,
+/// What a client shows.
+enum Proof<'r> {
+    Token(&'r str),
+    Key(&'r str),
 }
 
-impl TokenRefusal {
-    fn invalid(detail: &str) -> Self {
-        Self { code: Code::TokenInvalid, detail: detail.to_owned() }
-    }
+fn refuse(code: Code, detail: &str) -> Refusal {
+    Refusal::new(Stage::Authenticate, code, detail)
 }
 
 impl Route {
     /// Finds out who is asking, as the route's `auth` wants it.
     pub async fn authenticate<W: World>(
         &self,
+        rule: &PermissionRule,
         request: &Request<'_>,
         world: &W,
         now: Timestamp,
     ) -> Result<Subject, Refusal> {
-        if self.issuers.is_empty() {
+        if !self.wants_proof() {
             return Ok(Subject(None));
         }
-        let refuse = |code, detail: &str| Refusal::new(Stage::Authenticate, code, detail);
-        let text = bearer(request).map_err(|(code, detail)| refuse(code, detail))?;
-        let token = Token::parse(text).map_err(|fault: TokenFault| {
-            refuse(Code::TokenInvalid, &fault.to_string()).by(&self.issuers[0].name)
-        })?;
+        let subject = match self.proof(request)? {
+            Proof::Token(text) => self.by_token(text, world, now).await?,
+            Proof::Key(key) => self.by_key(rule, key, world, now).await?,
+        };
+        match subject.credential() {
+            Some(credential) if world.revoked(&credential) => {
+                Err(refuse(Code::TokenRevoked, "what proves who you are was revoked: log in again"))
+            }
+            _ => Ok(subject),
+        }
+    }
+
+    async fn by_token<W: World>(&self, text: &str, world: &W, now: Timestamp) -> Result<Subject, Refusal> {
+        if text.len() <= MAX_TOKEN
+            && let Some(subject) = world.recall(text).filter(|subject| subject.serves(self, now))
+        {
+            return Ok(subject);
+        }
+        let malformed = |fault: TokenFault| refuse(Code::TokenInvalid, &fault.to_string());
+        let token = Token::parse(text).map_err(malformed)?;
         let claimed = token.claims.get("iss").and_then(Value::as_str);
         let ours = |issuer: &&Arc<Issuer>| issuer.issuer.is_none() || issuer.issuer.as_deref() == claimed;
-        let issuer = self
-            .issuers
-            .iter()
-            .find(ours)
-            .ok_or_else(|| refuse(Code::TokenInvalid, "the token is from another issuer"))?;
-        if !issuer.algorithms.contains(&token.algorithm) {
-            return Err(refuse(Code::TokenInvalid, "the token's algorithm is not accepted").by(&issuer.name));
+        // Issuers that do not say who they are can only be told apart by their keys.
+        let mut verdict = Err(refuse(Code::TokenInvalid, "the token is from another issuer"));
+        for (tried, issuer) in self.issuers.iter().filter(ours).enumerate() {
+            let judged = judge(issuer, &token, world, now).await;
+            if judged.is_ok() || tried == 0 {
+                verdict = judged;
+            }
+            if verdict.is_ok() {
+                break;
+            }
         }
-        world.verify(issuer, &token).await.map_err(|fault| match fault {
-            VerifyFault::Forged => {
-                refuse(Code::TokenInvalid, "the token's signature is wrong").by(&issuer.name)
-            }
-            VerifyFault::UnknownKey => {
-                refuse(Code::TokenInvalid, "the token is signed with an unknown key").by(&issuer.name)
-            }
-            VerifyFault::Away => refuse(Code::KeysUnavailable, "the keys that verify tokens are away")
-                .by(&issuer.name)
-                .retry_after(Some(Duration::from_secs(5))),
+        verdict.inspect(|subject| world.remember(text, subject))
+    }
+
+    async fn by_key<W: World>(
+        &self,
+        rule: &PermissionRule,
+        key: &str,
+        world: &W,
+        now: Timestamp,
+    ) -> Result<Subject, Refusal> {
+        let invalid =
+            || refuse(Code::ApiKeyInvalid, "the API key is unknown, expired or its owner is inactive");
+        if !key.starts_with(KEY_PREFIX) || key.len() > LONGEST_KEY {
+            return Err(invalid());
+        }
+        let holder = world.key_holder(rule, key).await.map_err(|_| {
+            refuse(Code::ApiKeyUnavailable, "API keys cannot be checked now")
+                .retry_after(Some(Duration::from_secs(1)))
         })?;
-        issuer.judge(token, now).map_err(|fault| refuse(fault.code, &fault.detail).by(&issuer.name))
+        let holder =
+            holder.filter(|holder| holder.expires_at.is_none_or(|end| end > now)).ok_or_else(invalid)?;
+        let (user, roles) = self.identity_fields();
+        let joined = holder.roles.join(",");
+        if !plain(&holder.user) || !plain(&joined) {
+            return Err(invalid());
+        }
+        let headers = vec![(user, holder.user.clone()), (roles, joined)];
+        let (id, roles) = (holder.user.clone(), holder.roles.clone());
+        Ok(Subject::of(Known { id, roles, headers, proof: Proven::ByKey(holder) }))
+    }
+
+    /// The fields that carry the owner of a key and its roles: those in which the route's tokens carry theirs.
+    fn identity_fields(&self) -> (Arc<str>, Arc<str>) {
+        let field = |claim: &str| {
+            let forward = self.issuers.first().map(|issuer| &issuer.forward)?;
+            forward.iter().find(|(name, _)| name == claim).map(|(_, field)| Arc::clone(field))
+        };
+        let roles_claim = self.issuers.first().map_or("roles", |issuer| &issuer.roles_claim);
+        (
+            field("sub").unwrap_or_else(|| "x-auth-user".into()),
+            field(roles_claim).unwrap_or_else(|| "x-auth-roles".into()),
+        )
+    }
+
+    /// The one proof of a request.
+    fn proof<'r>(&self, request: &Request<'r>) -> Result<Proof<'r>, Refusal> {
+        let missing = || {
+            refuse(
+                Code::TokenMissing,
+                if self.api_keys {
+                    "send `Authorization: Bearer TOKEN` or `X-API-Key: KEY`"
+                } else {
+                    "send `Authorization: Bearer TOKEN`"
+                },
+            )
+        };
+        let one = |name| {
+            let mut fields = request.headers.all(name);
+            match (fields.next(), fields.next()) {
+                (first, None) => Ok(first),
+                _ => Err(refuse(Code::TokenInvalid, "send one proof of who you are, not several")),
+            }
+        };
+        let text = |field: &'r [u8]| {
+            std::str::from_utf8(field).map_err(|_| refuse(Code::TokenInvalid, "the proof is not ASCII"))
+        };
+        let key = if self.api_keys { one(KEY_FIELD)? } else { None };
+        match (one("authorization")?, key) {
+            (Some(_), Some(_)) => {
+                Err(refuse(Code::TokenInvalid, "send one proof of who you are, not several"))
+            }
+            (None, Some(key)) => text(key).map(Proof::Key),
+            (None, None) => Err(missing()),
+            (Some(field), None) => {
+                let (scheme, proof) = text(field)?.split_once(' ').ok_or_else(missing)?;
+                let proof = proof.trim_start_matches(' ');
+                let bearer = scheme.eq_ignore_ascii_case("bearer");
+                let is_key =
+                    scheme.eq_ignore_ascii_case("apikey") || (bearer && proof.starts_with(KEY_PREFIX));
+                match (self.api_keys && is_key, bearer && !self.issuers.is_empty()) {
+                    (true, _) => Ok(Proof::Key(proof)),
+                    (false, true) => Ok(Proof::Token(proof)),
+                    (false, false) => Err(missing()),
+                }
+            }
+        }
     }
 }
 
-/// The one bearer token of a request.
-fn bearer<'r>(request: &Request<'r>) -> Result<&'r str, (Code, &'static str)> {
-    let mut fields = request.headers.all("authorization");
-    let field = fields.next().ok_or((Code::TokenMissing, "send `Authorization: Bearer TOKEN`"))?;
-    if fields.next().is_some() {
-        return Err((Code::TokenInvalid, "send one Authorization field, not several"));
+async fn judge<W: World>(
+    issuer: &Arc<Issuer>,
+    token: &Token<'_>,
+    world: &W,
+    now: Timestamp,
+) -> Result<Subject, Refusal> {
+    let refuse = |code, detail: &str| refuse(code, detail).by(&issuer.name);
+    if !issuer.algorithms.contains(&token.algorithm) {
+        return Err(refuse(Code::TokenInvalid, "the token's algorithm is not accepted"));
     }
-    let text = std::str::from_utf8(field).map_err(|_| (Code::TokenInvalid, "the token is not ASCII"))?;
-    let (scheme, token) =
-        text.split_once(' ').ok_or((Code::TokenMissing, "send `Authorization: Bearer TOKEN`"))?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err((Code::TokenMissing, "send `Authorization: Bearer TOKEN`"));
-    }
-    Ok(token.trim_start_matches(' '))
+    world.verify(issuer, token).await.map_err(|fault| match fault {
+        VerifyFault::Forged => refuse(Code::TokenInvalid, "the token's signature is wrong"),
+        VerifyFault::UnknownKey => refuse(Code::TokenInvalid, "the token is signed with an unknown key"),
+        VerifyFault::Away => refuse(Code::KeysUnavailable, "the keys that verify tokens are away")
+            .retry_after(Some(Duration::from_secs(5))),
+    })?;
+    let claims = issuer.judge(token, now).map_err(|TokenRefusal { code, detail }| refuse(code, &detail))?;
+    Ok(Subject::of(Known {
+        id: claims.id,
+        roles: claims.roles,
+        headers: claims.headers,
+        proof: Proven::ByToken {
+            issuer: Arc::clone(issuer),
+            jti: claims.jti,
+            issued_at: claims.issued_at,
+            ends: claims.ends,
+        },
+    }))
 }

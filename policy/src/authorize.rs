@@ -1,7 +1,7 @@
 //! Authorize: what the subject may do.
 //!
-//! First the roles in the token, any of those that the route names; then the permission, asked of the backend and
-//! remembered for a while. Nobody is let through because the question could not be answered, unless the policy says
+//! First the roles, any of those that the route names; then, for an API key that is limited, its scopes: such a key is good
+//! only where the route asks for a permission; then the permission, asked of the backend and remembered for a while. Nobody is let through because the question could not be answered, unless the policy says
 //! that the last known answer counts (`on_failure = "stale"`).
 
 use std::str::FromStr;
@@ -89,15 +89,32 @@ impl PermissionRule {
     }
 }
 
+/// How it is known that a request may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// The permission was granted, or the route asks for none.
+    Granted,
+    /// It was granted when it was last known; nobody can say whether it still is.
+    LastKnown,
+}
+
+/// Whether one of `scopes` covers the permission on the resource.
+fn covers(scopes: &[(String, String)], permission: &str, resource: &str) -> bool {
+    scopes.iter().any(|(granted, on)| {
+        (granted == "*" || granted == permission)
+            && on.strip_suffix('*').map_or(on == resource, |prefix| resource.starts_with(prefix))
+    })
+}
+
 impl Route {
-    /// Checks the roles, then the permission.
+    /// Checks the roles, then the scopes of an API key, then the permission.
     pub async fn authorize<W: World>(
         &self,
         rule: &PermissionRule,
         subject: &Subject,
         request: &Request<'_>,
         world: &W,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Permission, Refusal> {
         let refuse = |code, detail: String| Refusal::new(Stage::Authorize, code, detail).by(&self.name);
         if !self.roles.is_empty() && !self.roles.iter().any(|role| subject.roles().contains(role)) {
             return Err(refuse(
@@ -105,8 +122,14 @@ impl Route {
                 format!("needs one of the roles {}", self.roles.join(", ")),
             ));
         }
-        let Some(needed) = &self.permission else { return Ok(()) };
+        let beyond = || refuse(Code::ScopeMissing, "this API key is not for that".to_owned());
+        let Some(needed) = &self.permission else {
+            return if subject.scopes().is_empty() { Ok(Permission::Granted) } else { Err(beyond()) };
+        };
         let resource = needed.resource.fill(&self.pattern, request.path);
+        if !subject.scopes().is_empty() && !covers(subject.scopes(), &needed.permission, &resource) {
+            return Err(beyond());
+        }
         let question = Question {
             rule: &self.name,
             // A route with a permission has `auth`: the policy is refused otherwise.
@@ -114,10 +137,10 @@ impl Route {
             permission: &needed.permission,
             resource: &resource,
         };
-        let allowed = match world.permitted(rule, &question).await {
-            Ok(allowed) => allowed,
+        let (allowed, permission) = match world.permitted(rule, &question).await {
+            Ok(allowed) => (allowed, Permission::Granted),
             Err(away) => match (rule.on_failure, away.last_known) {
-                (OnPermissionFailure::Stale, Some(allowed)) => allowed,
+                (OnPermissionFailure::Stale, Some(allowed)) => (allowed, Permission::LastKnown),
                 _ => {
                     return Err(refuse(
                         Code::PermissionUnavailable,
@@ -128,11 +151,23 @@ impl Route {
             },
         };
         if allowed {
-            return Ok(());
+            return Ok(permission);
         }
         Err(refuse(
             Code::PermissionDenied,
             format!("needs the permission {} on {resource}", needed.permission),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covers;
+
+    #[test]
+    fn a_scope_covers_its_permission_on_its_resources() {
+        let scopes = [("records:read".to_owned(), "team-*".to_owned()), ("*".to_owned(), "notes".to_owned())];
+        assert!(covers(&scopes, "records:read", "team-a") && covers(&scopes, "records:write", "notes"));
+        assert!(!covers(&scopes, "records:write", "team-a") && !covers(&scopes, "records:read", "notes2"));
     }
 }

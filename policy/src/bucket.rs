@@ -25,6 +25,7 @@ const ROUTE: u8 = 3;
 const GLOBAL: u8 = 4;
 const HEADER: u8 = 5;
 const FIELD: u8 = 6;
+const API_KEY: u8 = 7;
 /// Added to a kind when the value is missing.
 const MISSING: u8 = 16;
 
@@ -49,6 +50,7 @@ impl Bucket {
         let kind = match part {
             KeyPart::Ip => IP,
             KeyPart::User => USER,
+            KeyPart::ApiKey => API_KEY,
             KeyPart::Route => ROUTE,
             KeyPart::Global => GLOBAL,
             KeyPart::Header(_) => HEADER,
@@ -121,6 +123,7 @@ impl fmt::Display for Bucket {
             let name = match kind & !MISSING {
                 IP => "ip",
                 USER => "user",
+                API_KEY => "api_key",
                 ROUTE => "route",
                 GLOBAL => "global",
                 HEADER => "header",

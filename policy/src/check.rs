@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
+use crate::authenticate::KEY_FIELD;
 use crate::document::{Fault, Faults, Section};
 use crate::from_toml_str;
 use crate::path;
@@ -145,13 +146,13 @@ impl PolicyTest {
             for permission in &self.granted {
                 world.grant(subject, permission);
             }
-            headers.push(("authorization".to_owned(), self.token(policy, subject, world.now())));
+            headers.push(self.proof(policy, subject, &world));
         }
         judge(policy, &self.request, self.ip, &headers, &world).0
     }
 
-    /// A token of the issuer that the request's route believes first.
-    fn token(&self, policy: &Policy, subject: &str, now: Timestamp) -> String {
+    /// A token of the issuer that the request's route believes first; an API key where it takes no tokens.
+    fn proof(&self, policy: &Policy, subject: &str, world: &Simulation) -> (String, String) {
         let normal = path::normalise(&self.request.path, policy.requests.encoded_slash).unwrap_or_default();
         let request = Request {
             peer: self.ip,
@@ -162,16 +163,17 @@ impl PolicyTest {
         };
         let route = policy.routes.find(&request).ok();
         let Some(issuer) = route.as_ref().and_then(|route| route.issuers.first()) else {
-            return String::new();
+            return (KEY_FIELD.to_owned(), world.give_key(subject, &self.roles, &[]));
         };
         let header = json!({"alg": issuer.algorithms[0].as_str()});
-        let mut claims = json!({"sub": subject, "exp": now.as_secs() + 60, "aud": issuer.audience});
+        let mut claims = json!({"sub": subject, "exp": world.now().as_secs() + 60, "aud": issuer.audience});
         claims[&issuer.roles_claim] = json!(self.roles);
         if let Some(iss) = &issuer.issuer {
             claims["iss"] = json!(iss);
         }
         let encode = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        format!("Bearer {}.{}.{SIGNATURE}", encode(&header), encode(&claims))
+        let token = format!("Bearer {}.{}.{SIGNATURE}", encode(&header), encode(&claims));
+        ("authorization".to_owned(), token)
     }
 
     fn disagreement(&self, policy: &Policy) -> Option<String> {

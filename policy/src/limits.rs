@@ -8,31 +8,28 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
-
-use serde_json::Value;
-use smallvec::SmallVec;
 
 use crate::authenticate::Subject;
 use crate::bucket::{ANONYMOUS, Bucket};
 use crate::client::{Client, ClientRule, parse_network};
 use crate::document::{OneOrMany, Section};
 use crate::from_toml_str;
-use crate::gcra::{Gcra, Reading};
-use crate::refusal::{Code, Refusal, whole_seconds};
+use crate::gcra::Gcra;
 use crate::request::Request;
-use crate::stage::Stage;
-use crate::time::Timestamp;
 use crate::units::Rate;
-use crate::world::{Store, World};
+use serde_json::Value;
+
+pub use crate::spending::{Charge, Charges, Quota, Readings, Reserved, spend_all};
 
 /// What a limit counts by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyPart {
     /// The client's address, or its IPv6 prefix.
     Ip,
-    /// The subject of the token.
+    /// The subject.
     User,
+    /// The API key that the client came with.
+    ApiKey,
     /// The name of the route.
     Route,
     /// One bucket for all.
@@ -50,6 +47,7 @@ impl FromStr for KeyPart {
         match text {
             "ip" => Ok(Self::Ip),
             "user" => Ok(Self::User),
+            "api_key" => Ok(Self::ApiKey),
             "route" => Ok(Self::Route),
             "global" => Ok(Self::Global),
             _ => match text.split_once(':') {
@@ -57,7 +55,7 @@ impl FromStr for KeyPart {
                     Ok(Self::Header(name.to_ascii_lowercase().into()))
                 }
                 Some(("field", name)) if !name.is_empty() => Ok(Self::Field(name.into())),
-                _ => Err("ip, user, route, global, header:NAME or field:NAME"),
+                _ => Err("ip, user, api_key, route, global, header:NAME or field:NAME"),
             },
         }
     }
@@ -87,6 +85,15 @@ pub enum Mode {
     Shadow,
 }
 
+/// What takes a token for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counts {
+    /// Every request.
+    Requests,
+    /// A request that the route counts as a failed login; the others give theirs back when they are answered.
+    Failures,
+}
+
 /// What happens to a shared limit while the store is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnStoreFailure {
@@ -113,10 +120,11 @@ macro_rules! words {
 words! {
     Scope { "shared" => Shared, "local" => Local } or "shared or local";
     Mode { "enforce" => Enforce, "shadow" => Shadow } or "enforce or shadow";
+    Counts { "requests" => Requests, "failures" => Failures } or "requests or failures";
     OnStoreFailure { "local" => Local, "allow" => Allow, "deny" => Deny } or "local, allow or deny";
 }
 
-from_toml_str!(KeyPart, Scope, Mode, OnStoreFailure);
+from_toml_str!(KeyPart, Scope, Mode, Counts, OnStoreFailure);
 
 /// `[limits.NAME]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +141,10 @@ pub struct LimitRule {
     pub scope: Scope,
     /// Whether it refuses.
     pub mode: Mode,
+    /// What takes a token for good.
+    pub counts: Counts,
+    /// A limit: a request that finds its bucket there full is not held by this one.
+    pub spares: Option<Arc<str>>,
     /// What to do while the store is away.
     pub on_store_failure: OnStoreFailure,
 }
@@ -156,7 +168,7 @@ impl LimitRule {
         }
         let key = section.require::<OneOrMany<KeyPart>>(
             "key",
-            "ip, user, route, global, header:NAME, field:NAME or a list of them",
+            "ip, user, api_key, route, global, header:NAME, field:NAME or a list of them",
         );
         let rate = section.require::<Rate>("rate", "N/s, N/min, N/h or N/day");
         let burst = section.get_checked("burst", rate.map_or(1, |rate| rate.count), |burst| {
@@ -164,6 +176,8 @@ impl LimitRule {
         });
         let scope = section.get_or("scope", Scope::Shared);
         let mode = section.get_or("mode", Mode::Enforce);
+        let counts = section.get_or("counts", Counts::Requests);
+        let spares = section.get::<String>("spares").map(Arc::from);
         let on_store_failure = section.get_or("on_store_failure", OnStoreFailure::Local);
         if key.as_ref().is_some_and(|key| key.0.is_empty()) {
             section.fault("key", "at least one key");
@@ -177,13 +191,15 @@ impl LimitRule {
             gcra: Gcra::new(rate.count, rate.per, burst),
             scope,
             mode,
+            counts,
+            spares,
             on_store_failure,
         })
     }
 
     /// Whether the key is known only after authentication.
     pub fn needs_subject(&self) -> bool {
-        self.key.contains(&KeyPart::User)
+        self.key.contains(&KeyPart::User) || self.key.contains(&KeyPart::ApiKey)
     }
 
     /// Whether the key is in the body.
@@ -192,7 +208,7 @@ impl LimitRule {
     }
 
     /// The bucket of this request.
-    fn bucket(
+    pub(crate) fn bucket(
         &self,
         route: &str,
         client: &Client,
@@ -204,6 +220,7 @@ impl LimitRule {
             match part {
                 KeyPart::Ip => bucket.push_network(client.network),
                 KeyPart::User => bucket.push(part, subject.and_then(Subject::id).map(str::as_bytes)),
+                KeyPart::ApiKey => bucket.push(part, subject.and_then(Subject::key).map(str::as_bytes)),
                 KeyPart::Route => bucket.push(part, Some(route.as_bytes())),
                 KeyPart::Global => bucket.push(part, Some(b"")),
                 KeyPart::Header(name) => bucket.push(part, request.headers.first(name)),
@@ -235,10 +252,11 @@ impl LimitRule {
     }
 
     /// The sentence that a client reads.
-    fn detail(&self) -> String {
+    pub(crate) fn detail(&self) -> String {
         let part = |part: &KeyPart| match part {
             KeyPart::Ip => "ip".to_owned(),
             KeyPart::User => "user".to_owned(),
+            KeyPart::ApiKey => "API key".to_owned(),
             KeyPart::Route => "route".to_owned(),
             KeyPart::Global => "all clients together".to_owned(),
             KeyPart::Header(name) | KeyPart::Field(name) => format!("value of {name}"),
@@ -246,193 +264,5 @@ impl LimitRule {
         let each = self.key.iter().map(part).collect::<Vec<_>>().join(" and ");
         let each = if self.key == [KeyPart::Global] { each } else { format!("each {each}") };
         format!("limit {}: {} for {each}", self.name, self.rate)
-    }
-}
-
-/// One token to be taken from one bucket.
-#[derive(Clone, Debug)]
-pub struct Charge {
-    /// The limit.
-    pub rule: Arc<LimitRule>,
-    /// The bucket.
-    pub bucket: Bucket,
-}
-
-/// One reading for each charge, in order.
-pub type Readings = SmallVec<[Reading; 2]>;
-
-/// Charges of one request; rarely more than a few.
-pub type Charges = SmallVec<[Charge; 4]>;
-
-/// Takes one token from every bucket of `charges`, or none from any when one that enforces is empty. `arrival` reads
-/// the stored number of a charge by its place, `keep` writes it.
-pub fn spend_all(
-    charges: &[Charge],
-    now: Timestamp,
-    mut arrival: impl FnMut(usize) -> Timestamp,
-    mut keep: impl FnMut(usize, Timestamp),
-) -> Readings {
-    let gcra = |charge: &Charge| charge.rule.gcra;
-    let mut readings: Readings =
-        charges.iter().enumerate().map(|(at, charge)| gcra(charge).take(arrival(at), now)).collect();
-    let holds_back =
-        |(charge, reading): (&Charge, &Reading)| !reading.conforms && charge.rule.mode == Mode::Enforce;
-    let refused = charges.iter().zip(&readings).any(holds_back);
-    for (at, (charge, reading)) in charges.iter().zip(&mut readings).enumerate() {
-        if refused {
-            *reading = gcra(charge).describe(arrival(at).max(now), now, reading.conforms);
-        } else {
-            keep(at, reading.arrival);
-        }
-    }
-    readings
-}
-
-/// What a limit has left for this client, for `RateLimit` and `RateLimit-Policy`.
-#[derive(Clone, Debug)]
-pub struct Quota {
-    /// The limit.
-    pub rule: Arc<LimitRule>,
-    /// What is left now.
-    pub remaining: u32,
-    /// How long until there is one more.
-    pub next: Duration,
-    /// Whether this limit had nothing left for the request.
-    pub exceeded: bool,
-}
-
-impl Quota {
-    fn new(charge: &Charge, reading: Reading) -> Self {
-        Self {
-            rule: Arc::clone(&charge.rule),
-            remaining: reading.remaining,
-            next: reading.next,
-            exceeded: !reading.conforms,
-        }
-    }
-
-    /// `"login";q=5;w=60`, draft-ietf-httpapi-ratelimit-headers.
-    pub fn policy_field(&self) -> String {
-        format!("\"{}\";q={};w={}", self.rule.name, self.rule.rate.count, self.rule.rate.per.as_secs())
-    }
-
-    /// `"login";r=0;t=12`.
-    pub fn field(&self) -> String {
-        let seconds = if self.next.is_zero() { 0 } else { whole_seconds(self.next) };
-        format!("\"{}\";r={};t={seconds}", self.rule.name, self.remaining)
-    }
-}
-
-/// What a request has paid so far, to be given back when a later limit refuses it.
-#[derive(Debug, Default)]
-pub struct Spent {
-    paid: SmallVec<[(Store, Charges); 2]>,
-    /// What each limit has left.
-    pub quotas: Vec<Quota>,
-}
-
-/// The limits of one stage, as one question.
-pub(crate) struct Demand<'a> {
-    pub(crate) stage: Stage,
-    pub(crate) rules: &'a [Arc<LimitRule>],
-    pub(crate) route: &'a str,
-    pub(crate) client: &'a Client,
-    pub(crate) subject: Option<&'a Subject>,
-    pub(crate) request: &'a Request<'a>,
-}
-
-impl Demand<'_> {
-    /// Takes a token from every bucket, or gives everything back that the request has `spent` and refuses it.
-    pub(crate) async fn meet<W: World>(
-        self,
-        mut spent: Spent,
-        world: &W,
-        now: Timestamp,
-    ) -> Result<Spent, Refusal> {
-        if self.rules.is_empty() {
-            return Ok(spent);
-        }
-        let verdict = self.spend(&mut spent, world, now).await;
-        verdict.inspect_err(|_| spent.give_back(world)).map(|()| spent)
-    }
-
-    async fn spend<W: World>(&self, spent: &mut Spent, world: &W, now: Timestamp) -> Result<(), Refusal> {
-        let (shared, local): (Charges, Charges) = self
-            .rules
-            .iter()
-            .map(|rule| Charge {
-                rule: Arc::clone(rule),
-                bucket: rule.bucket(self.route, self.client, self.subject, self.request),
-            })
-            .partition(|charge| charge.rule.scope == Scope::Shared);
-        self.spend_at(Store::Local, local, spent, world, now).await?;
-        match self.spend_at(Store::Shared, shared, spent, world, now).await? {
-            None => Ok(()),
-            Some(charges) => self.spend_alone(charges, spent, world, now).await,
-        }
-    }
-
-    /// Pays at `store`; what is to be paid comes back when that is away.
-    async fn spend_at<W: World>(
-        &self,
-        store: Store,
-        charges: Charges,
-        spent: &mut Spent,
-        world: &W,
-        now: Timestamp,
-    ) -> Result<Option<Charges>, Refusal> {
-        if charges.is_empty() {
-            return Ok(None);
-        }
-        let Ok(readings) = world.spend(store, &charges, now).await else { return Ok(Some(charges)) };
-        let quotas = charges.iter().zip(&readings).map(|(charge, reading)| Quota::new(charge, *reading));
-        spent.quotas.extend(quotas);
-        let refused = |quota: &&Quota| quota.exceeded && quota.rule.mode == Mode::Enforce;
-        // Of several that refuse, the one to wait longest for: who waits for it is admitted by all.
-        if let Some(quota) = spent.quotas.iter().filter(refused).max_by_key(|quota| quota.next) {
-            Err(self.refusal(quota, &spent.quotas))
-        } else {
-            spent.paid.push((store, charges));
-            Ok(None)
-        }
-    }
-
-    /// The store is away: each limit says what that means.
-    async fn spend_alone<W: World>(
-        &self,
-        mut charges: Charges,
-        spent: &mut Spent,
-        world: &W,
-        now: Timestamp,
-    ) -> Result<(), Refusal> {
-        if let Some(charge) =
-            charges.iter().find(|charge| charge.rule.on_store_failure == OnStoreFailure::Deny)
-        {
-            let detail = format!("limit {} cannot be checked now", charge.rule.name);
-            return Err(Refusal::new(self.stage, Code::LimitUnavailable, detail)
-                .by(&charge.rule.name)
-                .retry_after(Some(Duration::from_secs(1))));
-        }
-        charges.retain(|charge| charge.rule.on_store_failure == OnStoreFailure::Local);
-        match self.spend_at(Store::Alone, charges, spent, world, now).await? {
-            None => Ok(()),
-            Some(_) => Err(Refusal::new(self.stage, Code::LimitUnavailable, "limits cannot be checked now")),
-        }
-    }
-
-    fn refusal(&self, quota: &Quota, quotas: &[Quota]) -> Refusal {
-        let mut refusal = Refusal::new(self.stage, Code::RateLimited, quota.rule.detail())
-            .by(&quota.rule.name)
-            .retry_after(Some(quota.next));
-        refusal.quotas = quotas.to_vec();
-        refusal
-    }
-}
-
-impl Spent {
-    fn give_back<W: World>(&mut self, world: &W) {
-        for (store, charges) in self.paid.drain(..) {
-            world.refund(store, charges);
-        }
     }
 }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use crate::authenticate::Subject;
+use crate::authorize::Permission;
 use crate::breaker::Outcome;
 use crate::client::Client;
-use crate::limits::{Demand, Quota, Spent};
+use crate::limits::{Quota, Reserved};
 use crate::policy::Policy;
 use crate::refusal::{Code, Refusal};
 use crate::request::Request;
 use crate::routes::Route;
+use crate::spending::{Demand, Spent};
 use crate::stage::Stage::{
     Authenticate, Authorize, Block, Break, Identify, LimitClient, LimitSubject, Route as Routing,
 };
@@ -28,6 +30,10 @@ pub struct Admission<P> {
     pub subject: Subject,
     /// What its limits have left.
     pub quotas: Vec<Quota>,
+    /// What it gets back from limits that count failures, if it is none.
+    pub reserved: Reserved,
+    /// How it is known that it may.
+    pub permission: Permission,
     /// The breaker's consent, to be settled.
     pub pass: P,
 }
@@ -52,25 +58,33 @@ pub async fn admit<W: World>(
     trail.stage(Block, policy.blocks.pass(&client, world, now))?;
     let route = trail.stage(Routing, policy.route(request))?;
     let spent = trail.stage(LimitClient, route.limit_client(&client, request, world, now).await)?;
-    let subject = trail.stage(Authenticate, route.authenticate(request, world, now).await)?;
-    let spent = trail
+    let subject =
+        trail.stage(Authenticate, route.authenticate(&policy.permissions, request, world, now).await)?;
+    let mut spent = trail
         .stage(LimitSubject, route.limit_subject(&client, &subject, request, spent, world, now).await)?;
-    trail.stage(Authorize, route.authorize(&policy.permissions, &subject, request, world).await)?;
+    let permission =
+        trail.stage(Authorize, route.authorize(&policy.permissions, &subject, request, world).await)?;
     let pass = trail.stage(Break, route.enter(world, now))?;
-    Ok(Admission { client, route, subject, quotas: spent.quotas, pass }) // the gateway forwards, then calls `settle`
+    let reserved = spent.reserved();
+    Ok(Admission { client, route, subject, quotas: spent.quotas, reserved, permission, pass }) // the gateway forwards, then calls `settle`
 }
 
-/// Draws the conclusions from how an admitted request ended: the breaker learns, failed logins are counted.
+/// Draws the conclusions from how an admitted request ended: the breaker learns, failed logins are counted. A client that
+/// left before it was told counts as a failure at the limits: leaving early is no way to guess for nothing.
 pub fn settle<W: World>(policy: &Policy, admission: Admission<W::Pass>, outcome: Outcome, world: &W) {
     let now = world.now();
     world.settle(admission.pass, outcome, now);
     let Outcome::Answered(status) = outcome else { return };
     let counted = &admission.route.counts_failed_logins;
+    let failed = counted.contains(&u32::from(status));
+    if !failed {
+        admission.reserved.into_iter().for_each(|(store, charges)| world.refund(store, charges));
+    }
     let Some(auto) = policy.blocks.auto.filter(|_| !counted.is_empty()) else { return };
     if policy.blocks.exempts(admission.client.address) {
         return;
     }
-    if counted.contains(&u32::from(status)) {
+    if failed {
         world.login_failed(&admission.client, auto, now);
     } else if (200..300).contains(&status) {
         world.login_succeeded(&admission.client);

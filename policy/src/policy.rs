@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::authenticate::Issuer;
 use crate::authorize::PermissionRule;
 use crate::blocks::BlockRule;
 use crate::breaker::BreakerRule;
@@ -13,7 +12,8 @@ use crate::client::ClientRule;
 use crate::document::{Fault, Faults, Section, nearest};
 use crate::from_toml_str;
 use crate::headers::AnswerHeaders;
-use crate::limits::LimitRule;
+use crate::issuer::Issuer;
+use crate::limits::{Counts, LimitRule};
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::requests::RequestRule;
@@ -87,7 +87,7 @@ impl Policy {
         if routes.iter().next().is_none() {
             root.fault("routes", "required: at least one [[routes]]");
         }
-        if routes.iter().any(|route| route.permission.is_some()) {
+        if routes.iter().any(|route| route.permission.is_some() || route.api_keys) {
             names.check_upstream(root, "permissions", &permissions.upstream);
         }
         let forwarded = names.issuers.values().flat_map(|issuer| issuer.forward.iter());
@@ -132,7 +132,7 @@ impl Policy {
 const MAX_JUDGED_BODY: u64 = 64 * 1024;
 
 /// Fields that our own backend believes: they are the gateway's to write, whatever a policy forwards.
-const IDENTITY_FIELDS: [&str; 2] = ["x-auth-user", "x-auth-roles"];
+const IDENTITY_FIELDS: [&str; 3] = ["x-auth-user", "x-auth-roles", "x-palisade-assertion"];
 
 /// Paths of the permission service that only the gateway asks for.
 const INTERNAL: &str = "/internal/";
@@ -181,13 +181,20 @@ fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Cl
 
 /// How a route wants its clients to prove who they are.
 #[derive(Clone, Debug)]
-struct Scheme(String);
+enum Scheme {
+    Jwt(String),
+    ApiKey,
+}
 
 impl FromStr for Scheme {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.strip_prefix("jwt:").map(|name| Self(name.to_owned())).ok_or("jwt:ISSUER")
+        match (text, text.strip_prefix("jwt:")) {
+            ("api_key", _) => Ok(Self::ApiKey),
+            (_, Some(name)) => Ok(Self::Jwt(name.to_owned())),
+            _ => Err("jwt:ISSUER or api_key"),
+        }
     }
 }
 
@@ -221,12 +228,10 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
     let limits = resolve(&section, "limits", "limit", &names.limits, section.get_or("limits", Vec::new()));
     let (subject_limits, client_limits): (Vec<_>, Vec<_>) =
         limits.into_iter().partition(|limit| limit.needs_subject());
-    let schemes =
-        section.get_or::<Vec<Scheme>>("auth", Vec::new()).into_iter().map(|scheme| scheme.0).collect();
-    let issuers: Vec<_> = resolve(&section, "auth", "[jwt] issuer", &names.issuers, schemes);
-    if section.has("auth") && issuers.is_empty() {
-        section.fault("auth", "at least one of jwt:ISSUER; leave the key out for a route that is open");
-    }
+    let (issuers, api_keys) = read_auth(&section, names);
+    let counts_failed_logins = section.get_or("counts_failed_logins", Vec::new());
+    check_limits(&section, &client_limits, &counts_failed_logins);
+    check_limits(&section, &subject_limits, &counts_failed_logins);
     let roles = section.get_or("roles", Vec::new());
     let permission = section.get::<String>("permission");
     let resource = section.get::<String>("resource");
@@ -242,7 +247,6 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
         let resource = resource.map_err(|allowed| section.fault("resource", allowed)).ok()?;
         Some(RequiredPermission { permission: permission.into(), resource })
     });
-    let counts_failed_logins = section.get_or("counts_failed_logins", Vec::new());
     let reads_body = client_limits.iter().chain(&subject_limits).find(|limit| limit.reads_body());
     if let Some(limit) = reads_body.map(|limit| &limit.name)
         && section.get::<Bytes>("max_body").is_none_or(|most| most.0 > MAX_JUDGED_BODY)
@@ -268,6 +272,7 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
             client_limits,
             subject_limits,
             issuers,
+            api_keys,
             roles,
             permission,
             counts_failed_logins,
@@ -280,6 +285,45 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
         }
     }
     section.finish();
+}
+
+/// Limits that lean on something else of the route need it there.
+fn check_limits(section: &Section<'_>, limits: &[Arc<LimitRule>], counts_failed_logins: &[u32]) {
+    for limit in limits {
+        if limit.counts == Counts::Failures && counts_failed_logins.is_empty() {
+            let message =
+                format!("limit `{}` counts failures: the route needs `counts_failed_logins`", limit.name);
+            section.fault("limits", message);
+        }
+        let unmet =
+            |other: &&Arc<str>| !limits.iter().any(|limit| limit.name == **other && limit.spares.is_none());
+        if let Some(other) = limit.spares.as_ref().filter(unmet) {
+            let message = format!(
+                "limit `{}` spares who has not touched `{other}`: the route needs that limit, too, at the same stage",
+                limit.name
+            );
+            section.fault("limits", message);
+        }
+    }
+}
+
+/// Whose tokens a route takes, and whether it takes API keys.
+fn read_auth(section: &Section<'_>, names: &Names<'_>) -> (Vec<Arc<Issuer>>, bool) {
+    let mut api_keys = false;
+    let issuer = |scheme| match scheme {
+        Scheme::Jwt(name) => Some(name),
+        Scheme::ApiKey => {
+            api_keys = true;
+            None
+        }
+    };
+    let schemes = section.get_or::<Vec<Scheme>>("auth", Vec::new()).into_iter().filter_map(issuer).collect();
+    let issuers = resolve(section, "auth", "[jwt] issuer", &names.issuers, schemes);
+    if section.has("auth") && issuers.is_empty() && !api_keys {
+        let allowed = "at least one of jwt:ISSUER, api_key; leave the key out for a route that is open";
+        section.fault("auth", allowed);
+    }
+    (issuers, api_keys)
 }
 
 /// The rules called `wanted`; a name that nobody has is a fault, for a skipped name is a missing rule.

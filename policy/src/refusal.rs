@@ -47,10 +47,16 @@ codes! {
     TokenInvalid = 401 "token_invalid" "Unauthorized",
     /// The token was good once.
     TokenExpired = 401 "token_expired" "Unauthorized",
+    /// The token, or the key, was revoked.
+    TokenRevoked = 401 "token_revoked" "Unauthorized",
+    /// Nobody's API key, or not any more.
+    ApiKeyInvalid = 401 "api_key_invalid" "Unauthorized",
     /// The client is on a block list.
     ClientBlocked = 403 "client_blocked" "Forbidden",
     /// The token holds none of the roles that the route asks for.
     RoleMissing = 403 "role_missing" "Forbidden",
+    /// The API key is not for this.
+    ScopeMissing = 403 "scope_missing" "Forbidden",
     /// The subject has no such permission.
     PermissionDenied = 403 "permission_denied" "Forbidden",
     /// No route names this path.
@@ -79,6 +85,8 @@ codes! {
     LimitUnavailable = 503 "limit_unavailable" "Service Unavailable",
     /// The keys that verify tokens are away.
     KeysUnavailable = 503 "keys_unavailable" "Service Unavailable",
+    /// Who knows API keys is away.
+    ApiKeyUnavailable = 503 "api_key_unavailable" "Service Unavailable",
     /// The permission question could not be answered.
     PermissionUnavailable = 503 "permission_unavailable" "Service Unavailable",
     /// The upstream took too long.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::breaker::BreakerRule;
+use crate::issuer::Issuer;
 use crate::limits::LimitRule;
 use crate::path::{self, EncodedSlash};
 use crate::refusal::{Code, Refusal};
@@ -32,8 +33,10 @@ pub struct Route {
     pub client_limits: Vec<Arc<LimitRule>>,
     /// Limits whose key is the subject.
     pub subject_limits: Vec<Arc<LimitRule>>,
-    /// The issuers whose tokens are taken; anybody may come when empty.
-    pub issuers: Vec<Arc<crate::authenticate::Issuer>>,
+    /// The issuers whose tokens are taken.
+    pub issuers: Vec<Arc<Issuer>>,
+    /// Whether API keys are taken. With neither anybody may come.
+    pub api_keys: bool,
     /// Any of these roles; anybody when empty.
     pub roles: Vec<String>,
     /// The permission that the subject needs, and on what.
@@ -74,6 +77,11 @@ enum Segment {
 }
 
 impl Route {
+    /// Whether a client has to prove who it is.
+    pub fn wants_proof(&self) -> bool {
+        self.api_keys || !self.issuers.is_empty()
+    }
+
     /// Whether a limit counts by a field of the body, so that the body is read before the request is judged.
     pub fn reads_body(&self) -> bool {
         self.client_limits.iter().chain(&self.subject_limits).any(|limit| limit.reads_body())
@@ -301,6 +309,7 @@ mod tests {
             client_limits: Vec::new(),
             subject_limits: Vec::new(),
             issuers: Vec::new(),
+            api_keys: false,
             roles: Vec::new(),
             permission: None,
             breaker: None,

@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::authenticate::Issuer;
+use crate::authenticate::{Credential, KEY_PREFIX, Subject};
 use crate::authorize::PermissionRule;
 use crate::blocks::{AutoBlock, Ban};
 use crate::breaker::{Breaker, BreakerRule, Outcome, Pass};
 use crate::bucket::Bucket;
 use crate::client::Client;
+use crate::issuer::Issuer;
 use crate::limits::{Charge, Charges, Readings, spend_all};
 use crate::time::Timestamp;
 use crate::token::Token;
-use crate::world::{PermissionAway, Question, Store, StoreAway, VerifyFault, World};
+use crate::world::{HolderAway, KeyHolder, PermissionAway, Question, Store, StoreAway, VerifyFault, World};
 
 /// A simulated world.
 #[derive(Debug, Default)]
@@ -33,6 +34,8 @@ struct State {
     bans: HashMap<IpNet, Timestamp>,
     failures: HashMap<IpNet, u32>,
     granted: HashSet<(String, String)>,
+    keys: HashMap<String, Arc<KeyHolder>>,
+    revoked: HashSet<String>,
     breakers: HashMap<Arc<str>, Breaker>,
     asked: Vec<String>,
 }
@@ -59,6 +62,22 @@ impl Simulation {
     /// Grants a permission on any resource to the user.
     pub fn grant(&self, user: &str, permission: &str) {
         self.state().granted.insert((user.to_owned(), permission.to_owned()));
+    }
+
+    /// Gives `user` an API key, which comes back.
+    pub fn give_key(&self, user: &str, roles: &[String], scopes: &[(&str, &str)]) -> String {
+        let mut state = self.state();
+        let id = format!("{}", state.keys.len());
+        let key = format!("{KEY_PREFIX}{id}");
+        let scopes = scopes.iter().map(|(one, on)| ((*one).to_owned(), (*on).to_owned())).collect();
+        let holder = KeyHolder { id, user: user.to_owned(), roles: roles.to_vec(), scopes, expires_at: None };
+        state.keys.insert(key.clone(), Arc::new(holder));
+        key
+    }
+
+    /// Revokes whatever proves to be `subject`.
+    pub fn revoke(&self, subject: &str) {
+        self.state().revoked.insert(subject.to_owned());
     }
 
     /// Takes the shared store away or brings it back.
@@ -122,6 +141,22 @@ impl World for Simulation {
                 *arrival = charge.rule.gcra.refund(*arrival, now);
             }
         }
+    }
+
+    fn recall(&self, _: &str) -> Option<Subject> {
+        None
+    }
+
+    fn remember(&self, _: &str, _: &Subject) {}
+
+    fn revoked(&self, credential: &Credential<'_>) -> bool {
+        self.state().revoked.contains(credential.sub)
+    }
+
+    async fn key_holder(&self, _: &PermissionRule, key: &str) -> Result<Option<Arc<KeyHolder>>, HolderAway> {
+        let mut state = self.state();
+        state.asked.push("key_holder".to_owned());
+        if state.permissions_away { Err(HolderAway) } else { Ok(state.keys.get(key).cloned()) }
     }
 
     async fn verify(&self, _: &Arc<Issuer>, token: &Token<'_>) -> Result<(), VerifyFault> {

@@ -4,11 +4,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::authenticate::Issuer;
+use crate::authenticate::{Credential, Subject};
 use crate::authorize::PermissionRule;
 use crate::blocks::{AutoBlock, Ban};
 use crate::breaker::{BreakerRule, Outcome};
 use crate::client::Client;
+use crate::issuer::Issuer;
 use crate::limits::{Charge, Charges, Readings};
 use crate::time::Timestamp;
 use crate::token::Token;
@@ -59,6 +60,25 @@ pub struct PermissionAway {
     pub last_known: Option<bool>,
 }
 
+/// Whose an API key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyHolder {
+    /// The key's own id.
+    pub id: String,
+    /// Its owner.
+    pub user: String,
+    /// The owner's roles.
+    pub roles: Vec<String>,
+    /// Permissions and resources that the key is limited to; a resource may end in `*`. None: no limit.
+    pub scopes: Vec<(String, String)>,
+    /// When it ends.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Nobody can say whose an API key is.
+#[derive(Clone, Copy, Debug)]
+pub struct HolderAway;
+
 /// What the specification may ask. An implementation never waits without a bound.
 pub trait World: Sync {
     /// Proof that the breaker lets a request through; dropped unused, it frees its place.
@@ -81,6 +101,22 @@ pub trait World: Sync {
 
     /// Gives back what was taken. It may happen later, and is lost when the store is away.
     fn refund(&self, store: Store, charges: Charges);
+
+    /// The subject of a token that was found good before, if it is remembered.
+    fn recall(&self, token: &str) -> Option<Subject>;
+
+    /// Remembers that a token was found good.
+    fn remember(&self, token: &str, subject: &Subject);
+
+    /// Whether this was revoked.
+    fn revoked(&self, credential: &Credential<'_>) -> bool;
+
+    /// Whose API key this is; nobody's, when it is unknown, has ended, or its owner is not active.
+    fn key_holder(
+        &self,
+        rule: &PermissionRule,
+        key: &str,
+    ) -> impl Future<Output = Result<Option<Arc<KeyHolder>>, HolderAway>> + Send;
 
     /// Whether the issuer's key made this signature.
     fn verify(

@@ -295,7 +295,7 @@ fn a_half_written_file_is_no_policy() {
 fn the_shipped_policy_parses_and_passes_its_own_tests() {
     let text = include_str!("../../config/policy.toml");
     let policy = Policy::parse("config/policy.toml", text, Some(&["backend".to_owned()])).unwrap();
-    assert_eq!(policy.run_tests("config/policy.toml", text).unwrap(), 5);
+    assert_eq!(policy.run_tests("config/policy.toml", text).unwrap(), 6);
 }
 
 #[test]

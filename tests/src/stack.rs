@@ -37,7 +37,7 @@ impl Backend {
 
     async fn start_in(dir: TempDir, listen: &str, environment: &[(&str, &str)]) -> Self {
         let mut serve = command("backend-sqlite");
-        serve.args(["serve", "--profile", "testing"]);
+        serve.arg("serve").env("PALISADE_PROFILE", "testing");
         serve.env("PALISADE_BACKEND__SERVER__LISTEN", listen);
         serve.env("PALISADE_BACKEND__DATABASE__PATH", dir.path().join("palisade.db"));
         serve.env("PALISADE_BACKEND__SECRETS__DIR", dir.path());
@@ -63,13 +63,22 @@ impl Backend {
 
     /// Adds an account from the command line and returns its id.
     pub async fn add_user(&self, name: &str, roles: &[&str]) -> String {
+        let roles: Vec<&str> = roles.iter().flat_map(|role| ["--role", role]).collect();
+        self.add(name, "--password-stdin", PASSWORD, &roles).await
+    }
+
+    /// Adds an account with a hash from another system.
+    pub async fn add_user_with_hash(&self, name: &str, hash: &str) -> String {
+        self.add(name, "--hash-stdin", hash, &[]).await
+    }
+
+    async fn add(&self, name: &str, what: &str, secret: &str, more: &[&str]) -> String {
         let mut add = command("backend-sqlite");
-        add.args(["user", "add", name, "--password-stdin", "--database"]).arg(self.database());
-        add.args(roles.iter().flat_map(|role| ["--role", role]));
+        add.args(["user", "add", name, what, "--database"]).arg(self.database()).args(more);
         add.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
         let mut child = add.spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
-        tokio::io::AsyncWriteExt::write_all(&mut stdin, PASSWORD.as_bytes()).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stdin, secret.as_bytes()).await.unwrap();
         drop(stdin);
         let output = child.wait_with_output().await.unwrap();
         assert!(output.status.success());

@@ -9,17 +9,14 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use ipnet::IpNet;
 use policy::client::parse_network;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::term::Term;
 use super::{Admin, RequestId, kept, problem};
 use crate::clock;
 use crate::gateway::By;
 use crate::observe::audit::Actor;
 use crate::store::{Change, Topic};
-
-/// The longest reason, in bytes.
-const MAX_REASON: usize = 256;
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
     let mut bans = admin.gateway.ledger().holding(Topic::Bans, clock::now());
@@ -35,47 +32,24 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
     Json(json!({"items": bans.iter().map(item).collect::<Vec<_>>()}))
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Block {
-    /// For so long; for ever without it.
-    duration: Option<String>,
-    reason: Option<String>,
-}
-
 pub(super) async fn block(
     State(admin): State<Admin>,
     RequestId(request_id): RequestId,
     Path(network): Path<String>,
     body: Bytes,
 ) -> Response {
-    let bad = |detail: &str| problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
     let Some(network) = network_of(&admin, &network) else {
-        return bad("the address is an IP address or a CIDR like 192.0.2.0/24");
+        let detail = "the address is an IP address or a CIDR like 192.0.2.0/24";
+        return problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
     };
-    let body = if body.is_empty() { Ok(Block::default()) } else { serde_json::from_slice(&body) };
-    let Block { duration, reason } = match body {
-        Ok(body) => body,
-        Err(error) => {
-            return bad(&format!("the body is {{\"duration\",\"reason\"}}, both optional: {error}"));
-        }
+    let Term { until, value } = match Term::read(&body) {
+        Ok(term) => term,
+        Err(response) => return *response,
     };
-    let Ok(duration) = duration.as_deref().map(humantime::parse_duration).transpose() else {
-        return bad("duration is like \"1h\" or \"30m\"");
-    };
-    let reason = reason.unwrap_or_else(|| "by an operator".to_owned());
-    if reason.len() > MAX_REASON {
-        return bad("a reason has at most 256 bytes");
-    }
-    let now = clock::now();
     admin.gateway.metrics.ip_blocks.with_label_values(&["operator"]).inc();
-    let change = Change {
-        topic: Topic::Bans,
-        key: network.to_string(),
-        value: Some(json!({"reason": reason})),
-        until: duration.map(|duration| (now + duration).as_nanos()),
-        changed_at: now.as_nanos(),
-    };
+    let changed_at = clock::now().as_nanos();
+    let change =
+        Change { topic: Topic::Bans, key: network.to_string(), value: Some(value), until, changed_at };
     make(&admin, change, &request_id).await
 }
 

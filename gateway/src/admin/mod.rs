@@ -25,6 +25,9 @@ use crate::upstreams::Upstreams;
 
 mod blocks;
 mod overrides;
+mod permissions;
+mod revocations;
+mod term;
 mod usage;
 
 /// The largest policy that is judged here.
@@ -86,6 +89,12 @@ fn router(admin: Admin) -> Router {
         .route("/admin/limits/{name}/{*key}", axum::routing::delete(usage::refill))
         .route("/admin/overrides", get(overrides::list).patch(overrides::change))
         .route("/admin/overrides/{path}", axum::routing::delete(overrides::remove))
+        .route("/admin/permissions", get(permissions::statistics).delete(permissions::forget))
+        .route("/admin/revocations", get(revocations::list))
+        .route(
+            "/admin/revocations/{by}/{*value}",
+            axum::routing::put(revocations::revoke).delete(revocations::restore),
+        )
         .route("/admin/top", get(usage::top))
         .route("/admin/breakers", get(breakers))
         .route("/admin/breakers/{name}/reset", post(reset_breaker))
@@ -216,6 +225,9 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         gateway.metrics.breaker_state.with_label_values(&[&*rule.name]).set(state.number());
         gateway.metrics.breaker_error_rate.with_label_values(&[&*rule.name]).set(error_rate);
     }
+    let evictions = gateway.permissions.decisions().statistics.evictions.load(Ordering::Relaxed);
+    let counted = gateway.metrics.permission_cache_evictions.get();
+    gateway.metrics.permission_cache_evictions.inc_by(evictions.saturating_sub(counted));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], gateway.metrics.render()).into_response()
 }
 

@@ -97,7 +97,7 @@ pub(super) async fn top(State(admin): State<Admin>, Query(query): Query<TopQuery
     };
     let by = query.by.as_deref().unwrap_or("ip");
     let Some(sketch) = admin.gateway.usage.by(by) else {
-        return bad("by is ip, user or route");
+        return bad("by is ip, user, api_key or route");
     };
     let item = |(key, Count { count, error }): (String, Count)| json!({"key": key, "requests": count, "error": error});
     let items: Vec<_> = sketch.top(window, BUSIEST * 2, clock::now()).into_iter().map(item).collect();

@@ -57,8 +57,8 @@ metrics! {
     request_duration: HistogramVec = "request_duration_seconds" ["route"] "From the header to the end of the answer.";
     overhead: Histogram = "gateway_overhead_seconds" "Time of a request that was not spent in the upstream.";
     denials: IntCounterVec = "stage_denials_total" ["stage", "rule", "code"] "Requests refused, by who refused them.";
-    auth_requests: IntCounterVec = "auth_requests_total" ["method", "status"] "Tokens judged.";
-    auth_errors: IntCounterVec = "auth_errors_total" ["method", "error_type"] "Tokens refused.";
+    auth_requests: IntCounterVec = "auth_requests_total" ["method", "status"] "Tokens and API keys judged.";
+    auth_errors: IntCounterVec = "auth_errors_total" ["method", "error_type"] "Tokens and API keys refused.";
     permission_checks: IntCounterVec = "permission_checks_total" ["permission", "result"] "Permission questions.";
     permission_check_duration: Histogram = "permission_check_duration_seconds" "Time to ask the backend.";
     permission_cache_hits: IntCounter = "permission_cache_hits_total" "Questions answered from memory.";
@@ -126,12 +126,13 @@ impl Metrics {
     pub fn refused(&self, refusal: &Refusal) {
         let rule = refusal.rule.as_deref().unwrap_or("none");
         self.denials.with_label_values(&[refusal.stage.as_str(), rule, refusal.code.as_str()]).inc();
-        let token_refused =
-            matches!(refusal.code, Code::TokenMissing | Code::TokenInvalid | Code::TokenExpired);
-        if token_refused {
-            self.auth_requests.with_label_values(&["jwt", "refused"]).inc();
-            self.auth_errors.with_label_values(&["jwt", refusal.code.as_str()]).inc();
-        }
+        let method = match refusal.code {
+            Code::TokenMissing | Code::TokenInvalid | Code::TokenExpired | Code::TokenRevoked => "jwt",
+            Code::ApiKeyInvalid => "api_key",
+            _ => return,
+        };
+        self.auth_requests.with_label_values(&[method, "refused"]).inc();
+        self.auth_errors.with_label_values(&[method, refusal.code.as_str()]).inc();
     }
 
     /// Counts the limits that had nothing left.

@@ -1,4 +1,4 @@
-//! Where the state lives that replicas share: limits, failed logins, and what they agree about (bans, overrides). In
+//! Where the state lives that replicas share: limits, failed logins, and what they agree about (bans, overrides, revocations). In
 //! process by default, in Redis where it is configured. One trait, two stores, one test suite
 //! (`tests/tests/it/stores.rs`).
 
@@ -27,17 +27,20 @@ pub enum Topic {
     Bans,
     /// Settings on top of the policy file: the key is a path in it.
     Overrides,
+    /// Tokens that are believed no more: the key is by what and its value, `jti/…`, `sub/…` or `iat/…`.
+    Revocations,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 2] = [Self::Bans, Self::Overrides];
+    pub const ALL: [Self; 3] = [Self::Bans, Self::Overrides, Self::Revocations];
 
     /// The name in stores.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Bans => "bans",
             Self::Overrides => "overrides",
+            Self::Revocations => "revocations",
         }
     }
 }

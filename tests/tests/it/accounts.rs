@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tests::client::Client;
-use tests::stack::{PASSWORD, Stack};
+use tests::stack::{GATEWAY_TOKEN, PASSWORD, Stack};
 
 /// A gateway that believes a key of the test's own, read from a file, and the key.
 async fn stack_with_key() -> (Stack, EncodingKey) {
@@ -76,34 +76,6 @@ async fn only_a_token_that_is_right_in_every_way_is_believed() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_is_good_once_and_not_after_logout() {
-    let stack = Stack::start().await;
-    stack.backend.add_user("root", &["admin"]).await;
-    stack.gateway.edit_policy(|text| {
-        text.replace(
-            "name = \"login\"\npath = \"/v1/auth/login\"",
-            "name = \"login\"\npath = \"/v1/auth/{action}\"",
-        )
-        .replace("5/min", "100/min")
-    });
-    tests::eventually("the edit is in force", || async {
-        stack.gateway.metric("palisade_policy_reloads_total{result=\"accepted\"}").await > 1.5
-    })
-    .await;
-    let client = stack.gateway.client();
-    let login = json!({"username": "root", "password": PASSWORD});
-    let tokens = client.json("POST", "/v1/auth/login", None, &login).await.json();
-    assert_eq!((tokens["token_type"].as_str(), tokens["expires_in"].as_u64()), (Some("Bearer"), Some(1800)));
-    let first = json!({"refresh_token": tokens["refresh_token"]});
-    let renewed = client.json("POST", "/v1/auth/refresh", None, &first).await;
-    assert_eq!(renewed.status(), 200);
-    assert_eq!(client.json("POST", "/v1/auth/refresh", None, &first).await.status(), 401, "used up");
-    let second = json!({"refresh_token": renewed.json()["refresh_token"]});
-    assert_eq!(client.json("POST", "/v1/auth/logout", None, &second).await.status(), 204);
-    assert_eq!(client.json("POST", "/v1/auth/refresh", None, &second).await.status(), 401);
-}
-
-#[tokio::test]
 async fn going_round_the_gateway_gives_nothing() {
     let stack = Stack::start().await;
     let backend = Client::of(stack.backend.address);
@@ -113,14 +85,57 @@ async fn going_round_the_gateway_gives_nothing() {
         ("POST", "/internal/permissions"),
         ("GET", "/internal/changes?revision=0"),
     ] {
-        let fields = [
-            ("x-auth-user", "root"),
-            ("x-auth-roles", "admin"),
-            ("x-gateway-token", "a guess that is long enough, too"),
-        ];
+        let fields =
+            [("x-auth-user", "root"), ("x-auth-roles", "admin"), ("x-palisade-assertion", "e30.e30.c2ln")];
         assert_eq!(backend.ask(method, target, &fields, "{}").await.status(), 401, "{target}");
     }
     assert_eq!(backend.get("/health/ready", None).await.status(), 200);
+}
+
+#[tokio::test]
+async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
+    let stack = Stack::start().await;
+    let backend = Client::of(stack.backend.address);
+    let key = EncodingKey::from_secret(GATEWAY_TOKEN.as_bytes());
+    let now = jsonwebtoken::get_current_timestamp();
+    let fine = json!({
+        "iss": "palisade-gateway", "aud": "palisade-backend", "iat": now, "exp": now + 30,
+        "method": "GET", "target": "/v1/roles", "request_id": "r1", "sub": "somebody", "roles": ["admin"],
+    });
+    let ask = async |claims: &Value, header: Header| {
+        let word = encode(&header, claims, &key).unwrap();
+        let fields = [("x-palisade-assertion", word.as_str()), ("x-request-id", "r1")];
+        backend.ask("GET", "/v1/roles", &fields, "").await.status()
+    };
+    assert_eq!(ask(&fine, Header::new(Algorithm::HS256)).await, 200);
+    let others: [(&str, Value); 7] = [
+        ("method", json!("PUT")),
+        ("target", json!("/v1/roles?x")),
+        ("request_id", json!("r2")),
+        ("exp", json!(now - 10)),
+        ("aud", json!("somebody-else")),
+        ("iss", json!("somebody-else")),
+        ("sub", Value::Null),
+    ];
+    for (name, value) in others {
+        let mut claims = fine.clone();
+        claims[name] = value;
+        let status = ask(&claims, Header::new(Algorithm::HS256)).await;
+        assert_eq!(status, if name == "sub" { 403 } else { 401 }, "{name}");
+    }
+    assert_eq!(ask(&fine, Header::new(Algorithm::HS384)).await, 401, "another algorithm");
+    let own = ["/internal/permissions", "/internal/api-keys"];
+    for target in own {
+        let mut claims = fine.clone();
+        (claims["method"], claims["target"]) = (json!("POST"), json!(target));
+        let word = encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap();
+        let fields = [("x-palisade-assertion", word.as_str()), ("x-request-id", "r1")];
+        assert_eq!(
+            backend.ask("POST", target, &fields, "{}").await.status(),
+            403,
+            "{target}: a client's request"
+        );
+    }
 }
 
 #[tokio::test]

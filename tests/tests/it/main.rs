@@ -4,6 +4,7 @@
 mod accounts;
 mod chart;
 mod drain;
+mod identity;
 mod limits;
 mod main_job;
 mod reload;

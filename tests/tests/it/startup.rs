@@ -107,7 +107,7 @@ async fn check_prints_every_fault_with_its_place() {
     assert_eq!(output.status.code(), Some(1));
     assert!(
         errors.contains(&format!(
-            "{name}:3:7: limits.a.key: ip, user, route, global, header:NAME or field:NAME (got \"ipp\")"
+            "{name}:3:7: limits.a.key: ip, user, api_key, route, global, header:NAME or field:NAME (got \"ipp\")"
         )),
         "{errors}"
     );

@@ -1,0 +1,191 @@
+//! API keys: made by an account for a program that acts for it. Shown once, kept as a hash, with a scope and an end where
+//! wanted.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use rusqlite::params;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::accounts;
+use crate::auth::internal;
+use crate::changes::{self, Subject};
+use crate::extract::{Body, Path};
+use crate::identity::{Account, Gateway};
+use crate::permissions;
+use crate::problem::{Problem, Result};
+use crate::resource::Grant;
+use crate::serve::App;
+use crate::sql;
+use crate::tokens::{fingerprint, now, random_token, seconds};
+
+/// What every key begins with, so that scanners of source code and the gateway know it for one.
+const PREFIX: &str = "pal_";
+
+/// Of a key, what its owner is shown later.
+const HINT: usize = PREFIX.len() + 6;
+
+/// The most keys of one account, and scopes of one key.
+const MOST: usize = 100;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewKey {
+    name: String,
+    /// Without: whatever its owner may do.
+    scopes: Option<Vec<Grant>>,
+    /// `"30d"`; without: until it is deleted.
+    expires_in: Option<String>,
+}
+
+/// `POST /v1/api-keys`
+pub(crate) async fn create(
+    Account(user): Account,
+    State(app): State<App>,
+    Body(new): Body<NewKey>,
+) -> Result<Response> {
+    if new.name.is_empty() || new.name.len() > 128 || new.name.chars().any(char::is_control) {
+        return Err(Problem::unprocessable(
+            "invalid_name",
+            "a name has 1 to 128 bytes and no control characters",
+        ));
+    }
+    let scopes = new.scopes.unwrap_or_default();
+    if scopes.len() > MOST {
+        return Err(Problem::unprocessable("too_many", format!("at most {MOST} scopes")));
+    }
+    scopes.iter().try_for_each(Grant::check)?;
+    let expires_at = new.expires_in.as_deref().map(end_of).transpose()?;
+    let key = format!("{PREFIX}{}", random_token().map_err(internal)?);
+    let (id, hash, hint) = (uuid::Uuid::now_v7().to_string(), fingerprint(&key), key[..HINT].to_owned());
+    let shown = json!({
+        "id": id, "key": key, "name": new.name, "scopes": scopes, "expires_at": expires_at,
+    });
+    let kept = (!scopes.is_empty()).then(|| json!(scopes).to_string());
+    let made = app.database.write(move |session| {
+        if session.rows(sql::API_KEYS_OF_USER, [&user.id], |_| Ok(()))?.len() >= MOST {
+            return Ok(Err(Problem::new(
+                StatusCode::CONFLICT,
+                "too_many_keys",
+                format!("an account has at most {MOST} keys: delete one"),
+            )));
+        }
+        let values = params![id, user.id, new.name, hash, hint, kept, now(), expires_at];
+        session.run(sql::ADD_API_KEY, values)?;
+        // Gateways may remember that there is no such key.
+        changes::note(session, Subject::ApiKey(&id)).map(Ok)
+    });
+    made.await??;
+    app.metrics.user_operations.with_label_values(&["create_api_key"]).inc();
+    Ok((StatusCode::CREATED, Json(shown)).into_response())
+}
+
+fn end_of(text: &str) -> Result<i64> {
+    const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
+    let lasts = humantime::parse_duration(text).ok().filter(|lasts| !lasts.is_zero() && *lasts <= LONGEST);
+    let lasts = lasts.ok_or_else(|| {
+        let detail = format!("expires_in is a duration like \"30d\", at most 10 years (got {text:?})");
+        Problem::unprocessable("invalid_expiry", detail)
+    })?;
+    Ok(now().saturating_add(seconds(lasts)))
+}
+
+fn scopes(text: Option<String>) -> Value {
+    text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(|| json!([]))
+}
+
+/// `GET /v1/api-keys`: one's own, without the keys themselves.
+pub(crate) async fn list(Account(user): Account, State(app): State<App>) -> Result<Json<Value>> {
+    let items = app.database.read(move |session| {
+        session.rows(sql::API_KEYS_OF_USER, [&user.id], |row| {
+            Ok(json!({
+                "id": row.get::<_, String>(0)?,
+                "name": row.get::<_, String>(1)?,
+                "hint": row.get::<_, String>(2)?,
+                "scopes": scopes(row.get(3)?),
+                "created_at": row.get::<_, i64>(4)?,
+                "expires_at": row.get::<_, Option<i64>>(5)?,
+            }))
+        })
+    });
+    Ok(Json(json!({"items": items.await?})))
+}
+
+/// `DELETE /v1/api-keys/{id}`: one of one's own.
+pub(crate) async fn remove(
+    Account(user): Account,
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<StatusCode> {
+    let removed = app.database.write(move |session| {
+        if session.run(sql::DROP_API_KEY, [&id, &user.id])? == 0 {
+            return Ok(Err(Problem::not_found("key")));
+        }
+        changes::note(session, Subject::ApiKey(&id)).map(Ok)
+    });
+    removed.await??;
+    app.metrics.user_operations.with_label_values(&["delete_api_key"]).inc();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Shown {
+    /// SHA-256 of the key, hexadecimal: the key itself goes no further than the gateway.
+    sha256: String,
+}
+
+/// What the gateway is told of a key.
+#[derive(Serialize)]
+pub(crate) struct Holder {
+    revision: i64,
+    #[serde(flatten)]
+    key: Option<Key>,
+}
+
+#[derive(Serialize)]
+struct Key {
+    id: String,
+    user: String,
+    roles: Vec<String>,
+    groups: Vec<String>,
+    scopes: Value,
+    expires_at: Option<i64>,
+}
+
+/// `POST /internal/api-keys`, for the gateway: whose key it is; nothing but the revision when it is no good.
+pub(crate) async fn verify(
+    _: Gateway,
+    State(app): State<App>,
+    Body(shown): Body<Shown>,
+) -> Result<Json<Holder>> {
+    let hash = unhex(&shown.sha256).ok_or_else(|| Problem::bad_request("sha256 is 64 hexadecimal digits"))?;
+    let settings = std::sync::Arc::clone(&app.accounts);
+    let holder = app.database.read(move |session| {
+        let revision = changes::revision(session)?; // first, as in `permissions::judge`
+        let found: Option<(String, String, Option<String>, Option<i64>)> =
+            session.row(sql::API_KEY_BY_HASH, [&hash], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })?;
+        let found = found.filter(|(.., ends)| ends.is_none_or(|ends| ends > now()));
+        let Some((id, owner, kept, expires_at)) = found else { return Ok(Holder { revision, key: None }) };
+        let Some(user) = accounts::by_id(session, &owner)?.filter(|user| user.active) else {
+            return Ok(Holder { revision, key: None });
+        };
+        let all = permissions::all_roles(session, &owner)?;
+        let roles = permissions::counting_roles(&all, &user, &settings.require_totp_for);
+        let groups = permissions::groups(session, &owner)?;
+        let key = Key { id, user: owner, roles, groups, scopes: scopes(kept), expires_at };
+        Ok(Holder { revision, key: Some(key) })
+    });
+    Ok(Json(holder.await?))
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+    (text.len() == 64).then(|| (0..64).step_by(2).map(digits).collect())?
+}

@@ -1,0 +1,281 @@
+//! The log of changes to who may do what, and who follows it.
+//!
+//! A change is numbered in the transaction that makes it. Gateways follow the log through `/internal/changes`: each
+//! asks for what comes after the change that it has taken in, and thereby says that it has. A call that makes a change
+//! is answered once every gateway that follows has taken it in, so that what was taken back is refused everywhere by the
+//! time at which its taker hears that it is done; one that does not answer holds nobody up for longer than [`AT_MOST`].
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::extract::State;
+use parking_lot::Mutex;
+use rusqlite::params;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::db::{self, Database, Session};
+use crate::extract::Query;
+use crate::problem::Result;
+use crate::serve::App;
+use crate::sql;
+use crate::tokens::now;
+
+/// How long a change waits for the gateways.
+const AT_MOST: Duration = Duration::from_millis(100);
+
+/// A gateway that was answered asks again within this time, or it is gone.
+const BETWEEN_QUESTIONS: Duration = Duration::from_millis(300);
+
+/// How long a question waits for news before it is told that there is none.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often it looks meanwhile: another program may have made a change.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The most changes in one answer.
+const MOST: i64 = 1_000;
+
+/// So many changes are remembered; a gateway that is further behind begins anew.
+const REMEMBERED: i64 = 100_000;
+
+/// The most followers that are remembered; one that asks under a new name each time takes no more memory than this.
+const MOST_FOLLOWERS: usize = 1_000;
+
+/// What a change is about.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Subject<'a> {
+    /// All that an account may do.
+    User(&'a str),
+    /// All that a role grants.
+    Role(&'a str),
+    /// All that comes from being in a group.
+    Group(&'a str),
+    /// One permission of a principal: its kind, its name, the permission, the resource.
+    Acl(&'a str, &'a str, &'a str, &'a str),
+    /// An API key, by its id.
+    ApiKey(&'a str),
+    /// An access token, by its `jti`, revoked until it would have expired.
+    Token(&'a str, i64),
+}
+
+/// Numbers a change, in the transaction that makes it.
+pub(crate) fn note(session: &Session<'_>, subject: Subject<'_>) -> db::Result<i64> {
+    let (kind, name, permission, resource, until) = match subject {
+        Subject::User(id) => ("user", id, None, None, None),
+        Subject::Role(name) => ("role", name, None, None, None),
+        Subject::Group(name) => ("group", name, None, None, None),
+        Subject::Acl(kind, name, permission, resource) => {
+            (kind, name, Some(permission), Some(resource), None)
+        }
+        Subject::ApiKey(id) => ("api_key", id, None, None, None),
+        Subject::Token(jti, until) => ("token", jti, None, None, Some(until)),
+    };
+    let values = params![kind, name, permission, resource, until, now()];
+    let revision = session.row(sql::ADD_CHANGE, values, |row| row.get(0))?.unwrap_or_default();
+    session.announce(revision);
+    Ok(revision)
+}
+
+/// The number of the last change.
+pub(crate) fn revision(session: &Session<'_>) -> db::Result<i64> {
+    Ok(session.row(sql::REVISION, [], |row| row.get(0))?.unwrap_or_default())
+}
+
+/// Forgets what no gateway needs any more.
+pub(crate) fn sweep(session: &Session<'_>) -> db::Result<usize> {
+    let last = revision(session)?;
+    session.run(sql::DROP_OLD_CHANGES, params![last - REMEMBERED, now()])
+}
+
+/// A change as a gateway reads it.
+#[derive(Debug, Serialize)]
+struct Change {
+    revision: i64,
+    kind: String,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    permission: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<i64>,
+}
+
+fn change(row: &rusqlite::Row<'_>) -> rusqlite::Result<Change> {
+    Ok(Change {
+        revision: row.get(0)?,
+        kind: row.get(1)?,
+        name: row.get(2)?,
+        permission: row.get(3)?,
+        resource: row.get(4)?,
+        until: row.get(5)?,
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Since {
+    /// What the gateway has taken in; none when it begins.
+    revision: Option<i64>,
+    /// Which gateway it is.
+    replica: String,
+}
+
+/// What a gateway is told.
+#[derive(Debug, Serialize)]
+pub(crate) struct News {
+    /// With this it knows everything up to here.
+    revision: i64,
+    /// Whatever it knew before is worth nothing: it begins, or is too far behind, or this is an older database.
+    reset: bool,
+    /// What happened since; after a reset, the tokens that are revoked.
+    changes: Vec<Change>,
+}
+
+/// `GET /internal/changes?revision=N&replica=ID`: answers at once when there has been a change after N, else within a
+/// second.
+pub(crate) async fn feed(State(app): State<App>, Query(since): Query<Since>) -> Result<Json<News>> {
+    let followers = app.database.followers();
+    let _following = followers.asks(&since.replica, since.revision.unwrap_or_default());
+    let deadline = Instant::now() + PATIENCE;
+    let mut commits = followers.commits();
+    loop {
+        let known = since.revision;
+        let news = app.database.read(move |session| news_since(session, known)).await?;
+        if news.reset || !news.changes.is_empty() || Instant::now() >= deadline {
+            return Ok(Json(news));
+        }
+        let _ = tokio::time::timeout(LOOK, commits.changed()).await;
+    }
+}
+
+fn news_since(session: &Session<'_>, known: Option<i64>) -> db::Result<News> {
+    // INVARIANT: the revision is read before the changes. One that comes between the two is told twice, never missed.
+    let last = revision(session)?;
+    let Some(known) = known.filter(|known| (last - REMEMBERED..=last).contains(known)) else {
+        let changes = session.rows(sql::REVOKED_TOKENS, [now()], change)?;
+        return Ok(News { revision: last, reset: true, changes });
+    };
+    let changes = session.rows(sql::CHANGES_AFTER, [known, MOST], change)?;
+    let revision = changes.last().map_or(known, |change| change.revision);
+    Ok(News { revision, reset: false, changes })
+}
+
+/// The gateways that follow the log.
+pub(crate) struct Followers {
+    all: Mutex<HashMap<String, Follower>>,
+    commits: watch::Sender<i64>,
+    confirmations: watch::Sender<()>,
+}
+
+#[derive(Clone, Copy)]
+struct Follower {
+    confirmed: i64,
+    questions: u32,
+    answered_at: Instant,
+}
+
+impl Followers {
+    pub(crate) fn new() -> Self {
+        Self { all: Mutex::default(), commits: watch::Sender::new(0), confirmations: watch::Sender::new(()) }
+    }
+
+    fn commits(&self) -> watch::Receiver<i64> {
+        self.commits.subscribe()
+    }
+
+    /// A gateway has taken in everything up to `revision` and asks for more.
+    fn asks<'f>(&'f self, replica: &str, revision: i64) -> Following<'f> {
+        let mut all = self.all.lock();
+        if all.len() >= MOST_FOLLOWERS {
+            all.retain(|_, follower| follower.is_there());
+        }
+        let now = Instant::now();
+        let follower = all.entry(replica.to_owned()).or_insert(Follower {
+            confirmed: revision,
+            questions: 0,
+            answered_at: now,
+        });
+        follower.confirmed = revision;
+        follower.questions += 1;
+        drop(all);
+        self.confirmations.send_replace(());
+        Following { followers: self, replica: replica.to_owned() }
+    }
+
+    /// Wakes the gateways after a commit, and waits until those that are there have taken it in.
+    pub(crate) async fn tell(&self, revision: i64) {
+        let mut confirmations = self.confirmations.subscribe();
+        self.commits.send_replace(revision);
+        let all_know = async {
+            while self.all.lock().values().any(|one| one.is_there() && one.confirmed < revision) {
+                // Woken or not, look again: who is gone is waited for no longer.
+                let _ = tokio::time::timeout(AT_MOST / 10, confirmations.changed()).await;
+            }
+        };
+        let _ = tokio::time::timeout(AT_MOST, all_know).await;
+    }
+}
+
+impl Follower {
+    fn is_there(&self) -> bool {
+        self.questions > 0 || self.answered_at.elapsed() < BETWEEN_QUESTIONS
+    }
+}
+
+/// A question that waits for news.
+struct Following<'f> {
+    followers: &'f Followers,
+    replica: String,
+}
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        if let Some(follower) = self.followers.all.lock().get_mut(&self.replica) {
+            follower.questions -= 1;
+            follower.answered_at = Instant::now();
+        }
+    }
+}
+
+/// Drops what is too old to matter, now and then, for ever.
+pub(crate) async fn sweep_for_ever(database: Database) {
+    const EVERY: Duration = Duration::from_mins(10);
+    loop {
+        // What fails is logged, and tried again next time.
+        let _ = database
+            .write(|session| {
+                sweep(session)?;
+                session.run(sql::DROP_OLD_SESSIONS, [now()])?;
+                let forgotten = now() - 24 * 3_600;
+                session.run(sql::DROP_OLD_FAILURES, [forgotten, now()])
+            })
+            .await;
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_waits_for_those_who_follow_and_not_for_long() {
+        let followers = std::sync::Arc::new(Followers::new());
+        let first = followers.asks("one", 1);
+        let telling = tokio::spawn({
+            let followers = std::sync::Arc::clone(&followers);
+            async move { followers.tell(2).await }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!telling.is_finished(), "one has not taken it in");
+        drop(first);
+        let _second = followers.asks("one", 2);
+        telling.await.unwrap();
+        let begun = tokio::time::Instant::now();
+        followers.tell(3).await;
+        assert_eq!(begun.elapsed(), AT_MOST, "who does not answer holds nobody up for longer");
+    }
+}

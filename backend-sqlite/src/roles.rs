@@ -1,0 +1,196 @@
+//! Roles and groups: what a role grants, who is in a group, which roles a group gives.
+
+use std::collections::BTreeSet;
+
+use axum::Json;
+use axum::extract::State;
+use rusqlite::params;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::accounts;
+use crate::changes::{self, Subject};
+use crate::db::{Result as DbResult, Session};
+use crate::extract::{Body, Path};
+use crate::identity::Administrator;
+use crate::problem::{Problem, Result};
+use crate::resource::Grant;
+use crate::serve::App;
+use crate::sql;
+use crate::users::{MOST, NAME, Roles, is_name, too_many, unknown_role};
+
+/// The role that may do everything; it stays as it is.
+pub(crate) const ADMIN: &str = "admin";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Grants {
+    permissions: Vec<Grant>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Members {
+    users: Vec<String>,
+}
+
+fn names(items: &[String]) -> Json<Value> {
+    Json(json!({"items": items.iter().map(|name| json!({"name": name})).collect::<Vec<_>>()}))
+}
+
+/// `GET /v1/roles`
+pub(crate) async fn list(_: Administrator, State(app): State<App>) -> Result<Json<Value>> {
+    let all = app.database.read(|session| session.rows(sql::LIST_ROLES, [], |row| row.get(0)));
+    Ok(names(&all.await?))
+}
+
+/// `GET /v1/roles/{role}/permissions`
+pub(crate) async fn grants(
+    _: Administrator,
+    State(app): State<App>,
+    Path(role): Path<String>,
+) -> Result<Json<Value>> {
+    let grants = app.database.read(move |session| {
+        if session.row(sql::ROLE_EXISTS, [&role], |_| Ok(()))?.is_none() {
+            return Ok(None);
+        }
+        let grant = |row: &rusqlite::Row<'_>| Ok(Grant { permission: row.get(0)?, resource: row.get(1)? });
+        session.rows(sql::GRANTS_OF_ROLE, [&role], grant).map(Some)
+    });
+    let grants = grants.await?.ok_or_else(|| Problem::not_found("role"))?;
+    Ok(Json(json!({"permissions": grants})))
+}
+
+/// `PUT /v1/roles/{role}/permissions`: the whole set; the role is made when it is not there.
+pub(crate) async fn set_grants(
+    _: Administrator,
+    State(app): State<App>,
+    Path(role): Path<String>,
+    Body(body): Body<Grants>,
+) -> Result<Json<Value>> {
+    if !is_name(&role) || role == ADMIN {
+        let detail = format!("a role is {NAME}, and `admin` stays as it is");
+        return Err(Problem::unprocessable("invalid_role", detail));
+    }
+    if body.permissions.len() > MOST {
+        return Err(too_many("permissions"));
+    }
+    body.permissions.iter().try_for_each(Grant::check)?;
+    let changed = app.database.write(move |session| {
+        session.run(sql::ADD_ROLE, [&role])?;
+        session.run(sql::CLEAR_GRANTS, [&role])?;
+        for grant in &body.permissions {
+            session.run(sql::ADD_GRANT, params![role, grant.permission, grant.resource])?;
+        }
+        changes::note(session, Subject::Role(&role))
+    });
+    Ok(Json(json!({"revision": changed.await?})))
+}
+
+/// `GET /v1/groups`
+pub(crate) async fn list_groups(_: Administrator, State(app): State<App>) -> Result<Json<Value>> {
+    let all = app.database.read(|session| session.rows(sql::LIST_GROUPS, [], |row| row.get(0)));
+    Ok(names(&all.await?))
+}
+
+/// `GET /v1/groups/{group}`
+pub(crate) async fn show_group(
+    _: Administrator,
+    State(app): State<App>,
+    Path(group): Path<String>,
+) -> Result<Json<Value>> {
+    let shown = app.database.read(move |session| {
+        if session.row(sql::GROUP_EXISTS, [&group], |_| Ok(()))?.is_none() {
+            return Ok(None);
+        }
+        let roles: Vec<String> = session.rows(sql::ROLES_OF_GROUP, [&group], |row| row.get(0))?;
+        Ok(Some(json!({"name": group, "users": members(session, &group)?, "roles": roles})))
+    });
+    shown.await?.map(Json).ok_or_else(|| Problem::not_found("group"))
+}
+
+fn members(session: &Session<'_>, group: &str) -> DbResult<BTreeSet<String>> {
+    Ok(session.rows(sql::MEMBERS_OF_GROUP, [group], |row| row.get(0))?.into_iter().collect())
+}
+
+fn check_group(group: &str) -> Result<()> {
+    if is_name(group) {
+        return Ok(());
+    }
+    Err(Problem::unprocessable("invalid_group", format!("a group is {NAME}")))
+}
+
+/// `PUT /v1/groups/{group}/members`: the whole set; the group is made when it is not there.
+pub(crate) async fn set_members(
+    _: Administrator,
+    State(app): State<App>,
+    Path(group): Path<String>,
+    Body(body): Body<Members>,
+) -> Result<Json<Value>> {
+    check_group(&group)?;
+    if body.users.len() > MOST {
+        return Err(too_many("members"));
+    }
+    let changed = app.database.write(move |session| {
+        for id in &body.users {
+            if accounts::by_id(session, id)?.is_none() {
+                let detail = format!("there is no user `{id}`");
+                return Ok(Err(Problem::unprocessable("unknown_user", detail)));
+            }
+        }
+        session.run(sql::ADD_GROUP, [&group])?;
+        let before = members(session, &group)?;
+        let after: BTreeSet<String> = body.users.iter().cloned().collect();
+        for id in before.difference(&after) {
+            session.run(sql::DROP_MEMBER, [&group, id])?;
+        }
+        for id in after.difference(&before) {
+            session.run(sql::ADD_MEMBER, [&group, id])?;
+        }
+        for id in before.symmetric_difference(&after) {
+            changes::note(session, Subject::User(id))?;
+        }
+        changes::revision(session).map(Ok)
+    });
+    Ok(Json(json!({"revision": changed.await??})))
+}
+
+/// `PUT /v1/groups/{group}/roles`: the whole set; the group is made when it is not there.
+pub(crate) async fn set_group_roles(
+    _: Administrator,
+    State(app): State<App>,
+    Path(group): Path<String>,
+    Body(body): Body<Roles>,
+) -> Result<Json<Value>> {
+    check_group(&group)?;
+    if body.roles.len() > MOST {
+        return Err(too_many("roles"));
+    }
+    let changed = app.database.write(move |session| {
+        if let Some(unknown) = accounts::unknown_role(session, &body.roles)? {
+            return Ok(Err(unknown_role(&unknown)));
+        }
+        session.run(sql::ADD_GROUP, [&group])?;
+        session.run(sql::CLEAR_ROLES_OF_GROUP, [&group])?;
+        for role in &body.roles {
+            session.run(sql::ADD_ROLE_TO_GROUP, [&group, role])?;
+        }
+        changes::note(session, Subject::Group(&group)).map(Ok)
+    });
+    Ok(Json(json!({"revision": changed.await??})))
+}
+
+/// `DELETE /v1/groups/{group}`: its members lose what it gave them.
+pub(crate) async fn remove_group(
+    _: Administrator,
+    State(app): State<App>,
+    Path(group): Path<String>,
+) -> Result<Json<Value>> {
+    let removed = app.database.write(move |session| {
+        if session.run(sql::DROP_GROUP, [&group])? == 0 {
+            return Ok(Err(Problem::not_found("group")));
+        }
+        changes::note(session, Subject::Group(&group)).map(Ok)
+    });
+    Ok(Json(json!({"revision": removed.await??})))
+}

@@ -1,0 +1,157 @@
+//! The second factor: time-based one-time passwords (RFC 6238) and recovery codes. A code is good once.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use rusqlite::params;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use totp_rs::{Builder, Totp};
+
+use crate::accounts::{self, User};
+use crate::auth::internal;
+use crate::changes::{self, Subject};
+use crate::db::{Result as DbResult, Session};
+use crate::extract::Body;
+use crate::identity::Account;
+use crate::problem::{Problem, Result};
+use crate::serve::App;
+use crate::sql;
+use crate::tokens::{fingerprint, now, random_bytes};
+
+/// What authenticator apps show beside the account.
+const ISSUER: &str = "Palisade";
+
+/// Codes that help once when the device is lost.
+const RECOVERY_CODES: usize = 10;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Code {
+    code: String,
+}
+
+/// Six digits, 30 s, SHA-1, one step of drift either way: what every authenticator app understands.
+fn totp(secret: &[u8], account: &str) -> anyhow::Result<Totp> {
+    let builder = Builder::new().with_secret(secret).with_account_name(account).with_issuer(Some(ISSUER));
+    builder.build().map_err(|error| anyhow::anyhow!("totp: {error}"))
+}
+
+/// The step that a code is of, when it is right and later than the last one that was used.
+fn fresh_step(secret: &[u8], code: &str, last: i64) -> Option<i64> {
+    let now = u64::try_from(now()).ok()?;
+    let step = totp(secret, "account").ok()?.check(code.trim(), now)?;
+    i64::try_from(step).ok().filter(|step| *step > last)
+}
+
+/// Uses up a code of the app or a recovery code; whether it was good.
+pub(crate) fn use_code(session: &Session<'_>, user: &User, code: &str) -> DbResult<bool> {
+    let Some(secret) = &user.totp_secret else { return Ok(false) };
+    if let Some(step) = fresh_step(secret, code, user.totp_last_step) {
+        return Ok(session.run(sql::USE_TOTP_STEP, params![user.id, step])? > 0);
+    }
+    Ok(session.run(sql::USE_RECOVERY_CODE, params![user.id, recovery_hash(code)])? > 0)
+}
+
+/// A recovery code, however it is typed.
+fn recovery_hash(code: &str) -> Vec<u8> {
+    let plain: String = code.chars().filter(char::is_ascii_alphanumeric).collect();
+    fingerprint(&plain.to_ascii_lowercase())
+}
+
+/// `POST /v1/auth/totp/enroll`: a secret for an authenticator app. It counts once it is confirmed.
+pub(crate) async fn enroll(Account(user): Account, State(app): State<App>) -> Result<Json<Value>> {
+    if user.totp_secret.is_some() {
+        return Err(enrolled());
+    }
+    let secret = random_bytes::<20>().map_err(internal)?;
+    // A colon would end the issuer's name in the address.
+    let url = totp(&secret, &user.username.replace(':', "_")).map_err(internal)?;
+    let otpauth_url = url.to_url().map_err(|error| internal(anyhow::anyhow!("totp: {error}")))?;
+    let shown = url.secret().to_base32();
+    app.database.write(move |session| session.run(sql::SET_TOTP_PENDING, params![user.id, secret])).await?;
+    Ok(Json(json!({"secret": shown, "otpauth_url": otpauth_url})))
+}
+
+fn enrolled() -> Problem {
+    Problem::new(StatusCode::CONFLICT, "totp_enrolled", "there is a second factor: disable it first")
+}
+
+fn wrong_code() -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "totp_invalid", "the code is wrong, too old or used up")
+}
+
+/// `POST /v1/auth/totp/confirm`: shows that the app has the secret; from now on logins need a code. The recovery codes in
+/// the answer are shown this once.
+pub(crate) async fn confirm(
+    Account(user): Account,
+    State(app): State<App>,
+    Body(Code { code }): Body<Code>,
+) -> Result<Json<Value>> {
+    let codes = (0..RECOVERY_CODES).map(|_| recovery_code()).collect::<anyhow::Result<Vec<_>>>();
+    let codes = codes.map_err(internal)?;
+    let shown = codes.clone();
+    let confirmed = app.database.write(move |session| {
+        let Some(user) = accounts::by_id(session, &user.id)? else { return Ok(Err(wrong_code())) };
+        if user.totp_secret.is_some() {
+            return Ok(Err(enrolled()));
+        }
+        let step = user.totp_pending.as_ref().and_then(|secret| fresh_step(secret, &code, 0));
+        let Some(step) = step else { return Ok(Err(wrong_code())) };
+        session.run(sql::CONFIRM_TOTP, params![user.id, step])?;
+        session.run(sql::CLEAR_RECOVERY_CODES, [&user.id])?;
+        for code in &codes {
+            session.run(sql::ADD_RECOVERY_CODE, params![user.id, recovery_hash(code)])?;
+        }
+        // Roles that need a second factor count from now on.
+        changes::note(session, Subject::User(&user.id)).map(Ok)
+    });
+    confirmed.await??;
+    app.metrics.user_operations.with_label_values(&["totp_confirm"]).inc();
+    Ok(Json(json!({"recovery_codes": shown})))
+}
+
+/// `POST /v1/auth/totp/disable`: needs a code, for a stolen access token should not be enough.
+pub(crate) async fn disable(
+    Account(user): Account,
+    State(app): State<App>,
+    Body(Code { code }): Body<Code>,
+) -> Result<StatusCode> {
+    let rule = app.accounts.lockout;
+    let disabled = app.database.write(move |session| {
+        let Some(user) = accounts::by_id(session, &user.id)? else { return Ok(Err(wrong_code())) };
+        if crate::lockout::is_locked(session, &user.username)? || !use_code(session, &user, &code)? {
+            crate::lockout::failed(session, &user.username, &rule)?;
+            return Ok(Err(wrong_code()));
+        }
+        session.run(sql::DISABLE_TOTP, [&user.id])?;
+        session.run(sql::CLEAR_RECOVERY_CODES, [&user.id])?;
+        changes::note(session, Subject::User(&user.id)).map(Ok)
+    });
+    disabled.await??;
+    app.metrics.user_operations.with_label_values(&["totp_disable"]).inc();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// 80 bits of chance in four groups: `a1b2c-…`.
+fn recovery_code() -> anyhow::Result<String> {
+    let bytes = random_bytes::<10>()?;
+    let text = bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+    Ok([&text[..5], &text[5..10], &text[10..15], &text[15..]].join("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_good_for_its_step_and_once() {
+        let secret = [7; 20];
+        let at = u64::try_from(now()).unwrap();
+        let code = totp(&secret, "ann").unwrap().generate(at).to_string();
+        let step = fresh_step(&secret, &code, 0).unwrap();
+        assert_eq!(fresh_step(&secret, &code, step), None, "used up");
+        assert_eq!(fresh_step(&[8; 20], &code, 0), None, "of another secret");
+        assert_eq!(recovery_hash("A1B2C-d3e4f "), recovery_hash("a1b2cd3e4f"));
+    }
+}

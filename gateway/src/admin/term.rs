@@ -1,0 +1,47 @@
+//! For how long something is to hold, and why: the body of a block and of a revocation.
+
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::problem;
+use crate::clock;
+
+/// The longest reason, in bytes.
+const MAX_REASON: usize = 256;
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Body {
+    /// For so long; for ever without it.
+    duration: Option<String>,
+    reason: Option<String>,
+}
+
+/// For how long, and why.
+pub(super) struct Term {
+    /// Nanoseconds since the epoch; `None`: for ever.
+    pub(super) until: Option<u64>,
+    /// What is kept of the reason.
+    pub(super) value: Value,
+}
+
+impl Term {
+    /// Reads a body, which may be empty.
+    pub(super) fn read(body: &[u8]) -> Result<Self, Box<Response>> {
+        let bad = |detail: &str| Box::new(problem(StatusCode::BAD_REQUEST, "malformed_request", detail));
+        let body = if body.is_empty() { Ok(Body::default()) } else { serde_json::from_slice(body) };
+        let Body { duration, reason } = body.map_err(|error| {
+            bad(&format!("the body is {{\"duration\",\"reason\"}}, both optional: {error}"))
+        })?;
+        let duration = duration.as_deref().map(humantime::parse_duration).transpose();
+        let duration = duration.map_err(|_| bad("duration is like \"1h\" or \"30m\""))?;
+        let reason = reason.unwrap_or_else(|| "by an operator".to_owned());
+        if reason.len() > MAX_REASON {
+            return Err(bad("a reason has at most 256 bytes"));
+        }
+        let until = duration.map(|duration| (clock::now() + duration).as_nanos());
+        Ok(Self { until, value: json!({"reason": reason}) })
+    }
+}

@@ -1,0 +1,288 @@
+//! Answers of the permission service that are remembered while they may be believed.
+//!
+//! An answer is believed while all of this holds:
+//!
+//! - no change that touches it is known: such a change drops it, and one that comes late is not kept;
+//! - it is younger than its `ttl` (`negative_ttl` for a no), counted from when it was asked for, whenever it was last used;
+//! - the change feed was heard of within `max_staleness`, or the answer itself is younger than that.
+//!
+//! So an answer that is used was right at some time within the last `max_staleness`; the tests below hold it to that
+//! against a model with late answers, late changes and a lost feed. Questions for the same thing at the same time are
+//! asked once. A question that was asked before a change is not joined by one that comes after it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ahash::RandomState;
+use parking_lot::Mutex;
+use policy::authorize::PermissionRule;
+use policy::time::Timestamp;
+use smallvec::SmallVec;
+use tokio::sync::watch;
+
+use crate::cache::Cache;
+use crate::feed::{Change, Knowledge, Moment, News};
+
+/// So many locks share the answers.
+const SHARDS: usize = 64;
+
+/// The longest key that is remembered, in bytes: a client's path is in it, and memory has a bound in bytes, too.
+const LONGEST_KEY: usize = 1024;
+
+/// What is remembered.
+pub trait Answer: Clone + Send + Sync + 'static {
+    /// Whether it is a yes.
+    fn is_yes(&self) -> bool;
+
+    /// Whether a change may make it another.
+    fn touched_by(&self, key: &[u8], change: &Change) -> bool;
+}
+
+/// What was asked: as bytes, and by what it is found when something about it changes.
+#[derive(Clone, Debug)]
+pub struct Key {
+    bytes: SmallVec<[u8; 128]>,
+    home: u64,
+    hash: u64,
+}
+
+/// Answers of one kind.
+pub struct Answers<A> {
+    shards: Vec<Mutex<Shard<A>>>,
+    hasher: RandomState,
+    knowledge: Arc<Knowledge>,
+    /// What became of questions.
+    pub statistics: Statistics,
+}
+
+/// Counted since the start.
+#[derive(Debug, Default)]
+pub struct Statistics {
+    /// Answered from memory.
+    pub hits: AtomicU64,
+    /// Asked, or joined to one that was being asked.
+    pub misses: AtomicU64,
+    /// Of those, joined.
+    pub joined: AtomicU64,
+    /// Dropped for lack of room.
+    pub evictions: AtomicU64,
+    /// Dropped because of a change, or by hand.
+    pub invalidations: AtomicU64,
+    /// Not kept, for a change had overtaken them.
+    pub overtaken: AtomicU64,
+}
+
+struct Shard<A> {
+    cache: Cache<Entry<A>>,
+    flights: HashMap<SmallVec<[u8; 128]>, Flight<A>>,
+}
+
+#[derive(Clone)]
+struct Entry<A> {
+    answer: A,
+    asked_at: Timestamp,
+}
+
+/// A question that is being asked.
+struct Flight<A> {
+    asked: Moment,
+    landed: watch::Receiver<Landing<A>>,
+}
+
+/// What became of a question.
+#[derive(Clone)]
+enum Landing<A> {
+    Asked,
+    Answered(A),
+    Failed,
+}
+
+impl<A: Answer> Answers<A> {
+    /// No answers yet.
+    pub fn new(knowledge: Arc<Knowledge>) -> Arc<Self> {
+        let shard = || Mutex::new(Shard { cache: Cache::new(1), flights: HashMap::new() });
+        Arc::new(Self {
+            shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
+            hasher: RandomState::new(),
+            knowledge,
+            statistics: Statistics::default(),
+        })
+    }
+
+    /// The key of what `parts` say; answers with the same `home` are found together.
+    pub fn key(&self, home: &[u8], parts: &[&[u8]]) -> Key {
+        let mut bytes = SmallVec::new();
+        for part in parts {
+            let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
+            bytes.extend_from_slice(&length.to_le_bytes());
+            bytes.extend_from_slice(part);
+        }
+        Key { home: self.hasher.hash_one(home), hash: self.hasher.hash_one(bytes.as_slice()), bytes }
+    }
+
+    fn shard(&self, home: u64) -> &Mutex<Shard<A>> {
+        let place = usize::try_from(home % SHARDS as u64).unwrap_or_default();
+        &self.shards[place]
+    }
+
+    /// The answer, if it may be believed.
+    pub fn find(&self, key: &Key, rule: &PermissionRule, now: Timestamp) -> Option<A> {
+        let feed_is_fresh = self.knowledge.age(now).is_some_and(|age| age <= rule.max_staleness);
+        let mut shard = self.shard(key.home).lock();
+        let entry = shard.cache.get(key.hash, &key.bytes)?;
+        let age = now.since(entry.asked_at);
+        let ttl = if entry.answer.is_yes() { rule.ttl } else { rule.negative_ttl };
+        let believed = age < ttl && (feed_is_fresh || age <= rule.max_staleness);
+        let answer = believed.then(|| entry.answer.clone());
+        drop(shard);
+        if answer.is_some() {
+            self.statistics.hits.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// The last answer, however old; one that a known change touches is never given again.
+    pub fn last_known(&self, key: &Key) -> Option<A> {
+        let shard = self.shard(key.home).lock();
+        shard.cache.peek(key.hash, &key.bytes).map(|entry| entry.answer.clone())
+    }
+
+    /// Asks, or waits for who asks the same already. `question` gives an answer with the change that it was computed at.
+    pub async fn ask<Asked>(
+        self: &Arc<Self>,
+        key: &Key,
+        capacity: u32,
+        now: Timestamp,
+        question: impl FnOnce() -> Asked,
+    ) -> Option<A>
+    where
+        Asked: Future<Output = Option<(A, i64)>> + Send + 'static,
+    {
+        self.statistics.misses.fetch_add(1, Ordering::Relaxed);
+        let mut landed = self.board(key, capacity, now, question);
+        match &*landed.wait_for(|landing| !matches!(landing, Landing::Asked)).await.ok()? {
+            Landing::Answered(answer) => Some(answer.clone()),
+            Landing::Asked | Landing::Failed => None,
+        }
+    }
+
+    /// Joins a question that is being asked, or asks it.
+    fn board<Asked>(
+        self: &Arc<Self>,
+        key: &Key,
+        capacity: u32,
+        now: Timestamp,
+        question: impl FnOnce() -> Asked,
+    ) -> watch::Receiver<Landing<A>>
+    where
+        Asked: Future<Output = Option<(A, i64)>> + Send + 'static,
+    {
+        let mut shard = self.shard(key.home).lock();
+        let asked = self.knowledge.moment();
+        if let Some(flight) = shard.flights.get(&key.bytes).filter(|flight| flight.asked == asked) {
+            self.statistics.joined.fetch_add(1, Ordering::Relaxed);
+            return flight.landed.clone();
+        }
+        let (landing, landed) = watch::channel(Landing::Asked);
+        shard.flights.insert(key.bytes.clone(), Flight { asked, landed: landed.clone() });
+        // In a task of its own: who asked first may leave, and others wait.
+        let (answers, key, asking) = (Arc::clone(self), key.clone(), question());
+        tokio::spawn(async move {
+            let answered = asking.await;
+            answers.land(&key, asked, answered.as_ref(), capacity, now);
+            let became = answered.map_or(Landing::Failed, |(answer, _)| Landing::Answered(answer));
+            landing.send_replace(became);
+        });
+        landed
+    }
+
+    fn land(
+        &self,
+        key: &Key,
+        asked: Moment,
+        answered: Option<&(A, i64)>,
+        capacity: u32,
+        asked_at: Timestamp,
+    ) {
+        let mut shard = self.shard(key.home).lock();
+        if shard.flights.get(&key.bytes).is_some_and(|flight| flight.asked == asked) {
+            shard.flights.remove(&key.bytes);
+        }
+        let Some((answer, revision)) = answered else { return };
+        self.keep(&mut shard, key, asked, Entry { answer: answer.clone(), asked_at }, *revision, capacity);
+    }
+
+    fn keep(
+        &self,
+        shard: &mut Shard<A>,
+        key: &Key,
+        asked: Moment,
+        entry: Entry<A>,
+        revision: i64,
+        capacity: u32,
+    ) {
+        if key.bytes.len() > LONGEST_KEY {
+            return;
+        }
+        let touches = |change: &Change| entry.answer.touched_by(&key.bytes, change);
+        if self.knowledge.voids(asked, revision, touches) {
+            self.statistics.overtaken.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        shard.cache.set_capacity(usize::try_from(capacity).unwrap_or(usize::MAX).div_ceil(SHARDS));
+        let evicted = shard.cache.insert(key.hash, &key.bytes, entry);
+        self.statistics.evictions.fetch_add(evicted as u64, Ordering::Relaxed);
+    }
+
+    /// Drops what changes touch; they are noted already. A change with a `home` looks through one shard, the others
+    /// through all.
+    pub fn apply(&self, news: &News, home: impl Fn(&Change) -> Option<&[u8]>) -> usize {
+        if news.reset {
+            return self.invalidate(|_, _| true);
+        }
+        let mut dropped = 0;
+        for change in &news.changes {
+            let untouched = |key: &[u8], entry: &Entry<A>| !entry.answer.touched_by(key, change);
+            dropped += if let Some(home) = home(change) {
+                self.shard(self.hasher.hash_one(home)).lock().cache.retain(untouched)
+            } else {
+                self.shards.iter().map(|shard| shard.lock().cache.retain(untouched)).sum()
+            };
+        }
+        self.statistics.invalidations.fetch_add(dropped as u64, Ordering::Relaxed);
+        dropped
+    }
+
+    /// Drops what `unwanted` names; how many that were.
+    pub fn invalidate(&self, unwanted: impl Fn(&[u8], &A) -> bool) -> usize {
+        let drop_from = |shard: &Mutex<Shard<A>>| {
+            shard.lock().cache.retain(|key, entry: &Entry<A>| !unwanted(key, &entry.answer))
+        };
+        let dropped = self.shards.iter().map(drop_from).sum();
+        self.statistics.invalidations.fetch_add(dropped as u64, Ordering::Relaxed);
+        dropped
+    }
+
+    /// Answers in memory.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().cache.len()).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The parts of a key, as [`Answers::key`] was given them.
+pub fn parts(key: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = key;
+    std::iter::from_fn(move || {
+        let (length, tail) = rest.split_first_chunk::<2>()?;
+        let (part, tail) = tail.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+        rest = tail;
+        Some(part)
+    })
+}

@@ -1,0 +1,56 @@
+//! Tokens that were found good: their signatures are not verified again while the same keys are in force.
+//!
+//! What is remembered says until when the token is believed, and the specification asks that, and whether it was revoked,
+//! each time; so this never makes a token live longer. Once a key set changes, nothing from before counts.
+
+use ahash::RandomState;
+use parking_lot::Mutex;
+use policy::authenticate::Subject;
+
+use crate::cache::Cache;
+
+/// So many locks share the tokens.
+const SHARDS: usize = 16;
+
+/// The most tokens that are remembered, some 1 KiB each.
+const MOST: usize = 16_384;
+
+/// Tokens that were found good.
+pub struct GoodTokens {
+    shards: Vec<Mutex<Cache<Remembered>>>,
+    hasher: RandomState,
+}
+
+struct Remembered {
+    subject: Subject,
+    generation: u64,
+}
+
+impl Default for GoodTokens {
+    fn default() -> Self {
+        let shard = || Mutex::new(Cache::new(MOST / SHARDS));
+        Self { shards: std::iter::repeat_with(shard).take(SHARDS).collect(), hasher: RandomState::new() }
+    }
+}
+
+impl GoodTokens {
+    fn shard(&self, hash: u64) -> &Mutex<Cache<Remembered>> {
+        let place = usize::try_from(hash >> 32).unwrap_or_default() % SHARDS;
+        &self.shards[place]
+    }
+
+    /// The subject of a token that was found good with the keys of `generation`.
+    pub fn find(&self, token: &str, generation: u64) -> Option<Subject> {
+        let hash = self.hasher.hash_one(token);
+        let mut shard = self.shard(hash).lock();
+        let found = shard.get(hash, token.as_bytes())?;
+        (found.generation == generation).then(|| found.subject.clone())
+    }
+
+    /// Remembers a token that was found good with the keys of `generation`.
+    pub fn keep(&self, token: &str, subject: &Subject, generation: u64) {
+        let hash = self.hasher.hash_one(token);
+        let remembered = Remembered { subject: subject.clone(), generation };
+        self.shard(hash).lock().insert(hash, token.as_bytes(), remembered);
+    }
+}

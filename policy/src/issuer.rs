@@ -1,0 +1,145 @@
+//! `[jwt.NAME]`: whose tokens are believed, and where the keys are that verify them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::document::Section;
+use crate::limits::is_field_name;
+use crate::token::Algorithm;
+use crate::units::Span;
+
+/// `[jwt.NAME]`: one issuer whose tokens are believed.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    /// The name in the policy: routes say `jwt:NAME`.
+    pub name: Arc<str>,
+    /// The allow-list; never empty.
+    pub algorithms: Vec<Algorithm>,
+    /// Where its keys are.
+    pub keys: KeySource,
+    /// What `iss` must be; anything when `None`.
+    pub issuer: Option<String>,
+    /// `aud` must hold one of these; anything when empty.
+    pub audience: Vec<String>,
+    /// How far clocks may differ.
+    pub leeway: Duration,
+    /// How often a key set is fetched anew.
+    pub refresh: Duration,
+    /// The claim that holds the roles.
+    pub roles_claim: String,
+    /// Which claims are forwarded, and in which header fields.
+    pub forward: Vec<(String, Arc<str>)>,
+}
+
+/// Where an issuer's keys are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum KeySource {
+    /// A key set at a URL.
+    Jwks(String),
+    /// A public key in PEM, or a key set, in a file.
+    File(String),
+    /// A shared secret by its name.
+    Secret(String),
+}
+
+/// Header fields that no claim may be written to: the gateway or HTTP itself relies on them.
+const RESERVED_FIELDS: [&str; 12] = [
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "cookie",
+    "host",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-forwarded-for",
+    "x-request-id",
+];
+
+impl Issuer {
+    pub(crate) fn read_all(root: &Section<'_>) -> HashMap<String, Arc<Self>> {
+        let sections = root.named_sections("jwt");
+        let read = |(name, section): (String, _)| Some((name.clone(), Arc::new(Self::read(&name, section)?)));
+        sections.into_iter().filter_map(read).collect()
+    }
+
+    fn read(name: &str, section: Section<'_>) -> Option<Self> {
+        let algorithms =
+            section.require::<Vec<Algorithm>>("algorithms", "a list of HS256, RS256, ES256, EdDSA");
+        let keys = Self::read_keys(&section);
+        if let Some(algorithms) = &algorithms {
+            Self::check_algorithms(&section, algorithms, keys.as_ref());
+        }
+        let issuer = Self {
+            name: name.into(),
+            algorithms: algorithms.unwrap_or_default(),
+            keys: keys?,
+            issuer: section.get("issuer"),
+            audience: section.get_or("audience", Vec::new()),
+            leeway: section.get_or("leeway", Span(Duration::from_secs(30))).0,
+            refresh: section
+                .get_checked("refresh", Span(Duration::from_mins(5)), |span| {
+                    (span.0 >= Duration::from_secs(1))
+                        .then_some(())
+                        .ok_or(format!("at least 1s (got {span})"))
+                })
+                .0,
+            roles_claim: section.get_or("roles", "roles".to_owned()),
+            forward: Self::read_forward(&section),
+        };
+        section.finish();
+        Some(issuer)
+    }
+
+    fn read_keys(section: &Section<'_>) -> Option<KeySource> {
+        let sources: Vec<_> = [
+            section.get::<String>("jwks").map(KeySource::Jwks),
+            section.get::<String>("key_file").map(KeySource::File),
+            section.get::<String>("secret").map(KeySource::Secret),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        match sources.as_slice() {
+            [KeySource::Jwks(url)] if !url.starts_with("http://") && !url.starts_with("https://") => {
+                section.fault("jwks", format!("an http:// or https:// address (got {url:?})"));
+                None
+            }
+            [source] => Some(source.clone()),
+            [] => {
+                section.fault("", "required: one of jwks, key_file, secret");
+                None
+            }
+            _ => {
+                section.fault("", "one of jwks, key_file, secret, not several");
+                None
+            }
+        }
+    }
+
+    /// A shared secret and a public key never serve the same issuer: that is how a public key becomes a secret.
+    fn check_algorithms(section: &Section<'_>, algorithms: &[Algorithm], keys: Option<&KeySource>) {
+        let symmetric = matches!(keys, Some(KeySource::Secret(_)));
+        if algorithms.is_empty() {
+            section.fault("algorithms", "at least one of HS256, RS256, ES256, EdDSA");
+        } else if keys.is_some() && algorithms.iter().any(|one| (*one == Algorithm::HS256) != symmetric) {
+            section.fault("algorithms", "HS256 goes with `secret`, the others go with `jwks` or `key_file`");
+        }
+    }
+
+    fn read_forward(section: &Section<'_>) -> Vec<(String, Arc<str>)> {
+        let Some(table) = section.section("forward") else { return Vec::new() };
+        let mut forward = Vec::new();
+        for (claim, field, _) in table.free_strings() {
+            let field = field.to_ascii_lowercase();
+            if !is_field_name(&field) || RESERVED_FIELDS.contains(&field.as_str()) {
+                section.fault("forward", format!("the name of a header field that is free (got {field:?})"));
+            }
+            forward.push((claim, field.into()));
+        }
+        forward
+    }
+}

@@ -1,0 +1,495 @@
+//! Accounts whole: passwords, sessions, second factors, API keys, and what ends them.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::client::{Answer, Client};
+use tests::eventually;
+use tests::stack::{Backend, Gateway, PASSWORD, POLICY, Stack, User};
+
+/// A policy under which a test may log in as often as it likes.
+fn lenient() -> String {
+    POLICY.replace("rate = \"5/min\"", "rate = \"1000/s\"").replace("failures = 3", "failures = 1000")
+}
+
+async fn lenient_stack() -> Stack {
+    Stack::with(&lenient(), &[]).await
+}
+
+async fn post(client: &Client, target: &str, token: Option<&str>, body: &Value) -> Answer {
+    client.json("POST", target, token, body).await
+}
+
+async fn login(client: &Client, name: &str, password: &str) -> Answer {
+    post(client, "/v1/auth/login", None, &json!({"username": name, "password": password})).await
+}
+
+/// A collection with a record, and a user who may read it.
+async fn reader(stack: &Stack) -> (User, User) {
+    let admin = stack.user("root", &["admin"]).await;
+    let reader = stack.user("ann", &[]).await;
+    let client = stack.gateway.client();
+    client.json("PUT", "/v1/collections/notes", Some(&admin.token), &json!({})).await;
+    client.json("PUT", "/v1/collections/notes/records/a", Some(&admin.token), &json!(1)).await;
+    let grants = json!({"permissions": [{"permission": "records:read", "resource": "notes"}]});
+    client.json("PUT", "/v1/roles/reader/permissions", Some(&admin.token), &grants).await;
+    let path = format!("/v1/users/{}/roles", reader.id);
+    let answer = client.json("PUT", &path, Some(&admin.token), &json!({"roles": ["reader"]})).await;
+    assert_eq!(answer.status(), 200);
+    (admin, reader)
+}
+
+const RECORD: &str = "/v1/collections/notes/records/a";
+
+#[tokio::test]
+async fn an_account_is_registered_once_and_with_a_password_that_keeps_every_rule() {
+    let stack = lenient_stack().await;
+    let client = stack.gateway.client();
+    let register = async |name: &str, password: &str| {
+        post(&client, "/v1/auth/register", None, &json!({"username": name, "password": password})).await
+    };
+    let made = register("ann", PASSWORD).await;
+    assert_eq!(made.status(), 201, "{:?}", made.body);
+    assert_eq!(made.json()["username"], "ann");
+    assert_eq!(
+        (register("ann", PASSWORD).await.status(), register("ANN", PASSWORD).await.status()),
+        (409, 409)
+    );
+    let weak = register("bob", "bob").await;
+    assert_eq!((weak.status(), &weak.json()["code"]), (422, &json!("weak_password")));
+    let rules: Vec<_> =
+        weak.json()["violations"].as_array().unwrap().iter().map(|one| one["rule"].clone()).collect();
+    assert_eq!(rules, ["min_length", "own_name"], "every rule that it breaks");
+    assert_eq!(register("a b", PASSWORD).await.status(), 422);
+    assert_eq!(login(&client, "ann", PASSWORD).await.status(), 200);
+    let admin_only = stack.login("ann").await;
+    assert_eq!(client.get("/v1/users", Some(&admin_only)).await.code(), "role_missing");
+}
+
+#[tokio::test]
+async fn in_production_a_password_is_strong_and_an_administrator_has_a_second_factor() {
+    let backend =
+        Backend::start(&[("PALISADE_PROFILE", "production"), ("JWT_SECRET", &"j".repeat(32))]).await;
+    backend.add_user("root", &["admin"]).await;
+    let policy = lenient().replace("algorithms = [\"EdDSA\"]", "algorithms = [\"HS256\"]");
+    let policy = policy.replace("jwks = \"{jwks}\"", "secret = \"JWT_SECRET\"");
+    let gateway = Gateway::start(backend.address, &policy, &[("JWT_SECRET", &"j".repeat(32))]).await;
+    let client = gateway.client();
+    let weak = json!({"username": "bob", "password": "passwordpassword"});
+    assert_eq!(
+        post(&client, "/v1/auth/register", None, &weak).await.json()["violations"][0]["rule"],
+        "strength"
+    );
+    let tokens = login(&client, "root", PASSWORD).await.json();
+    assert_eq!(tokens["totp_enrollment_required"], true);
+    let token = tokens["access_token"].as_str().unwrap();
+    assert_eq!(client.get("/v1/users", Some(token)).await.code(), "role_missing", "the role waits");
+    let (secret, _) = enroll(&client, token).await;
+    let with_code = json!({"username": "root", "password": PASSWORD, "totp": code(&secret, 1)});
+    let tokens = post(&client, "/v1/auth/login", None, &with_code).await.json();
+    assert_eq!(tokens["totp_enrollment_required"], Value::Null);
+    let token = tokens["access_token"].as_str().unwrap();
+    assert_eq!(client.get("/v1/users", Some(token)).await.status(), 200);
+}
+
+/// The code of `steps` steps from now, as an authenticator app shows it.
+fn code(secret: &str, steps: i64) -> String {
+    let output = std::process::Command::new("oathtool")
+        .args(["--totp", "--base32", secret, "--now", &format!("{} seconds", steps * 30)])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Enrolls and confirms a second factor: its secret and the recovery codes.
+async fn enroll(client: &Client, token: &str) -> (String, Vec<String>) {
+    let enrolled = post(client, "/v1/auth/totp/enroll", Some(token), &json!({})).await.json();
+    let secret = enrolled["secret"].as_str().unwrap().to_owned();
+    assert!(enrolled["otpauth_url"].as_str().unwrap().starts_with("otpauth://totp/Palisade:"));
+    let wrong = post(client, "/v1/auth/totp/confirm", Some(token), &json!({"code": "000000"})).await;
+    assert_eq!(wrong.json()["code"], "totp_invalid");
+    let confirmed =
+        post(client, "/v1/auth/totp/confirm", Some(token), &json!({"code": code(&secret, 0)})).await;
+    assert_eq!(confirmed.status(), 200, "{:?}", confirmed.body);
+    let codes = confirmed.json()["recovery_codes"].as_array().unwrap().clone();
+    (secret, codes.iter().map(|code| code.as_str().unwrap().to_owned()).collect())
+}
+
+#[tokio::test]
+async fn a_second_factor_is_asked_for_and_each_code_is_good_once() {
+    let stack = lenient_stack().await;
+    let user = stack.user("ann", &[]).await;
+    let client = stack.gateway.client();
+    let (secret, recovery) = enroll(&client, &user.token).await;
+    assert_eq!(recovery.len(), 10);
+    assert_eq!(login(&client, "ann", PASSWORD).await.json()["code"], "totp_required");
+    assert_eq!(
+        login(&client, "ann", "wrong").await.json()["code"],
+        "login_failed",
+        "not before the password is right"
+    );
+    let with = async |totp: &str| {
+        let body = json!({"username": "ann", "password": PASSWORD, "totp": totp});
+        post(&client, "/v1/auth/login", None, &body).await.status()
+    };
+    let next = code(&secret, 1);
+    assert_eq!(with(&next).await, 200);
+    assert_eq!(with(&next).await, 401, "used up");
+    assert_eq!(with(&recovery[0].to_uppercase()).await, 200, "however it is typed");
+    assert_eq!(with(&recovery[0]).await, 401, "used up");
+    let again = post(&client, "/v1/auth/totp/enroll", Some(&user.token), &json!({})).await;
+    assert_eq!(again.json()["code"], "totp_enrolled");
+    let disable = json!({"code": recovery[1]});
+    assert_eq!(post(&client, "/v1/auth/totp/disable", Some(&user.token), &disable).await.status(), 204);
+    assert_eq!(login(&client, "ann", PASSWORD).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_good_once_and_a_replayed_one_ends_its_family() {
+    let stack = lenient_stack().await;
+    stack.backend.add_user("ann", &[]).await;
+    let client = stack.gateway.client();
+    let tokens = login(&client, "ann", PASSWORD).await.json();
+    assert_eq!((tokens["token_type"].as_str(), tokens["expires_in"].as_u64()), (Some("Bearer"), Some(1800)));
+    let refresh =
+        async |token: &Value| post(&client, "/v1/auth/refresh", None, &json!({"refresh_token": token})).await;
+    let second = refresh(&tokens["refresh_token"]).await.json();
+    let own = async |tokens: &Value| client.get("/v1/auth/sessions", tokens["access_token"].as_str()).await;
+    assert_eq!((own(&tokens).await.status(), own(&second).await.status()), (200, 200));
+    assert_eq!(own(&second).await.json()["items"].as_array().unwrap().len(), 1, "one session");
+    let replayed = refresh(&tokens["refresh_token"]).await;
+    assert_eq!((replayed.status(), &replayed.json()["code"]), (401, &json!("refresh_token_invalid")));
+    assert_eq!(refresh(&second["refresh_token"]).await.status(), 401, "the family is ended");
+    for tokens in [&tokens, &second] {
+        assert_eq!(own(tokens).await.code(), "token_revoked", "and its access tokens are revoked");
+    }
+}
+
+#[tokio::test]
+async fn what_ends_a_session_revokes_its_tokens_on_every_gateway_and_over_restarts() {
+    let backend = Backend::start(&[]).await;
+    let gateways = [
+        Gateway::start(backend.address, &lenient(), &[]).await,
+        Gateway::start(backend.address, &lenient(), &[]).await,
+    ];
+    backend.add_user("root", &["admin"]).await;
+    let ann = backend.add_user("ann", &[]).await;
+    let client = gateways[0].client();
+    let tokens = async |name: &str| login(&client, name, PASSWORD).await.json();
+    let word = |tokens: &Value, name: &str| tokens[name].as_str().unwrap().to_owned();
+    let status = async |gateway: &Gateway, token: &str| {
+        gateway.client().get("/v1/auth/sessions", Some(token)).await.status()
+    };
+    let admin = word(&tokens("root").await, "access_token");
+    eventually("both follow the feed", || async {
+        for gateway in &gateways {
+            if gateway.metric("palisade_permission_feed_lag_seconds").await < 0.0 {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    let session = tokens("ann").await;
+    let kept = word(&tokens("ann").await, "access_token");
+    for gateway in &gateways {
+        assert_eq!(status(gateway, &word(&session, "access_token")).await, 200);
+    }
+    let body = json!({"refresh_token": session["refresh_token"]});
+    assert_eq!(post(&client, "/v1/auth/logout", None, &body).await.status(), 204);
+    assert_eq!(post(&client, "/v1/auth/logout", None, &body).await.status(), 204, "no error");
+    for gateway in &gateways {
+        // No wait: the answer to the logout came when every gateway knew.
+        assert_eq!(status(gateway, &word(&session, "access_token")).await, 401);
+        assert_eq!(status(gateway, &kept).await, 200, "another session goes on");
+    }
+    let listed = client.get("/v1/auth/sessions", Some(&kept)).await.json();
+    let id = listed["items"][0]["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/auth/sessions/{id}");
+    assert_eq!(client.json("DELETE", &path, Some(&admin), &json!({})).await.status(), 404, "somebody else's");
+    assert_eq!(client.json("DELETE", &path, Some(&kept), &json!({})).await.status(), 204);
+    assert_eq!(status(&gateways[1], &kept).await, 401);
+
+    let deactivated = tokens("ann").await;
+    let path = format!("/v1/users/{ann}/deactivate");
+    assert_eq!(post(&client, &path, Some(&admin), &json!({})).await.status(), 200);
+    assert_eq!(status(&gateways[1], &word(&deactivated, "access_token")).await, 401);
+    assert_eq!(login(&client, "ann", PASSWORD).await.json()["code"], "login_failed");
+    let refreshed = json!({"refresh_token": deactivated["refresh_token"]});
+    assert_eq!(post(&client, "/v1/auth/refresh", None, &refreshed).await.status(), 401);
+
+    // A gateway that begins anew is told what is revoked.
+    let fresh = Gateway::start(backend.address, &lenient(), &[]).await;
+    eventually("it follows the feed", || async {
+        fresh.metric("palisade_permission_feed_lag_seconds").await >= 0.0
+    })
+    .await;
+    assert_eq!(status(&fresh, &word(&session, "access_token")).await, 401);
+    let backend = backend.restart().await;
+    assert_eq!(
+        post(&fresh.client(), &format!("/v1/users/{ann}/activate"), Some(&admin), &json!({})).await.status(),
+        200
+    );
+    assert_eq!(status(&fresh, &word(&deactivated, "access_token")).await, 401, "what was revoked stays so");
+    drop(backend);
+}
+
+#[tokio::test]
+async fn an_api_key_is_shown_once_and_good_for_its_scope_until_it_or_its_owner_ends() {
+    let stack = lenient_stack().await;
+    let (admin, ann) = reader(&stack).await;
+    let client = stack.gateway.client();
+    let make = async |body: Value| {
+        let made = post(&client, "/v1/api-keys", Some(&ann.token), &body).await;
+        assert_eq!(made.status(), 201, "{:?}", made.body);
+        let made = made.json();
+        (made["id"].as_str().unwrap().to_owned(), made["key"].as_str().unwrap().to_owned())
+    };
+    let (id, key) = make(json!({"name": "robot"})).await;
+    let (_, scoped) =
+        make(json!({"name": "scoped", "scopes": [{"permission": "records:read", "resource": "other-*"}]}))
+            .await;
+    let (_, short) = make(json!({"name": "short", "expires_in": "1s"})).await;
+    let with = async |field: &str, value: &str| client.ask("GET", RECORD, &[(field, value)], "").await;
+    for (field, value) in [
+        ("x-api-key", key.clone()),
+        ("authorization", format!("ApiKey {key}")),
+        ("authorization", format!("Bearer {key}")),
+    ] {
+        assert_eq!(with(field, &value).await.status(), 200, "{field}");
+    }
+    let both = [("x-api-key", key.as_str()), ("authorization", &format!("Bearer {}", ann.token))];
+    assert_eq!(client.ask("GET", RECORD, &both, "").await.code(), "token_invalid", "one proof, not two");
+    assert_eq!(with("x-api-key", &format!("{key}A")).await.code(), "api_key_invalid");
+    assert_eq!(with("x-api-key", &scoped).await.code(), "scope_missing");
+    let other = client.ask("GET", "/v1/collections/other-1/records/a", &[("x-api-key", &scoped)], "").await;
+    assert_eq!(other.code(), "permission_denied", "a scope gives nothing that its owner has not");
+    let written = client.ask("PUT", RECORD, &[("x-api-key", &key)], "2").await;
+    assert_eq!(written.code(), "permission_denied");
+    let users = client.ask("GET", "/v1/users", &[("x-api-key", &key)], "").await;
+    assert_eq!(users.code(), "token_missing", "a route that takes no keys");
+    eventually("the short one ends", || async { with("x-api-key", &short).await.status() == 401 }).await;
+
+    let listed = client.get("/v1/api-keys", Some(&ann.token)).await;
+    assert_eq!(listed.json()["items"].as_array().unwrap().len(), 3);
+    assert!(!String::from_utf8_lossy(&listed.body).contains(&key), "shown once");
+    let path = format!("/v1/api-keys/{id}");
+    assert_eq!(
+        client.json("DELETE", &path, Some(&admin.token), &json!({})).await.status(),
+        404,
+        "somebody else's"
+    );
+    assert_eq!(client.json("DELETE", &path, Some(&ann.token), &json!({})).await.status(), 204);
+    assert_eq!(with("x-api-key", &key).await.code(), "api_key_invalid", "at once");
+
+    let (_, last) = make(json!({"name": "last"})).await;
+    assert_eq!(with("x-api-key", &last).await.status(), 200);
+    post(&client, &format!("/v1/users/{}/deactivate", ann.id), Some(&admin.token), &json!({})).await;
+    assert_eq!(with("x-api-key", &last).await.code(), "api_key_invalid", "a deactivated owner's");
+    post(&client, &format!("/v1/users/{}/activate", ann.id), Some(&admin.token), &json!({})).await;
+    assert_eq!(with("x-api-key", &last).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_limit_counts_each_api_key_by_itself() {
+    let policy = lenient().replace("name = \"read-record\"", "name = \"read-record\"\nlimits = [\"key\"]")
+        + "[limits.key]\nkey = \"api_key\"\nrate = \"3/min\"\n";
+    let stack = Stack::with(&policy, &[]).await;
+    let (_, ann) = reader(&stack).await;
+    let client = stack.gateway.client();
+    let mut keys = Vec::new();
+    for name in ["one", "other"] {
+        let made = post(&client, "/v1/api-keys", Some(&ann.token), &json!({"name": name})).await.json();
+        keys.push((made["id"].clone(), made["key"].as_str().unwrap().to_owned()));
+    }
+    for (_, key) in &keys {
+        let mut statuses = Vec::new();
+        for _ in 0..4 {
+            statuses.push(client.ask("GET", RECORD, &[("x-api-key", key)], "").await.status());
+        }
+        assert_eq!(statuses, [200, 200, 200, 429]);
+    }
+    let top = stack.gateway.operator().get("/admin/top?by=api_key&window=60s", None).await.json();
+    let listed: Vec<_> = top["items"].as_array().unwrap().iter().map(|item| item["key"].clone()).collect();
+    assert!(keys.iter().all(|(id, _)| listed.contains(id)), "{top}");
+}
+
+#[tokio::test]
+async fn a_forgotten_password_is_reset_once_by_mail_and_nobody_learns_who_has_an_account() {
+    let mail = tempfile::tempdir().unwrap();
+    let backend = Backend::start(&[("PALISADE_BACKEND__MAIL__DIR", mail.path().to_str().unwrap())]).await;
+    let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
+    let client = gateway.client();
+    let ann = json!({"username": "ann", "password": PASSWORD, "email": "ann@example.org"});
+    assert_eq!(post(&client, "/v1/auth/register", None, &ann).await.status(), 201);
+    let session = login(&client, "ann", PASSWORD).await.json();
+    let forgot = async |body: Value| {
+        let answer = post(&client, "/v1/auth/forgot-password", None, &body).await;
+        (answer.status(), answer.body.clone())
+    };
+    let known = forgot(json!({"username": "ann"})).await;
+    assert_eq!(known, forgot(json!({"username": "nobody"})).await, "the same answer");
+    assert_eq!(known.0, 202);
+    let mails =
+        || std::fs::read_dir(mail.path()).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>();
+    eventually("the mail is written", || async { mails().len() == 1 }).await;
+    let token_in = |file: &std::path::Path| {
+        let text = std::fs::read_to_string(file).unwrap();
+        assert!(text.contains("To: ann@example.org"), "{text}");
+        text.lines().rev().find(|line| line.len() == 43 && !line.contains(' ')).unwrap().to_owned()
+    };
+    let token = token_in(&mails()[0]);
+    let reset = async |token: &str, password: &str| {
+        post(&client, "/v1/auth/reset-password", None, &json!({"token": token, "password": password})).await
+    };
+    assert_eq!(reset(&token, "short").await.json()["code"], "weak_password", "the token is still good");
+    assert_eq!(reset(&token, "another good password").await.status(), 204);
+    assert_eq!(reset(&token, "yet another password").await.json()["code"], "reset_token_invalid");
+    assert_eq!(login(&client, "ann", PASSWORD).await.status(), 401);
+    assert_eq!(login(&client, "ann", "another good password").await.status(), 200);
+    let old = session["access_token"].as_str();
+    assert_eq!(client.get("/v1/auth/sessions", old).await.code(), "token_revoked");
+    let change = json!({"username": "ann", "password": "another good password", "new_password": PASSWORD});
+    assert_eq!(post(&client, "/v1/auth/change-password", None, &change).await.status(), 204);
+    assert_eq!(post(&client, "/v1/auth/change-password", None, &change).await.status(), 401);
+}
+
+#[tokio::test]
+async fn a_name_at_which_too_many_guesses_failed_is_locked_and_nobody_is_told() {
+    let backend = Backend::start(&[
+        ("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__FAILURES", "3"),
+        ("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__DURATION", "1h"),
+    ])
+    .await;
+    let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
+    backend.add_user("root", &["admin"]).await;
+    let ann = backend.add_user("ann", &[]).await;
+    let client = gateway.client();
+    let admin = login(&client, "root", PASSWORD).await.json()["access_token"].as_str().unwrap().to_owned();
+    let body = async |name: &str, password: &str| {
+        let answer = login(&client, name, password).await;
+        let mut problem = answer.json();
+        problem["request_id"] = Value::Null;
+        (answer.status(), problem)
+    };
+    let wrong = body("ann", "wrong").await;
+    for _ in 0..2 {
+        assert_eq!(body("ANN", "wrong").await, wrong);
+        assert_eq!(body("nobody", "wrong").await, wrong, "unknown is the same");
+    }
+    assert_eq!(body("ann", PASSWORD).await, wrong, "locked is the same, however right the password is");
+    let shown = client.get(&format!("/v1/users/{ann}"), Some(&admin)).await.json();
+    assert_eq!(shown["locked"], true);
+    let path = format!("/v1/users/{ann}/unlock");
+    assert_eq!(post(&client, &path, Some(&admin), &json!({})).await.status(), 200);
+    assert_eq!(login(&client, "ann", PASSWORD).await.status(), 200);
+}
+
+#[tokio::test]
+async fn an_unknown_account_takes_as_long_as_a_wrong_password() {
+    let backend = Backend::start(&[("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__FAILURES", "1000000")]).await;
+    let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
+    backend.add_user("ann", &[]).await;
+    let client = gateway.client();
+    let mut took = [Vec::new(), Vec::new()];
+    for turn in 0..120 {
+        for (times, name) in took.iter_mut().zip(["ann", "nobody"]) {
+            let begun = Instant::now();
+            assert_eq!(login(&client, name, "wrong").await.status(), 401);
+            if turn >= 20 {
+                times.push(begun.elapsed());
+            }
+        }
+    }
+    let median = |times: &mut Vec<Duration>| {
+        times.sort_unstable();
+        times[times.len() / 2].as_secs_f64()
+    };
+    let [known, unknown] = took.each_mut().map(median);
+    println!("wrong {:.2} ms, unknown {:.2} ms: ratio {:.3}", known * 1e3, unknown * 1e3, unknown / known);
+    assert!((unknown / known - 1.0).abs() < 0.1, "{known} {unknown}");
+}
+
+#[tokio::test]
+async fn a_password_of_another_system_is_accepted_and_kept_better() {
+    let stack = lenient_stack().await;
+    // `htpasswd -bnBC 10 "" 'correct horse battery'`
+    let bcrypt = "$2y$10$RE5tWKQtyWUNCw/P2MhDou4M2PVdsHirWTs7lCnaZXxq8ntovIb3S";
+    let id = stack.backend.add_user_with_hash("old", bcrypt).await;
+    let client = stack.gateway.client();
+    assert_eq!(login(&client, "old", "wrong").await.status(), 401);
+    assert_eq!(login(&client, "old", PASSWORD).await.status(), 200, "{id}");
+    let bytes = std::fs::read(stack.backend.database().with_extension("db-wal")).unwrap();
+    assert!(bytes.windows(10).any(|ten| ten == b"$argon2id$"), "upgraded");
+    assert_eq!(login(&client, "old", PASSWORD).await.status(), 200);
+}
+
+#[tokio::test]
+async fn an_operator_revokes_tokens_by_id_subject_and_age_for_good() {
+    let stack = lenient_stack().await;
+    let ann = stack.user("ann", &[]).await;
+    let bob = stack.user("bob", &[]).await;
+    let client = stack.gateway.client();
+    let operator = stack.gateway.operator();
+    let code = async |token: &str| {
+        let answer = client.get("/v1/auth/sessions", Some(token)).await;
+        if answer.status() == 200 { "ok".to_owned() } else { answer.code() }
+    };
+    let set = async |method: &str, path: &str, body: &str| {
+        operator.ask(method, &format!("/admin/revocations/{path}"), &[], body.to_owned()).await.status()
+    };
+    let jti = claim(&ann.token, "jti");
+    assert_eq!(set("PUT", &format!("jti/{jti}"), "{\"duration\":\"1h\",\"reason\":\"lost\"}").await, 204);
+    assert_eq!((code(&ann.token).await.as_str(), code(&bob.token).await.as_str()), ("token_revoked", "ok"));
+    let listed = operator.get("/admin/revocations", None).await.json();
+    assert_eq!((&listed["items"][0]["by"], &listed["items"][0]["reason"]), (&json!("jti"), &json!("lost")));
+    assert_eq!(set("DELETE", &format!("jti/{jti}"), "").await, 204);
+    assert_eq!(code(&ann.token).await, "ok");
+    assert_eq!(set("PUT", &format!("sub/{}", bob.id), "").await, 204);
+    assert_eq!((code(&ann.token).await.as_str(), code(&bob.token).await.as_str()), ("ok", "token_revoked"));
+    let issued: u64 = claim(&ann.token, "iat").parse().unwrap();
+    assert_eq!(set("PUT", &format!("iat/{issued}"), "").await, 204);
+    assert_eq!(code(&ann.token).await, "ok", "issued in that second, not before it");
+    assert_eq!(set("PUT", &format!("iat/{}", issued + 1), "").await, 204);
+    assert_eq!(code(&ann.token).await, "token_revoked");
+    for bad in ["iat/yesterday", "kid/1"] {
+        assert_eq!(set("PUT", bad, "").await, 400, "{bad}");
+    }
+}
+
+/// A claim of a token, as text.
+fn claim(token: &str, name: &str) -> String {
+    use base64::Engine as _;
+    let payload = token.split('.').nth(1).unwrap();
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).unwrap();
+    let claims: Value = serde_json::from_slice(&bytes).unwrap();
+    claims[name].as_str().map_or_else(|| claims[name].to_string(), str::to_owned)
+}
+
+#[tokio::test]
+async fn a_batch_is_written_whole_or_not_at_all() {
+    let stack = lenient_stack().await;
+    let (admin, _) = reader(&stack).await;
+    let client = stack.gateway.client();
+    let batch = async |writes: Value| {
+        post(&client, "/v1/collections/notes/batch", Some(&admin.token), &json!({"writes": writes})).await
+    };
+    let made =
+        batch(json!([{"op": "put", "key": "b", "value": {"n": 1}}, {"op": "delete", "key": "a"}])).await;
+    assert_eq!(made.status(), 200, "{:?}", made.body);
+    let tag = made.json()["results"][0]["etag"].clone();
+    assert_eq!(client.get(RECORD, Some(&admin.token)).await.status(), 404);
+    let refused = batch(json!([
+        {"op": "put", "key": "c", "value": 1},
+        {"op": "put", "key": "b", "value": 2, "if_match": tag},
+        {"op": "put", "key": "b", "value": 3, "if_match": tag},
+    ]))
+    .await;
+    assert_eq!((refused.status(), &refused.json()["write"]["index"]), (412, &json!(2)));
+    let kept = client.get("/v1/collections/notes/records", Some(&admin.token)).await.json();
+    assert_eq!(kept["items"].as_array().unwrap().len(), 1);
+    assert_eq!(kept["items"][0]["value"], json!({"n": 1}), "nothing of it stays");
+    let listed = client.get("/v1/collections", Some(&admin.token)).await.json();
+    assert_eq!(listed["items"][0]["name"], "notes");
+}
