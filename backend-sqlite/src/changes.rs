@@ -119,6 +119,8 @@ fn change(row: &rusqlite::Row<'_>) -> rusqlite::Result<Change> {
 pub(crate) struct Since {
     /// What the gateway has taken in; none when it begins.
     revision: Option<i64>,
+    /// Of which run of this program that is a number. The database may have been put back to an earlier state since.
+    run: Option<String>,
     /// Which gateway it is.
     replica: String,
 }
@@ -128,22 +130,25 @@ pub(crate) struct Since {
 pub(crate) struct News {
     /// With this it knows everything up to here.
     revision: i64,
-    /// Whatever it knew before is worth nothing: it begins, or is too far behind, or this is an older database.
+    /// Which run of this program this is.
+    run: String,
+    /// Whatever it knew before is worth nothing: it begins, or is too far behind, or this program has begun anew.
     reset: bool,
     /// What happened since; after a reset, the tokens that are revoked.
     changes: Vec<Change>,
 }
 
-/// `GET /internal/changes?revision=N&replica=ID`: answers at once when there has been a change after N, else within a
+/// `GET /internal/changes?revision=N&run=RUN&replica=ID`: answers at once when there has been a change after N, else within a
 /// second.
 pub(crate) async fn feed(State(app): State<App>, Query(since): Query<Since>) -> Result<Json<News>> {
     let followers = app.database.followers();
     let _following = followers.asks(&since.replica, since.revision.unwrap_or_default());
     let deadline = Instant::now() + PATIENCE;
     let mut commits = followers.commits();
+    let known = since.revision.filter(|_| since.run.as_deref() == Some(followers.run()));
     loop {
-        let known = since.revision;
-        let news = app.database.read(move |session| news_since(session, known)).await?;
+        let run = followers.run().to_owned();
+        let news = app.database.read(move |session| news_since(session, known, run)).await?;
         if news.reset || !news.changes.is_empty() || Instant::now() >= deadline {
             return Ok(Json(news));
         }
@@ -151,21 +156,22 @@ pub(crate) async fn feed(State(app): State<App>, Query(since): Query<Since>) -> 
     }
 }
 
-fn news_since(session: &Session<'_>, known: Option<i64>) -> db::Result<News> {
+fn news_since(session: &Session<'_>, known: Option<i64>, run: String) -> db::Result<News> {
     // INVARIANT: the revision is read before the changes. One that comes between the two is told twice, never missed.
     let last = revision(session)?;
     let Some(known) = known.filter(|known| (last - REMEMBERED..=last).contains(known)) else {
         let changes = session.rows(sql::REVOKED_TOKENS, [now()], change)?;
-        return Ok(News { revision: last, reset: true, changes });
+        return Ok(News { revision: last, run, reset: true, changes });
     };
     let changes = session.rows(sql::CHANGES_AFTER, [known, MOST], change)?;
     let revision = changes.last().map_or(known, |change| change.revision);
-    Ok(News { revision, reset: false, changes })
+    Ok(News { revision, run, reset: false, changes })
 }
 
 /// The gateways that follow the log.
 pub(crate) struct Followers {
     all: Mutex<HashMap<String, Follower>>,
+    run: String,
     commits: watch::Sender<i64>,
     confirmations: watch::Sender<()>,
 }
@@ -179,7 +185,16 @@ struct Follower {
 
 impl Followers {
     pub(crate) fn new() -> Self {
-        Self { all: Mutex::default(), commits: watch::Sender::new(0), confirmations: watch::Sender::new(()) }
+        Self {
+            all: Mutex::default(),
+            run: uuid::Uuid::now_v7().simple().to_string(),
+            commits: watch::Sender::new(0),
+            confirmations: watch::Sender::new(()),
+        }
+    }
+
+    fn run(&self) -> &str {
+        &self.run
     }
 
     fn commits(&self) -> watch::Receiver<i64> {

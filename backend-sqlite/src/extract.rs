@@ -5,6 +5,7 @@ use axum::http::request::Parts;
 use axum::response::IntoResponse as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -27,7 +28,7 @@ const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1_000;
 
 /// `?limit=&cursor=` of a listing.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PageQuery {
     pub(crate) limit: Option<u32>,

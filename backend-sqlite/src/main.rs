@@ -1,6 +1,6 @@
 //! Palisade's persistence backend: accounts, roles, permissions and JSON records on SQLite.
 //!
-//! [`serve`] says what answers where; [`db`] is the only door to SQLite and [`sql`] holds every statement.
+//! [`routes`] says what answers where; [`db`] is the only door to SQLite and [`sql`] holds every statement.
 
 mod accounts;
 mod acl;
@@ -18,6 +18,7 @@ mod lockout;
 mod mail;
 mod metrics;
 mod observe;
+mod openapi;
 mod password;
 mod permissions;
 mod problem;
@@ -25,6 +26,7 @@ mod records;
 mod reset;
 mod resource;
 mod roles;
+mod routes;
 mod serve;
 mod sessions;
 mod sql;

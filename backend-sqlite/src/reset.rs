@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use rusqlite::params;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::accounts::{self, User};
@@ -22,21 +23,21 @@ use crate::totp;
 /// A token to reset a password is good for so long, in seconds.
 const LIFETIME: i64 = 30 * 60;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Forgot {
     username: Option<String>,
     email: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Reset {
     token: String,
     password: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ChangePassword {
     username: String,

@@ -1,6 +1,7 @@
 //! Permissions and resources as they are written: a permission is a word or `*`, a resource a name or a prefix that ends
 //! in `*`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::problem::{Problem, Result};
@@ -16,7 +17,7 @@ pub(crate) fn is_pattern(text: &str) -> bool {
 }
 
 /// A permission on a resource.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Grant {
     pub(crate) permission: String,

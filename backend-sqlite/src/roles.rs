@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use axum::Json;
 use axum::extract::State;
 use rusqlite::params;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -22,13 +23,13 @@ use crate::users::{MOST, NAME, Roles, is_name, too_many, unknown_role};
 /// The role that may do everything; it stays as it is.
 pub(crate) const ADMIN: &str = "admin";
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Grants {
     permissions: Vec<Grant>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Members {
     users: Vec<String>,

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
-use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post, put};
-use axum::{Json, Router, middleware};
+use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -20,14 +18,9 @@ use crate::db::Database;
 use crate::identity::Verifier;
 use crate::mail::Mail;
 use crate::metrics::Metrics;
+use crate::routes::router;
 use crate::tokens::Signer;
-use crate::{
-    acl, api_keys, auth, changes, health, identity, observe, permissions, problem, records, reset, roles,
-    sessions, telemetry, totp, users,
-};
-
-/// The largest body, in bytes; the gateway has its own, smaller or larger.
-const MAX_BODY: usize = 4 * 1024 * 1024;
+use crate::{changes, telemetry};
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -41,89 +34,6 @@ pub(crate) struct App {
     pub(crate) mail: Arc<Mail>,
     pub(crate) verifier: Arc<Option<Verifier>>,
     pub(crate) pool_places: usize,
-}
-
-fn router(app: App) -> Router {
-    let public = Router::new()
-        .route("/.well-known/jwks.json", get(jwks))
-        .route("/health", get(health::ready))
-        .route("/health/live", get(health::live))
-        .route("/health/ready", get(health::ready))
-        .route("/health/startup", get(health::ready))
-        .route("/health/db", get(health::ready))
-        .route("/metrics", get(health::metrics));
-    let behind_gateway = Router::new()
-        .merge(accounts_routes())
-        .merge(permission_routes())
-        .route("/v1/collections", get(records::list_collections))
-        .route("/v1/collections/{collection}", put(records::create_collection))
-        .route("/v1/collections/{collection}/records", get(records::list))
-        .route(
-            "/v1/collections/{collection}/records/{*key}",
-            get(records::read).put(records::write).delete(records::delete),
-        )
-        .route("/v1/collections/{collection}/batch", post(records::batch))
-        .route("/internal/permissions", post(permissions::answer))
-        .route("/internal/api-keys", post(api_keys::verify))
-        .route("/internal/changes", get(changes::feed))
-        .route_layer(middleware::from_fn_with_state(app.clone(), identity::from_gateway));
-    public
-        .merge(behind_gateway)
-        .fallback(async || problem::Problem::not_found("address"))
-        .method_not_allowed_fallback(async || {
-            problem::Problem::new(
-                axum::http::StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "this address does not take this method",
-            )
-        })
-        .layer(middleware::from_fn_with_state(app.clone(), observe::observe))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(app)
-}
-
-/// Who one is: open to everybody, or to oneself.
-fn accounts_routes() -> Router<App> {
-    Router::new()
-        .route("/v1/auth/register", post(auth::register))
-        .route("/v1/auth/login", post(auth::login))
-        .route("/v1/auth/refresh", post(auth::refresh))
-        .route("/v1/auth/logout", post(auth::logout))
-        .route("/v1/auth/forgot-password", post(reset::forgot))
-        .route("/v1/auth/reset-password", post(reset::reset))
-        .route("/v1/auth/change-password", post(reset::change))
-        .route("/v1/auth/totp/enroll", post(totp::enroll))
-        .route("/v1/auth/totp/confirm", post(totp::confirm))
-        .route("/v1/auth/totp/disable", post(totp::disable))
-        .route("/v1/auth/sessions", get(sessions::list).delete(sessions::remove_all))
-        .route("/v1/auth/sessions/{id}", delete(sessions::remove))
-        .route("/v1/api-keys", get(api_keys::list).post(api_keys::create))
-        .route("/v1/api-keys/{id}", delete(api_keys::remove))
-}
-
-/// Who may do what: for administrators.
-fn permission_routes() -> Router<App> {
-    Router::new()
-        .route("/v1/users", get(users::list).post(users::create))
-        .route("/v1/users/{id}", get(users::show))
-        .route("/v1/users/{id}/roles", put(users::set_roles))
-        .route("/v1/users/{id}/permissions", get(permissions::effective))
-        .route("/v1/users/{id}/deactivate", post(users::deactivate))
-        .route("/v1/users/{id}/activate", post(users::activate))
-        .route("/v1/users/{id}/unlock", post(users::unlock))
-        .route("/v1/roles", get(roles::list))
-        .route("/v1/roles/{role}/permissions", get(roles::grants).put(roles::set_grants))
-        .route("/v1/groups", get(roles::list_groups))
-        .route("/v1/groups/{group}", get(roles::show_group).delete(roles::remove_group))
-        .route("/v1/groups/{group}/members", put(roles::set_members))
-        .route("/v1/groups/{group}/roles", put(roles::set_group_roles))
-        .route("/v1/acl", get(acl::list).post(acl::add))
-        .route("/v1/acl/{id}", delete(acl::remove))
-        .route("/v1/permissions/check", post(permissions::check))
-}
-
-async fn jwks(axum::extract::State(app): axum::extract::State<App>) -> Json<jsonwebtoken::jwk::JwkSet> {
-    Json(app.signer.jwks().clone())
 }
 
 /// Serves until SIGTERM or Ctrl-C, then lets requests in flight finish.

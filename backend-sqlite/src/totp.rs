@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use rusqlite::params;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use totp_rs::{Builder, Totp};
@@ -25,7 +26,7 @@ const ISSUER: &str = "Palisade";
 /// Codes that help once when the device is lost.
 const RECOVERY_CODES: usize = 10;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Code {
     code: String,

@@ -4,19 +4,25 @@
 use std::cell::Cell;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use divan::Bencher;
+use divan::{AllocProfiler, Bencher};
 use futures_util::FutureExt as _;
+use gateway::answers::{Answer, Answers, Key};
 use gateway::clock;
+use gateway::feed::Change;
 use gateway::store::local::LocalStore;
 use gateway::store::pots::Pots;
 use ipnet::Ipv4Net;
 use policy::Policy;
+use policy::authorize::PermissionRule;
 use policy::lease::Grant;
 use policy::limits::{Charge, LimitRule};
 use policy::networks::NetworkTable;
+
+#[global_allocator]
+static ALLOCATIONS: AllocProfiler = AllocProfiler::system();
 
 const LIMITS: &str = r#"
 version = 1
@@ -93,6 +99,69 @@ fn block_lookup(bencher: Bencher<'_, '_>, networks: u32) {
     let table = NetworkTable::new((0..networks).map(network), |(), ()| ());
     assert_eq!(table.len(), networks as usize);
     bencher.bench(|| black_box(table.find(IpAddr::V4(Ipv4Addr::from(turn())))));
+}
+
+/// Permission answers that are remembered, with all that a question is made of.
+const QUESTIONS: u32 = 100_000;
+
+#[derive(Clone, Copy)]
+struct Yes;
+
+impl Answer for Yes {
+    fn is_yes(&self) -> bool {
+        true
+    }
+
+    fn touched_by(&self, _: &[u8], _: &Change) -> bool {
+        true
+    }
+}
+
+fn permission_rule() -> PermissionRule {
+    Policy::parse("bench", LIMITS, None).unwrap().permissions
+}
+
+fn question(answers: &Answers<Yes>, number: u32) -> Key {
+    let user = format!("019c0000-0000-7000-8000-{:012x}", number / 20);
+    let resource = format!("collection-{}", number % 20);
+    answers.key(user.as_bytes(), &[user.as_bytes(), b"records:read", resource.as_bytes(), b"read-record"])
+}
+
+fn answered(questions: u32) -> Arc<Answers<Yes>> {
+    let answers = Answers::new(Arc::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        for number in 0..questions {
+            let key = question(&answers, number);
+            answers.ask(&key, QUESTIONS * 2, clock::now(), || async { Some((Yes, 1)) }).await;
+        }
+    });
+    assert_eq!(answers.len(), questions as usize);
+    answers
+}
+
+/// Making the key of a question and finding its answer among many.
+#[divan::bench(min_time = 1, sample_size = 256, threads = [1, 2])]
+fn permission_cached(bencher: Bencher<'_, '_>) {
+    static ANSWERS: LazyLock<Arc<Answers<Yes>>> = LazyLock::new(|| answered(QUESTIONS));
+    let (answers, rule, now) = (&**ANSWERS, permission_rule(), clock::now());
+    // The parts of a question are there already when a request is judged.
+    let users: Vec<String> =
+        (0..QUESTIONS / 20).map(|user| format!("019c0000-0000-7000-8000-{user:012x}")).collect();
+    let resources: Vec<String> = (0..20).map(|number| format!("collection-{number}")).collect();
+    bencher.bench(|| {
+        let number = turn() >> 8;
+        let user = users[(number % (QUESTIONS / 20)) as usize].as_bytes();
+        let resource = resources[(number % 20) as usize].as_bytes();
+        let key = answers.key(user, &[user, b"records:read", resource, b"read-record"]);
+        assert!(black_box(answers.find(&key, &rule, now)).is_some());
+    });
+}
+
+/// What the profiler says of memory, for so many entries.
+#[divan::bench(sample_count = 3, sample_size = 1)]
+fn permission_memory(bencher: Bencher<'_, '_>) {
+    bencher.bench(|| answered(QUESTIONS));
 }
 
 fn main() {

@@ -67,6 +67,9 @@ impl Change {
 pub struct News {
     /// With this everything is known up to here.
     pub revision: i64,
+    /// Of which run of the permission service that is a number.
+    #[serde(default)]
+    pub run: String,
     /// Whatever was known before is worth nothing.
     pub reset: bool,
     /// What happened since; after a reset, the tokens that are revoked.

@@ -28,6 +28,9 @@ use crate::settings::Secrets;
 /// An unknown key causes a fetch at most so often.
 const AT_MOST_ONCE_IN: Duration = Duration::from_secs(10);
 
+/// A source that did not answer is asked again after this.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// For a fetch.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -139,23 +142,25 @@ impl Keys {
 
     /// Fetches the key sets of the policy in force, each in its own rhythm, forever.
     pub async fn keep_fresh(&self, policy: impl Fn() -> Vec<Arc<Issuer>>) {
-        let mut due: HashMap<KeySource, Instant> = HashMap::new();
+        /// When a source was asked last, and whether it answered.
+        type Asked = (Instant, bool);
+        let mut asked: HashMap<KeySource, Asked> = HashMap::new();
         loop {
             if self.changed.swap(false, Ordering::AcqRel) {
                 // Once more, a moment later: for what was verified with the old keys and remembered after they changed.
                 self.generation.fetch_add(1, Ordering::AcqRel);
             }
             let issuers = policy();
-            due.retain(|place, _| issuers.iter().any(|issuer| issuer.keys == *place));
+            asked.retain(|place, _| issuers.iter().any(|issuer| issuer.keys == *place));
             for issuer in issuers {
                 let Some(source) = self.sources.load().get(&issuer.keys).cloned() else { continue };
-                let now = Instant::now();
-                if matches!(issuer.keys, KeySource::Jwks(_))
-                    && due.get(&issuer.keys).is_none_or(|at| *at <= now)
-                {
-                    let fine = self.refresh(&source).await;
-                    let wait = if fine { issuer.refresh } else { issuer.refresh.min(Duration::from_secs(5)) };
-                    due.insert(issuer.keys.clone(), now + wait);
+                let due = |(at, fine): &Asked| {
+                    let wait = if *fine { issuer.refresh } else { issuer.refresh.min(RETRY) };
+                    at.elapsed() >= wait
+                };
+                if matches!(issuer.keys, KeySource::Jwks(_)) && asked.get(&issuer.keys).is_none_or(due) {
+                    let at = Instant::now();
+                    asked.insert(issuer.keys.clone(), (at, self.refresh(&source).await));
                 }
             }
             tokio::time::sleep(Duration::from_millis(500)).await;

@@ -272,14 +272,14 @@ impl Permissions {
         rule: impl Fn() -> Option<PermissionRule>,
         revoke: impl Fn(Vec<Revoked>),
     ) {
-        let (mut failing, mut begun) = (false, false);
+        let (mut failing, mut run) = (false, None);
         loop {
             let Some(rule) = rule() else {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             };
-            match self.next_changes(&rule, begun, &revoke).await {
-                Ok(()) => (failing, begun) = (false, true),
+            match self.next_changes(&rule, run.as_deref(), &revoke).await {
+                Ok(current) => (failing, run) = (false, Some(current)),
                 Err(error) => {
                     if !failing {
                         warn!(error = format!("{error:#}"), "the change feed is away: trust is short");
@@ -299,18 +299,19 @@ impl Permissions {
     async fn next_changes(
         &self,
         rule: &PermissionRule,
-        begun: bool,
+        run: Option<&str>,
         revoke: &impl Fn(Vec<Revoked>),
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<String> {
         let asked_at = clock::now();
-        let news = self.service.changes(&rule.upstream, begun.then(|| self.knowledge.revision())).await?;
+        let known = run.map(|run| (run, self.knowledge.revision()));
+        let news = self.service.changes(&rule.upstream, known).await?;
         self.take_in(&news);
         let revoked: Vec<_> = news.changes.iter().filter_map(Revoked::read).collect();
         if !revoked.is_empty() {
             revoke(revoked);
         }
         self.knowledge.heard(asked_at);
-        Ok(())
+        Ok(news.run)
     }
 
     /// Lets changes count.
@@ -379,10 +380,10 @@ impl Service {
             .ok()
     }
 
-    async fn changes(&self, upstream: &str, after: Option<i64>) -> anyhow::Result<News> {
+    async fn changes(&self, upstream: &str, known: Option<(&str, i64)>) -> anyhow::Result<News> {
         let mut target = format!("/internal/changes?replica={}", self.replica);
-        if let Some(after) = after {
-            target = format!("{target}&revision={after}");
+        if let Some((run, revision)) = known {
+            target = format!("{target}&run={run}&revision={revision}");
         }
         let request = self.signed("GET", &target)?;
         let body = self.send(upstream, request, &target, Vec::new(), FEED_PATIENCE).await?;

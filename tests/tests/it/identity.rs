@@ -493,3 +493,32 @@ async fn a_batch_is_written_whole_or_not_at_all() {
     let listed = client.get("/v1/collections", Some(&admin.token)).await.json();
     assert_eq!(listed["items"][0]["name"], "notes");
 }
+
+#[tokio::test]
+async fn the_api_describes_itself_and_all_of_it_answers_the_gateway_alone() {
+    let stack = lenient_stack().await;
+    let backend = Client::of(stack.backend.address);
+    let api = backend.get("/openapi.json", None).await.json();
+    assert_eq!(api["openapi"].as_str().unwrap().split('.').next(), Some("3"));
+    let mut operations = 0;
+    for (path, item) in api["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap().iter().filter(|(name, _)| *name != "parameters")
+        {
+            assert!(operation["summary"].is_string(), "{method} {path}");
+            let target = path.replace(['{', '}'], "");
+            let answer = backend.ask(&method.to_uppercase(), &target, &[], "").await;
+            assert_eq!(
+                (answer.status(), &answer.json()["code"]),
+                (401, &json!("not_the_gateway")),
+                "{method} {path}"
+            );
+            operations += 1;
+        }
+    }
+    assert!(operations > 40, "{operations}");
+    let login =
+        &api["paths"]["/v1/auth/login"]["post"]["requestBody"]["content"]["application/json"]["schema"];
+    assert_eq!(login["$ref"], "#/components/schemas/Login");
+    let needed = &api["components"]["schemas"]["Login"]["required"];
+    assert_eq!(needed, &json!(["username", "password"]));
+}
