@@ -1,5 +1,6 @@
 //! Real Redis: one server, a master with a Sentinel, a Cluster; each on ports and in a directory of its own.
 
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 
 use tempfile::TempDir;
@@ -8,7 +9,19 @@ use tokio::process::Command;
 use crate::program::Program;
 use crate::{eventually, free_port};
 
-/// A real redis-server.
+/// The server: redis-server, or what `REDIS_SERVER` names, such as valkey-server.
+fn server() -> OsString {
+    std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
+/// Valkey's server, which `VALKEY_SERVER` names; CI requires it.
+pub fn valkey() -> Option<OsString> {
+    let named = std::env::var_os("VALKEY_SERVER");
+    assert!(named.is_some() || std::env::var_os("CI").is_none(), "CI requires VALKEY_SERVER");
+    named
+}
+
+/// A real redis-server, or another that speaks like it.
 pub struct Redis {
     /// The process.
     pub program: Program,
@@ -31,7 +44,17 @@ impl Redis {
 
     /// Starts one with arguments of its own; it listens at `port`.
     pub async fn start_with(port: u16, arguments: &[&str]) -> Self {
-        let mut server = Command::new("redis-server");
+        Self::start_server(&server(), port, arguments).await
+    }
+
+    /// Starts an empty one of another make.
+    pub async fn start_as(server: &OsStr) -> Self {
+        let port = free_port();
+        Self::start_server(server, port, &["--port", &port.to_string(), "--save", ""]).await
+    }
+
+    async fn start_server(server: &OsStr, port: u16, arguments: &[&str]) -> Self {
+        let mut server = Command::new(server);
         let dir = tempfile::tempdir().unwrap();
         server.args(arguments).args(["--bind", "127.0.0.1", "--daemonize", "no", "--dir"]).arg(dir.path());
         let program = Program::start("redis-server", server);

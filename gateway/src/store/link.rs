@@ -178,10 +178,11 @@ async fn open(client: &Client) -> redis::RedisResult<MultiplexedConnection> {
     client.get_multiplexed_async_connection_with_config(&config).await
 }
 
-/// `standalone`, `sentinel` or `cluster`.
+/// `standalone`, `sentinel` or `cluster`. Valkey has another name for the same line.
 async fn mode(connection: &mut MultiplexedConnection) -> redis::RedisResult<String> {
     let about: String = redis::cmd("INFO").arg("server").query_async(connection).await?;
-    let mode = about.lines().find_map(|line| line.strip_prefix("redis_mode:"));
+    let names = ["redis_mode:", "server_mode:"];
+    let mode = about.lines().find_map(|line| names.iter().find_map(|name| line.strip_prefix(name)));
     Ok(mode.unwrap_or("standalone").trim().to_owned())
 }
 

@@ -13,7 +13,7 @@ use policy::Policy;
 use policy::blocks::AutoBlock;
 use policy::limits::{Charge, Charges};
 use tests::eventually;
-use tests::redis::Redis;
+use tests::redis::{Redis, valkey};
 use tokio::sync::mpsc;
 
 const LIMITS: &str = r#"
@@ -158,13 +158,22 @@ async fn the_store_in_process_passes() {
     suite(&LocalStore::default()).await;
 }
 
-#[tokio::test]
-async fn the_store_in_redis_passes() {
-    let redis = Redis::start().await;
-    let places = Places::parse(&redis.url(), None, None).unwrap();
+async fn suite_on(server: Redis) {
+    let places = Places::parse(&server.url(), None, None).unwrap();
     let store = RedisStore::new(places, Metrics::new().unwrap());
     let (sender, _news) = mpsc::channel(1024);
     tokio::spawn(Arc::clone(&store).run(sender));
-    eventually("redis is there", || async { store.is_up() }).await;
+    eventually("the server is there", || async { store.is_up() }).await;
     suite(&*store).await;
+}
+
+#[tokio::test]
+async fn the_store_in_redis_passes() {
+    suite_on(Redis::start().await).await;
+}
+
+#[tokio::test]
+async fn the_store_in_valkey_passes() {
+    let Some(valkey) = valkey() else { return };
+    suite_on(Redis::start_as(&valkey).await).await;
 }
