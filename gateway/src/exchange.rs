@@ -39,6 +39,8 @@ pub struct Exchange {
     /// Read before the request is judged, where a limit counts by a field of it.
     pub(crate) body: Option<Value>,
     pub(crate) max_judged_body: Option<u64>,
+    /// Whether the client came over TLS.
+    pub(crate) encrypted: bool,
     /// Whether it is the handshake of a WebSocket.
     pub(crate) handshake: bool,
     pub(crate) received: u64,
@@ -76,6 +78,7 @@ impl Exchange {
             refusal: None,
             body: None,
             max_judged_body: None,
+            encrypted: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
             handshake: head::is_websocket(header),
             received: 0,
             asked_upstream: None,

@@ -130,7 +130,8 @@ fn forwarded(
     let chain = if behind_proxy { told("x-forwarded-for") } else { Vec::new() };
     let chain = chain.into_iter().chain([peer]).collect::<Vec<_>>().join(", ");
     request.insert_header("x-forwarded-for", chain)?;
-    for (name, ours) in [("x-forwarded-proto", Some("http".to_owned())), ("x-forwarded-host", host(received))]
+    let scheme = if exchange.encrypted { "https" } else { "http" };
+    for (name, ours) in [("x-forwarded-proto", Some(scheme.to_owned())), ("x-forwarded-host", host(received))]
     {
         let kept = told(name).into_iter().next_back().filter(|_| behind_proxy);
         match kept.or(ours) {

@@ -32,7 +32,8 @@ use crate::settings::{Profile, REDIS_PASSWORD, RedisSettings, Secrets, ServerSet
 use crate::store::link::Places;
 use crate::store::redis::RedisStore;
 use crate::upstreams::Upstreams;
-use crate::wire::accept::Door;
+use crate::wire::accept::{Door, Opening};
+use crate::wire::tls::Tls;
 
 /// Connections to upstreams that are kept while nobody uses them, all together.
 const KEPT_CONNECTIONS: usize = 1024;
@@ -133,7 +134,11 @@ pub async fn run(
     options.h2c = true;
     options.h2_idle_timeout = Some(gateway.policy().rules.requests.idle_timeout);
     proxy.server_options = Some(options);
-    let (door, mut all_done) = Door::new(gateway, Arc::new(proxy), stopping);
+    let opening = Opening {
+        proxy_protocol: settings.server.proxy_protocol,
+        tls: Tls::load(&settings.server.tls, gateway.metrics.clone())?,
+    };
+    let (door, mut all_done) = Door::new(gateway, Arc::new(proxy), opening, stopping);
     for listener in listeners {
         info!(listen = %listener.local_addr()?, "data plane");
         tokio::spawn(door.clone().listen(listener));

@@ -58,6 +58,10 @@ pub struct Settings {
 pub struct ServerSettings {
     /// `HOST:PORT`s; the profile's when empty.
     pub listen: Vec<String>,
+    /// TLS towards clients.
+    pub tls: TlsSettings,
+    /// Whether trusted proxies say with the PROXY protocol whose connection it is.
+    pub proxy_protocol: bool,
     /// Worker threads; 0: one a core.
     pub threads: usize,
     /// After SIGTERM: not ready, still accepting.
@@ -66,6 +70,18 @@ pub struct ServerSettings {
     /// For requests in flight.
     #[serde(deserialize_with = "some_duration")]
     pub drain_timeout: Option<Duration>,
+}
+
+/// `server.tls`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsSettings {
+    /// A chain in PEM; empty: no TLS.
+    pub certificate: String,
+    /// Its private key in PEM.
+    pub key: String,
+    /// Authorities in PEM whose certificates clients have to show; empty: they need none.
+    pub client_ca: String,
 }
 
 /// `[admin]`
@@ -267,6 +283,13 @@ impl Settings {
     fn check(self) -> anyhow::Result<Self> {
         if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
             bail!("telemetry.sample_ratio: from 0 to 1 (got {})", self.telemetry.sample_ratio);
+        }
+        let TlsSettings { certificate, key, client_ca } = &self.server.tls;
+        if certificate.is_empty() != key.is_empty() {
+            bail!("server.tls: certificate and key, both or none");
+        }
+        if certificate.is_empty() && !client_ca.is_empty() {
+            bail!("server.tls.client_ca: needs certificate and key");
         }
         for (name, upstream) in &self.upstreams {
             if upstream.addresses.is_empty() {

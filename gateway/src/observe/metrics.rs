@@ -80,6 +80,7 @@ metrics! {
     policy_info: IntGaugeVec = "policy_info" ["sha256"] "1 for the policy in force.";
     policy_reloads: IntCounterVec = "policy_reloads_total" ["result"] "Policies read.";
     policy_last_reload: IntGauge = "policy_last_reload_timestamp_seconds" "When a policy last came into force.";
+    tls_reloads: IntCounterVec = "tls_reloads_total" ["result"] "Certificates read.";
     connections: IntGauge = "connections_open" "Client connections.";
     access_log_dropped: IntCounter = "access_log_dropped_total" "Lines not written, because the writer was behind.";
 }

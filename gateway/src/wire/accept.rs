@@ -22,6 +22,9 @@ use tracing::{debug, warn};
 use super::connection::Connection;
 use super::head::{self, Framing, Head};
 use super::places::Places;
+use super::proxy_protocol;
+use super::socket::Socket;
+use super::tls::Tls;
 use crate::answer;
 use crate::gateway::Gateway;
 use crate::proxy::Proxy;
@@ -41,10 +44,34 @@ pub struct Door {
     gateway: Arc<Gateway>,
     proxy: Arc<HttpProxy<Proxy>>,
     places: Places,
+    opening: Arc<Opening>,
     shutdown: watch::Receiver<bool>,
     /// Held by every connection; when the last one is dropped, all are done.
     #[expect(dead_code, reason = "it is there to be dropped")]
     open: mpsc::Sender<()>,
+}
+
+/// What comes before the first request.
+pub struct Opening {
+    /// Whether trusted proxies say whose connection it is.
+    pub proxy_protocol: bool,
+    /// TLS, where there is a certificate.
+    pub tls: Option<Arc<Tls>>,
+}
+
+impl Opening {
+    /// Whose connection it is: a trusted balancer may say so.
+    async fn name(&self, socket: &mut TcpStream, peer: SocketAddr, trusted: bool) -> io::Result<SocketAddr> {
+        let named = if self.proxy_protocol && trusted { proxy_protocol::read(socket).await? } else { None };
+        Ok(named.unwrap_or(peer))
+    }
+
+    async fn secure(&self, socket: TcpStream) -> io::Result<Socket> {
+        Ok(match &self.tls {
+            None => Socket::Plain(socket),
+            Some(tls) => Socket::Tls(Box::new(tls.accept(socket).await?)),
+        })
+    }
 }
 
 impl Door {
@@ -52,10 +79,14 @@ impl Door {
     pub fn new(
         gateway: Arc<Gateway>,
         proxy: Arc<HttpProxy<Proxy>>,
+        opening: Opening,
         shutdown: watch::Receiver<bool>,
     ) -> (Self, mpsc::Receiver<()>) {
         let (open, all_done) = mpsc::channel(1);
-        (Self { gateway, proxy, places: Places::default(), shutdown, open }, all_done)
+        (
+            Self { gateway, proxy, places: Places::default(), opening: Arc::new(opening), shutdown, open },
+            all_done,
+        )
     }
 
     /// Accepts until shutdown.
@@ -83,21 +114,34 @@ impl Door {
         }
     }
 
-    async fn serve(self, socket: TcpStream, peer: SocketAddr) {
-        let address = peer.ip().to_canonical();
+    async fn serve(self, mut socket: TcpStream, peer: SocketAddr) {
         let _ = socket.set_nodelay(true);
         let policy = self.gateway.policy();
-        let most = policy.rules.requests.max_connections;
+        let requests = policy.rules.requests;
+        // Whoever is slow at what comes before the first header is not waited for longer than for that.
+        let deadline = Instant::now() + requests.header_timeout;
+        let trusted = policy.rules.client.trusts(peer.ip().to_canonical());
+        let named = timeout_at(deadline, self.opening.name(&mut socket, peer, trusted)).await;
+        let Ok(Ok(peer)) = named else {
+            debug!(%peer, "a trusted proxy began its connection with no PROXY header");
+            return;
+        };
+        let address = peer.ip().to_canonical();
         // A trusted proxy brings the connections of many clients.
-        let most = if policy.rules.client.trusts(address) { u32::MAX } else { most };
+        let most = if policy.rules.client.trusts(address) { u32::MAX } else { requests.max_connections };
         let client = policy.rules.client.network(address);
         drop(policy);
+        let place = self.places.take(client, most);
+        if place.is_none() && self.opening.tls.is_some() {
+            return; // a handshake is what we would be kept busy with
+        }
+        let Ok(Ok(socket)) = timeout_at(deadline, self.opening.secure(socket)).await else { return };
         let connection = Box::new(Connection::new(socket, peer));
-        let Some(_place) = self.places.take(client, most) else {
+        if place.is_none() {
             let detail = format!("this address holds {most} connections already");
             refuse(&self, connection, &Refusal::new(Stage::Accept, Code::TooManyConnections, detail)).await;
             return;
-        };
+        }
         self.gateway.metrics.connections.inc();
         if let Err(error) = self.requests(connection).await {
             debug!(%error, "connection ended");
@@ -123,7 +167,7 @@ impl Door {
                     head
                 }
                 Read::Http2 => {
-                    connection.open();
+                    connection.open_http2();
                     let stream: Stream = connection;
                     self.proxy.process_new(stream, &self.shutdown).await;
                     return Ok(());

@@ -13,16 +13,17 @@ use async_trait::async_trait;
 use bytes::{Buf as _, BytesMut};
 use parking_lot::Mutex;
 use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
     UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::body::{BodyFault, Gate};
 use super::head::{Framing, Head};
+use super::socket::Socket;
 
 /// Bytes taken from the socket at a time, and answers gathered before they are sent. Neither buffer outlives its use:
 /// an idle connection holds none.
@@ -35,7 +36,7 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Connection {
     /// Gone only in `drop`.
-    socket: Option<TcpStream>,
+    socket: Option<Socket>,
     digest: Arc<SocketDigest>,
     /// Read from the socket, not yet let through.
     pub(super) inbox: BytesMut,
@@ -50,10 +51,11 @@ pub struct Connection {
     waits_for_client: AtomicBool,
     /// Written, not yet sent.
     answer: BytesMut,
+    is_http2: bool,
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream, peer: SocketAddr) -> Self {
+    pub(super) fn new(socket: Socket, peer: SocketAddr) -> Self {
         use std::os::fd::AsRawFd as _;
         let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
         // pingora would ask the socket later, and one that was reset does not know any more.
@@ -70,6 +72,7 @@ impl Connection {
             alarm: None,
             waits_for_client: AtomicBool::new(false),
             answer: BytesMut::new(),
+            is_http2: false,
         }
     }
 
@@ -109,6 +112,12 @@ impl Connection {
         Gate::new(head.framing, overhead).pass(&mut body, &mut BytesMut::new(), usize::MAX).err()
     }
 
+    /// From now on it speaks HTTP/2.
+    pub(super) fn open_http2(&mut self) {
+        self.open();
+        self.is_http2 = true;
+    }
+
     /// From now on every byte passes.
     pub(super) fn open(&mut self) {
         self.gate = Gate::Open;
@@ -140,7 +149,7 @@ impl Connection {
         *self.waits_for_client.get_mut() = false;
     }
 
-    fn socket(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+    fn socket(&mut self) -> io::Result<Pin<&mut Socket>> {
         self.socket.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
@@ -164,7 +173,10 @@ impl Connection {
             self.answer.advance(sent);
         }
         self.answer = BytesMut::new();
-        Poll::Ready(Ok(()))
+        match &mut self.socket {
+            Some(socket) if socket.is_encrypted() => Pin::new(socket).poll_flush(cx),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 }
 
@@ -264,11 +276,22 @@ impl Shutdown for Connection {
 impl UniqueID for Connection {
     fn id(&self) -> UniqueIDType {
         use std::os::fd::AsRawFd as _;
-        self.socket.as_ref().map_or(-1, TcpStream::as_raw_fd)
+        self.socket.as_ref().map_or(-1, Socket::as_raw_fd)
     }
 }
 
-impl Ssl for Connection {}
+impl Ssl for Connection {
+    /// Says that there is TLS; nobody asks for more.
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        let encrypted = self.socket.as_ref().is_some_and(Socket::is_encrypted);
+        encrypted.then(|| Arc::new(SslDigest::new("", "", None, None, Vec::new())))
+    }
+
+    /// Over TLS pingora does not look for the preface of HTTP/2, but asks what was agreed on.
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.is_http2.then_some(ALPN::H2)
+    }
+}
 
 #[async_trait]
 impl Peek for Connection {

@@ -11,3 +11,6 @@ pub mod body;
 pub mod connection;
 pub mod head;
 mod places;
+mod proxy_protocol;
+mod socket;
+pub mod tls;

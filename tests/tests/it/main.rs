@@ -12,6 +12,7 @@ mod reload;
 mod replicas;
 mod startup;
 mod stores;
+mod tls;
 mod tokens;
 mod trace;
 mod wire;
