@@ -44,6 +44,10 @@ pub struct Exchange {
     /// Whether it is the handshake of a WebSocket.
     pub(crate) handshake: bool,
     pub(crate) received: u64,
+    /// How often it was sent to the upstream, and how long to wait before it is sent again.
+    pub(crate) tries: u32,
+    pub(crate) first_try: Option<Instant>,
+    pub(crate) next_try_in: Option<Duration>,
     pub(crate) asked_upstream: Option<Instant>,
     pub(crate) upstream_time: Duration,
     pub(crate) outcome: Option<Outcome>,
@@ -81,6 +85,9 @@ impl Exchange {
             encrypted: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
             handshake: head::is_websocket(header),
             received: 0,
+            tries: 0,
+            first_try: None,
+            next_try_in: None,
             asked_upstream: None,
             upstream_time: Duration::ZERO,
             outcome: None,
@@ -193,6 +200,14 @@ impl Exchange {
         route.map_or(self.rules().requests.upstream_timeout, |span| span.0)
     }
 
+    /// For one try: all of them together have the upstream's time.
+    pub(crate) fn try_timeout(&self) -> Duration {
+        let rule = self.admission.as_ref().and_then(|admission| admission.route.retry.as_ref());
+        let most = rule.and_then(|rule| rule.try_timeout).unwrap_or(Duration::MAX);
+        let gone = self.first_try.map(|first| first.elapsed()).unwrap_or_default();
+        self.upstream_timeout().saturating_sub(gone).min(most).max(Duration::from_millis(1))
+    }
+
     pub(crate) fn body_too_large(&self) -> Refusal {
         let detail = format!("a body here has at most {} bytes", self.max_body());
         Refusal::new(Stage::Forward, Code::BodyTooLarge, detail)
@@ -207,8 +222,8 @@ impl Exchange {
 }
 
 /// The fields of a header, as the specification reads them.
-type Fields<'h> = SmallVec<[(&'h str, &'h [u8]); 32]>;
+pub(crate) type Fields<'h> = SmallVec<[(&'h str, &'h [u8]); 32]>;
 
-fn fields_of(header: &RequestHeader) -> Fields<'_> {
+pub(crate) fn fields_of(header: &RequestHeader) -> Fields<'_> {
     header.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect()
 }

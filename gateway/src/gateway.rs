@@ -30,6 +30,7 @@ use crate::observe::audit::{Actor, AuditLog, Entry};
 use crate::observe::metrics::Metrics;
 use crate::permissions::{Permissions, Revoked};
 use crate::reload::Loaded;
+use crate::retries::Budgets;
 use crate::revocations::{self, Revocations};
 use crate::store::local::LocalStore;
 use crate::store::redis::{News, RedisStore};
@@ -60,6 +61,8 @@ pub struct Gateway {
     save_soon: Notify,
     /// The breakers of this replica.
     pub breakers: Breakers,
+    /// What may be tried again.
+    pub retry_budgets: Budgets,
     /// What can be counted.
     pub metrics: Metrics,
     /// Who changed what.
@@ -96,6 +99,7 @@ impl Gateway {
             permissions,
             save_soon: Notify::new(),
             breakers: Breakers::new(metrics.clone()),
+            retry_budgets: Budgets::default(),
             metrics,
             audit,
             usage: Usage::default(),

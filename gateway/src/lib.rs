@@ -5,6 +5,7 @@
 //! that replicas share is in [`store`].
 
 pub mod admin;
+mod again;
 pub mod answer;
 pub mod answers;
 pub mod assertion;
@@ -28,6 +29,7 @@ pub mod overrides;
 pub mod permissions;
 pub mod proxy;
 pub mod reload;
+pub mod retries;
 pub mod revocations;
 pub mod run;
 pub mod settings;

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::Version;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorType, Result};
+use pingora_core::{Error, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use policy::authorize::Permission;
@@ -18,6 +18,7 @@ use policy::pipeline::settle;
 use policy::refusal::Refusal;
 use tracing::{debug, error};
 
+use crate::again::{retry_after, try_again};
 use crate::answer;
 use crate::assertion::Signer;
 use crate::clock;
@@ -38,6 +39,9 @@ const QUIET_TUNNEL: Duration = Duration::from_hours(1);
 
 /// The largest body that is kept before it is sent; pingora keeps no more.
 const KEPT_BODY: u64 = 64 * 1024;
+
+/// The answer will not do, and the request is sent again.
+const SENT_AGAIN: ErrorType = ErrorType::new("SentAgain");
 
 /// The proxy: what all requests share.
 pub struct Proxy {
@@ -138,8 +142,13 @@ impl ProxyHttp for Proxy {
         let exchange = ctx.as_mut().ok_or_else(|| internal("no exchange".to_owned()))?;
         let route = exchange.admission.as_ref().map(|admission| Arc::clone(&admission.route));
         let route = route.ok_or_else(|| internal("not admitted".to_owned()))?;
-        exchange.received = 0; // a retry sends the body again
-        let mut peer = self.upstreams.peer(&route.upstream, exchange.upstream_timeout()).await;
+        if let Some(wait) = exchange.begin_try() {
+            tokio::time::sleep(wait).await;
+        }
+        if let Some(rule) = route.retry.as_deref().filter(|_| exchange.tries == 1) {
+            self.gateway.retry_budgets.pay_in(&route.upstream, rule);
+        }
+        let mut peer = self.upstreams.peer(&route.upstream, exchange.try_timeout()).await;
         if let Ok(peer) = &mut peer
             && exchange.handshake
         {
@@ -180,6 +189,9 @@ impl ProxyHttp for Proxy {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
         let outcome = Outcome::Answered(response.status.as_u16());
+        if try_again(&self.gateway, session, exchange, outcome, retry_after(response)) {
+            return Err(Error::new_up(SENT_AGAIN));
+        }
         exchange.outcome = Some(outcome);
         if let Some(admission) = &mut exchange.admission {
             admission.pass.settle_early(outcome, clock::now());
@@ -206,6 +218,54 @@ impl ProxyHttp for Proxy {
             session.set_keepalive(None);
         }
         Ok(())
+    }
+
+    fn fail_to_connect(
+        &self,
+        session: &mut Session,
+        _: &HttpPeer,
+        ctx: &mut Self::CTX,
+        mut fault: Box<Error>,
+    ) -> Box<Error> {
+        let again = ctx.as_mut().is_some_and(|exchange| {
+            exchange.upstream_is_done();
+            let outcome = if *fault.etype() == ErrorType::ConnectTimedout {
+                Outcome::TimedOut
+            } else {
+                Outcome::Unreachable
+            };
+            try_again(&self.gateway, session, exchange, outcome, None)
+        });
+        fault.set_retry(again);
+        fault
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut fault: Box<Error>,
+        ctx: &mut Self::CTX,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let Some(exchange) = ctx else { return fault };
+        if *fault.etype() == SENT_AGAIN {
+            exchange.upstream_is_done();
+            fault.set_retry(true);
+            return fault;
+        }
+        // A kept connection that was closed meanwhile is nobody's failure: the request goes over another one.
+        let dead = matches!(fault.retry, RetryType::ReusedOnly) && client_reused && exchange.tries == 1;
+        let repeatable =
+            session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+        let outcome = understand(session, &fault).map(|(_, outcome)| outcome);
+        let again = (dead && repeatable)
+            || outcome.is_some_and(|outcome| {
+                exchange.upstream_is_done();
+                try_again(&self.gateway, session, exchange, outcome, None)
+            });
+        fault.set_retry(again);
+        fault
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, fault: &Error, ctx: &mut Self::CTX) -> FailToProxy {

@@ -38,9 +38,8 @@ use crate::wire::tls::Tls;
 /// Connections to upstreams that are kept while nobody uses them, all together.
 const KEPT_CONNECTIONS: usize = 1024;
 
-/// Tries for a request whose kept connection turns out to be dead; one that was sent is sent again only where its
-/// method is idempotent.
-const TRIES: usize = 2;
+/// The most tries that a policy may want; whether there is another one is decided for each, in `proxy.rs`.
+const TRIES: usize = policy::retry::MOST_ATTEMPTS as usize;
 
 /// Serves until SIGTERM or Ctrl-C.
 pub async fn run(

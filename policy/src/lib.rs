@@ -27,6 +27,7 @@ mod policy;
 pub mod refusal;
 pub mod request;
 pub mod requests;
+pub mod retry;
 pub mod routes;
 pub mod simulation;
 mod spending;

@@ -17,6 +17,7 @@ use crate::limits::{Counts, LimitRule};
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::requests::RequestRule;
+use crate::retry::RetryRule;
 use crate::routes::{self, Pattern, RequiredPermission, Route, Routes, Template};
 use crate::units::Bytes;
 
@@ -74,6 +75,7 @@ impl Policy {
             limits: LimitRule::read_all(root),
             issuers: Issuer::read_all(root),
             breakers: BreakerRule::read_all(root),
+            retries: RetryRule::read_all(root),
             upstreams,
         };
         for name in names.breakers.keys() {
@@ -159,6 +161,7 @@ struct Names<'a> {
     limits: HashMap<String, Arc<LimitRule>>,
     issuers: HashMap<String, Arc<Issuer>>,
     breakers: HashMap<String, Arc<BreakerRule>>,
+    retries: HashMap<String, Arc<RetryRule>>,
     upstreams: Option<&'a [String]>,
 }
 
@@ -257,6 +260,13 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
         );
         section.fault("max_body", message);
     }
+    let retry = resolve(
+        &section,
+        "retry",
+        "[retries] rule",
+        &names.retries,
+        section.get("retry").into_iter().collect(),
+    );
     let (max_body, upstream_timeout) = (section.get("max_body"), section.get("upstream_timeout"));
     let request_timeout = section.get("request_timeout");
     if let (Some(name), Some(pattern), Some(upstream)) = (name, pattern, upstream) {
@@ -275,6 +285,7 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
             api_keys,
             roles,
             permission,
+            retry: retry.into_iter().next(),
             counts_failed_logins,
             max_body,
             upstream_timeout,

@@ -15,6 +15,7 @@ use crate::limits::LimitRule;
 use crate::path::{self, EncodedSlash};
 use crate::refusal::{Code, Refusal};
 use crate::request::Request;
+use crate::retry::RetryRule;
 use crate::stage::Stage;
 use crate::units::{Bytes, Span};
 
@@ -43,6 +44,8 @@ pub struct Route {
     pub permission: Option<RequiredPermission>,
     /// The breaker of its upstream.
     pub breaker: Option<Arc<BreakerRule>>,
+    /// How its requests are tried again.
+    pub retry: Option<Arc<RetryRule>>,
     /// The answers that count as failed logins.
     pub counts_failed_logins: Vec<u32>,
     /// Its own `max_body`.
@@ -313,6 +316,7 @@ mod tests {
             roles: Vec::new(),
             permission: None,
             breaker: None,
+            retry: None,
             counts_failed_logins: Vec::new(),
             max_body: None,
             upstream_timeout: None,

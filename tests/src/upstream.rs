@@ -20,18 +20,24 @@ pub struct RawUpstream {
 impl RawUpstream {
     /// Answers each connection's first header with `script`, then reads on, and echoes where `echo` says so.
     pub async fn start(script: Script, echo: bool) -> Self {
+        Self::start_each(vec![script], echo).await
+    }
+
+    /// Answers the first connection with the first script, and so on; those beyond the last one with the last.
+    pub async fn start_each(scripts: Vec<Script>, echo: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
         let all = Arc::clone(&heard);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let (all, script) = (Arc::clone(&all), script.clone());
+                let all = Arc::clone(&all);
                 let number = {
                     let mut all = all.lock().unwrap();
                     all.push(Vec::new());
                     all.len() - 1
                 };
+                let script = scripts[number.min(scripts.len() - 1)].clone();
                 tokio::spawn(async move {
                     let (mut piece, mut answered) = ([0; 8192], false);
                     while let Ok(count @ 1..) = stream.read(&mut piece).await {

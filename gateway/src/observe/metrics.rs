@@ -73,6 +73,7 @@ metrics! {
     breaker_state: IntGaugeVec = "circuit_breaker_state" ["breaker"] "0 closed, 1 open, 2 half-open.";
     breaker_error_rate: GaugeVec = "circuit_breaker_error_rate" ["breaker"] "Share of failures in the window.";
     breaker_transitions: IntCounterVec = "circuit_breaker_transitions_total" ["breaker", "from", "to"] "Moves.";
+    retries: IntCounterVec = "retries_total" ["upstream", "outcome"] "Further tries: made, and why there was none.";
     redis_up: IntGauge = "redis_up" "1 while Redis answers.";
     replicas: IntGauge = "replicas" "Gateways that share Redis, as this one last saw them.";
     redis_round_trip: Histogram = "redis_round_trip_seconds" "One exchange with Redis.";

@@ -10,6 +10,7 @@ mod main_job;
 mod permissions;
 mod reload;
 mod replicas;
+mod retries;
 mod startup;
 mod stores;
 mod tls;

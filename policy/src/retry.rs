@@ -1,0 +1,182 @@
+//! Retries: a request that failed for the upstream's sake is tried again, where that is safe and worth it.
+//!
+//! Safe are the idempotent methods (RFC 9110, 9.2.2) and whatever carries an `Idempotency-Key`, and only while the client
+//! has been sent nothing. Worth it are connections that fail, tries that take too long, and `statuses`; `Retry-After` is
+//! honoured, and one that asks for more than `max` ends the trying. The waits grow as `backoff` says, with full jitter
+//! (Brooker, "Exponential Backoff And Jitter"), and all tries together may add at most `budget` of the load.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backoff::Backoff;
+use crate::breaker::Outcome;
+use crate::document::Section;
+use crate::from_toml_str;
+use crate::request::Headers;
+use crate::units::Span;
+
+/// The most tries of one request.
+pub const MOST_ATTEMPTS: u32 = 10;
+
+/// How waits grow from try to try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// They stay `base`.
+    Fixed,
+    /// They grow by `base`.
+    Linear,
+    /// They double.
+    Exponential,
+}
+
+impl FromStr for Growth {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "fixed" => Ok(Self::Fixed),
+            "linear" => Ok(Self::Linear),
+            "exponential" => Ok(Self::Exponential),
+            _ => Err("fixed, linear or exponential"),
+        }
+    }
+}
+
+from_toml_str!(Growth);
+
+/// `[retries.NAME]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetryRule {
+    /// The name in the policy.
+    pub name: Arc<str>,
+    /// Tries of one request, the first included.
+    pub attempts: u32,
+    /// How the waits grow.
+    pub backoff: Growth,
+    /// The first wait.
+    pub base: Duration,
+    /// The longest wait.
+    pub max: Duration,
+    /// Whether a wait is a random part of what it could be.
+    pub jitter: bool,
+    /// The share of load that retries may add, from 0 to 1.
+    pub budget: f64,
+    /// For each try; the route's `upstream_timeout` bounds them all together.
+    pub try_timeout: Option<Duration>,
+    /// Answers that are worth another try.
+    pub statuses: Vec<u32>,
+}
+
+impl RetryRule {
+    pub(crate) fn read_all(root: &Section<'_>) -> HashMap<String, Arc<Self>> {
+        let sections = root.named_sections("retries");
+        sections
+            .into_iter()
+            .map(|(name, section)| (name.clone(), Arc::new(Self::read(&name, section))))
+            .collect()
+    }
+
+    fn read(name: &str, section: Section<'_>) -> Self {
+        let attempts = section.get_checked("attempts", 3, |attempts| {
+            let fault = || format!("from 1 to {MOST_ATTEMPTS} (got {attempts})");
+            (1..=MOST_ATTEMPTS).contains(attempts).then_some(()).ok_or_else(fault)
+        });
+        let share = |budget: &f64| {
+            (0.0..=1.0).contains(budget).then_some(()).ok_or(format!("from 0 to 1 (got {budget})"))
+        };
+        let rule = Self {
+            name: name.into(),
+            attempts,
+            backoff: section.get_or("backoff", Growth::Exponential),
+            base: section.get_or("base", Span(Duration::from_millis(100))).0,
+            max: section.get_or("max", Span(Duration::from_secs(2))).0,
+            jitter: section.get_or("jitter", true),
+            budget: section.get_checked("budget", 0.2, share),
+            try_timeout: section.get::<Span>("try_timeout").map(|span| span.0),
+            statuses: section.get_or("statuses", vec![502, 503, 504]),
+        };
+        section.finish();
+        rule
+    }
+
+    /// How long to wait before the next try, after `tried` of them; `None` when this was the last. `chance` is uniform in
+    /// `0.0..1.0`, `retry_after` what the upstream asks for.
+    pub fn again(
+        &self,
+        tried: u32,
+        outcome: Outcome,
+        retry_after: Option<Duration>,
+        chance: f64,
+    ) -> Option<Duration> {
+        let worth_it = match outcome {
+            Outcome::Answered(status) => self.statuses.contains(&u32::from(status)),
+            Outcome::Unreachable | Outcome::TimedOut => true,
+            Outcome::ClientLeft => false,
+        };
+        let asked_for = retry_after.unwrap_or_default();
+        if !worth_it || tried >= self.attempts || asked_for > self.max {
+            return None;
+        }
+        let cap = match self.backoff {
+            Growth::Fixed => self.base,
+            Growth::Linear => self.base.saturating_mul(tried),
+            Growth::Exponential => Backoff { base: self.base, max: self.max }.cap(tried),
+        };
+        let cap = cap.min(self.max);
+        let wait = if self.jitter { cap.mul_f64(chance.clamp(0.0, 1.0)) } else { cap };
+        Some(wait.max(asked_for))
+    }
+}
+
+/// Whether sending a request twice does what sending it once does.
+pub fn is_repeatable(method: &str, headers: Headers<'_>) -> bool {
+    matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE")
+        || headers.first("idempotency-key").is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(backoff: Growth) -> RetryRule {
+        RetryRule {
+            name: "default".into(),
+            attempts: 4,
+            backoff,
+            base: Duration::from_millis(100),
+            max: Duration::from_millis(250),
+            jitter: false,
+            budget: 0.2,
+            try_timeout: None,
+            statuses: vec![503],
+        }
+    }
+
+    #[test]
+    fn waits_grow_as_they_should_and_end() {
+        let waits = |growth| -> Vec<_> {
+            let again = |tried| rule(growth).again(tried, Outcome::Unreachable, None, 0.5);
+            (1..=4).map(|tried| again(tried).map(|wait| wait.as_millis())).collect()
+        };
+        assert_eq!(waits(Growth::Fixed), [Some(100), Some(100), Some(100), None]);
+        assert_eq!(waits(Growth::Linear), [Some(100), Some(200), Some(250), None]);
+        assert_eq!(waits(Growth::Exponential), [Some(100), Some(200), Some(250), None]);
+        let jittered = RetryRule { jitter: true, ..rule(Growth::Fixed) };
+        assert_eq!(jittered.again(1, Outcome::TimedOut, None, 0.5), Some(Duration::from_millis(50)));
+    }
+
+    #[test]
+    fn only_what_may_get_better_is_tried_again_and_not_before_it_is_wanted() {
+        let rule = rule(Growth::Fixed);
+        let again = |outcome, after| rule.again(1, outcome, after, 0.0);
+        assert!(again(Outcome::Answered(503), None).is_some());
+        assert!(again(Outcome::Answered(500), None).is_none() && again(Outcome::ClientLeft, None).is_none());
+        let soon = Duration::from_millis(200);
+        assert_eq!(again(Outcome::Answered(503), Some(soon)), Some(soon));
+        assert_eq!(again(Outcome::Answered(503), Some(Duration::from_secs(9))), None);
+        assert!(is_repeatable("PUT", Headers::default()) && !is_repeatable("POST", Headers::default()));
+        assert!(is_repeatable("POST", Headers::new(&[("Idempotency-Key", b"k")])));
+    }
+}
