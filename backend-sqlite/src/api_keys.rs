@@ -55,18 +55,20 @@ pub(crate) async fn create(
             "a name has 1 to 128 bytes and no control characters",
         ));
     }
-    let scopes = new.scopes.unwrap_or_default();
-    if scopes.len() > MOST {
-        return Err(Problem::unprocessable("too_many", format!("at most {MOST} scopes")));
+    if let Some(scopes) = &new.scopes {
+        if scopes.is_empty() || scopes.len() > MOST {
+            let detail = format!("from 1 to {MOST} scopes; without any, leave `scopes` out");
+            return Err(Problem::unprocessable("invalid_scopes", detail));
+        }
+        scopes.iter().try_for_each(Grant::check)?;
     }
-    scopes.iter().try_for_each(Grant::check)?;
     let expires_at = new.expires_in.as_deref().map(end_of).transpose()?;
     let key = format!("{PREFIX}{}", random_token().map_err(internal)?);
     let (id, hash, hint) = (uuid::Uuid::now_v7().to_string(), fingerprint(&key), key[..HINT].to_owned());
     let shown = json!({
-        "id": id, "key": key, "name": new.name, "scopes": scopes, "expires_at": expires_at,
+        "id": id, "key": key, "name": new.name, "scopes": new.scopes, "expires_at": expires_at,
     });
-    let kept = (!scopes.is_empty()).then(|| json!(scopes).to_string());
+    let kept = new.scopes.map(|scopes| json!(scopes).to_string());
     let made = app.database.write(move |session| {
         if session.rows(sql::API_KEYS_OF_USER, [&user.id], |_| Ok(()))?.len() >= MOST {
             return Ok(Err(Problem::new(
@@ -95,8 +97,11 @@ fn end_of(text: &str) -> Result<i64> {
     Ok(now().saturating_add(seconds(lasts)))
 }
 
-fn scopes(text: Option<String>) -> Value {
-    text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(|| json!([]))
+/// The scopes of a key as they are kept: an empty list where it has no limit, `None` when they cannot be read.
+fn scopes(text: Option<String>) -> Option<Vec<Grant>> {
+    text.map_or(Some(Vec::new()), |text| {
+        serde_json::from_str(&text).ok().filter(|all: &Vec<Grant>| !all.is_empty())
+    })
 }
 
 /// `GET /v1/api-keys`: one's own, without the keys themselves.
@@ -154,7 +159,7 @@ struct Key {
     user: String,
     roles: Vec<String>,
     groups: Vec<String>,
-    scopes: Value,
+    scopes: Vec<Grant>,
     expires_at: Option<i64>,
 }
 
@@ -179,8 +184,9 @@ pub(crate) async fn verify(
         };
         let all = permissions::all_roles(session, &owner)?;
         let roles = permissions::counting_roles(&all, &user, &settings.require_totp_for);
+        let Some(scopes) = scopes(kept) else { return Ok(Holder { revision, key: None }) };
         let groups = permissions::groups(session, &owner)?;
-        let key = Key { id, user: owner, roles, groups, scopes: scopes(kept), expires_at };
+        let key = Key { id, user: owner, roles, groups, scopes, expires_at };
         Ok(Holder { revision, key: Some(key) })
     });
     Ok(Json(holder.await?))

@@ -14,13 +14,13 @@ use crate::db::{Result as DbResult, Session};
 use crate::extract::Body;
 use crate::identity::Caller;
 use crate::lockout;
-use crate::password::{self, Verdict};
+use crate::password;
 use crate::permissions;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
-use crate::sessions::{self, Origin};
+use crate::sessions;
 use crate::sql;
-use crate::tokens::{NewPair, now, seconds};
+use crate::tokens::NewPair;
 use crate::totp;
 use crate::users::{NAME, check_email, created, is_name};
 
@@ -71,13 +71,27 @@ pub(crate) async fn register(State(app): State<App>, Body(new): Body<Register>) 
     created(added, &new.username)
 }
 
-/// What a login came to.
-enum Outcome {
-    /// A session began; the account's roles, and whether one of them waits for a second factor.
-    Begun(Standing),
-    Refused,
+/// What somebody's password and second factor prove.
+pub(crate) enum Proven {
+    /// It is this account's owner.
+    Yes(User),
+    No,
+    /// The password is right, and the second factor is missing.
     TotpRequired,
-    PasswordExpired,
+}
+
+impl Proven {
+    /// What is said to whoever proved nothing.
+    pub(crate) fn refusal(&self) -> Problem {
+        match self {
+            Self::TotpRequired => {
+                Problem::unauthorized("totp_required", "send the code of the second factor as `totp`")
+            }
+            Self::Yes(_) | Self::No => {
+                Problem::unauthorized("login_failed", "the username or the password is wrong")
+            }
+        }
+    }
 }
 
 /// An account with the roles that its tokens carry.
@@ -87,15 +101,40 @@ struct Standing {
     totp_enrollment_required: bool,
 }
 
-/// A login, once its password is judged; what is decided in one transaction.
-#[derive(Clone)]
-struct Attempt {
-    name: String,
-    user: Option<User>,
-    upgrade: Option<String>,
-    totp: Option<String>,
-    origin: Origin,
-    pair: NewPair,
+/// Judges a password, then lock and second factor in one transaction. A failure is counted.
+pub(crate) async fn prove(app: &App, name: String, password: String, totp: Option<String>) -> Result<Proven> {
+    let typed = name.clone();
+    let user = app.database.read(move |session| accounts::by_name(session, &typed)).await?;
+    let user = user.filter(|user| user.active);
+    let stored = user.as_ref().map(|user| user.password_hash.clone());
+    let right = password::verify_async(password, stored).await.map_err(internal)?;
+    let (state, judged) = (app.clone(), user.filter(|_| right));
+    let decide = move |session: &Session<'_>| {
+        let locked = lockout::is_locked(session, &name)?;
+        let refuse = || {
+            if lockout::failed(session, &name, &state.accounts.lockout)? {
+                state.metrics.locked_accounts.inc();
+            }
+            Ok(Proven::No)
+        };
+        let Some(user) = unchanged(session, judged.as_ref())?.filter(|_| !locked) else { return refuse() };
+        if user.totp_secret.is_some() {
+            let Some(code) = &totp else { return Ok(Proven::TotpRequired) };
+            if !totp::use_code(session, &user, code)? {
+                return refuse();
+            }
+        }
+        lockout::clear(session, &name)?;
+        Ok(Proven::Yes(user))
+    };
+    Ok(app.database.write(decide).await?)
+}
+
+/// The account as it is now, unless its password was changed while it was judged.
+fn unchanged(session: &Session<'_>, judged: Option<&User>) -> DbResult<Option<User>> {
+    let Some(judged) = judged else { return Ok(None) };
+    let now = accounts::by_id(session, &judged.id)?;
+    Ok(now.filter(|now| now.active && now.password_hash == judged.password_hash))
 }
 
 /// `POST /v1/auth/login`
@@ -105,86 +144,44 @@ pub(crate) async fn login(
     Body(login): Body<Login>,
 ) -> Result<Json<Tokens>> {
     let started = Instant::now();
-    let name = login.username.clone();
-    let user = app.database.read(move |session| accounts::by_name(session, &name)).await?;
-    let user = user.filter(|user| user.active);
-    let stored = user.as_ref().map(|user| user.password_hash.clone());
-    let verdict = password::judge(login.password, stored).await.map_err(internal)?;
-    let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
-    let attempt = Attempt {
-        name: login.username,
-        user: user.filter(|_| verdict != Verdict::Wrong),
-        upgrade: if let Verdict::Upgrade(hash) = verdict { Some(hash) } else { None },
-        totp: login.totp,
-        origin: caller.origin(),
-        pair: pair.clone(),
-    };
-    let state = app.clone();
-    let outcome = app.database.write(move |session| decide(session, &state, &attempt)).await?;
+    let proven = prove(&app, login.username, login.password.clone(), login.totp).await?;
     app.metrics.auth_duration.with_label_values(&["password"]).observe(started.elapsed().as_secs_f64());
-    let word = match outcome {
-        Outcome::Begun(_) => "ok",
-        Outcome::Refused => "refused",
-        Outcome::TotpRequired => "totp_required",
-        Outcome::PasswordExpired => "password_expired",
-    };
-    app.metrics.auth_requests.with_label_values(&["password", word]).inc();
-    match outcome {
-        Outcome::Begun(standing) => tokens(&app, &standing, pair),
-        Outcome::Refused => {
+    let count = |word| app.metrics.auth_requests.with_label_values(&["password", word]).inc();
+    let user = match proven {
+        Proven::Yes(user) => user,
+        Proven::No => {
+            count("refused");
             app.metrics.failed_logins.inc();
-            Err(Problem::unauthorized("login_failed", "the username or the password is wrong"))
+            return Err(proven.refusal());
         }
-        Outcome::TotpRequired => {
-            Err(Problem::unauthorized("totp_required", "send the code of the second factor as `totp`"))
+        Proven::TotpRequired => {
+            count("totp_required");
+            return Err(proven.refusal());
         }
-        Outcome::PasswordExpired => Err(Problem::new(
+    };
+    if app.accounts.has_expired(&user) {
+        count("password_expired");
+        return Err(Problem::new(
             StatusCode::FORBIDDEN,
             "password_expired",
             "the password is too old: change it with POST /v1/auth/change-password",
-        )),
+        ));
     }
-}
-
-fn decide(session: &Session<'_>, app: &App, attempt: &Attempt) -> DbResult<Outcome> {
-    let rules = &app.accounts;
-    let locked = lockout::is_locked(session, &attempt.name)?;
-    let user = match unchanged(session, attempt)? {
-        Some(user) if !locked => user,
-        _ => return refuse(session, app, attempt),
-    };
-    if user.totp_secret.is_some() {
-        let Some(code) = &attempt.totp else { return Ok(Outcome::TotpRequired) };
-        if !totp::use_code(session, &user, code)? {
-            return refuse(session, app, attempt);
+    let better = password::better_hash(login.password, &user.password_hash).await.map_err(internal)?;
+    let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
+    let (state, origin, next) = (app.clone(), caller.origin(), pair.clone());
+    let begin = move |session: &Session<'_>| {
+        let Some(mut user) = unchanged(session, Some(&user))? else { return Ok(None) };
+        if let Some(better) = &better {
+            session.run(sql::UPGRADE_PASSWORD, params![user.id, user.password_hash, better])?;
+            user.password_hash.clone_from(better);
         }
-    }
-    lockout::clear(session, &attempt.name)?;
-    if rules
-        .password_expiry
-        .is_some_and(|most| user.password_changed_at.saturating_add(seconds(most)) <= now())
-    {
-        return Ok(Outcome::PasswordExpired);
-    }
-    if let Some(better) = &attempt.upgrade {
-        session.run(sql::UPGRADE_PASSWORD, params![user.id, user.password_hash, better])?;
-    }
-    sessions::begin(session, &user, &attempt.origin, &attempt.pair)?;
-    standing(session, app, user).map(Outcome::Begun)
-}
-
-/// The account as it is now, unless its password was changed while it was judged.
-fn unchanged(session: &Session<'_>, attempt: &Attempt) -> DbResult<Option<User>> {
-    let Some(judged) = &attempt.user else { return Ok(None) };
-    let now = accounts::by_id(session, &judged.id)?;
-    Ok(now.filter(|now| now.active && now.password_hash == judged.password_hash))
-}
-
-fn refuse(session: &Session<'_>, app: &App, attempt: &Attempt) -> DbResult<Outcome> {
-    if lockout::failed(session, &attempt.name, &app.accounts.lockout)? {
-        app.metrics.locked_accounts.inc();
-    }
-    Ok(Outcome::Refused)
+        sessions::begin(session, &user, &origin, &next)?;
+        standing(session, &state, user).map(Some)
+    };
+    let Some(standing) = app.database.write(begin).await? else { return Err(Proven::No.refusal()) };
+    count("ok");
+    tokens(&app, &standing, pair)
 }
 
 fn standing(session: &Session<'_>, app: &App, user: User) -> DbResult<Standing> {
@@ -198,7 +195,8 @@ pub(crate) async fn refresh(State(app): State<App>, Body(refresh): Body<Refresh>
     let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
     let (state, next) = (app.clone(), pair.clone());
     let turned = app.database.write(move |session| {
-        let user = sessions::turn(session, &refresh.refresh_token, &next)?;
+        let may_go_on = |user: &User| user.active && !state.accounts.has_expired(user);
+        let user = sessions::turn(session, &refresh.refresh_token, &next, may_go_on)?;
         user.map(|user| standing(session, &state, user)).transpose()
     });
     let turned = turned.await?;

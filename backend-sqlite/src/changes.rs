@@ -121,6 +121,8 @@ pub(crate) struct Since {
     revision: Option<i64>,
     /// Of which run of this program that is a number. The database may have been put back to an earlier state since.
     run: Option<String>,
+    /// Instead: the tokens that are revoked, from this change on. The rest of a reset.
+    revoked_after: Option<i64>,
     /// Which gateway it is.
     replica: String,
 }
@@ -136,6 +138,15 @@ pub(crate) struct News {
     reset: bool,
     /// What happened since; after a reset, the tokens that are revoked.
     changes: Vec<Change>,
+    /// Whether there are more of them.
+    more: bool,
+}
+
+impl News {
+    fn of(revision: i64, run: String, reset: bool, changes: Vec<Change>) -> Self {
+        let more = changes.len() >= usize::try_from(MOST).unwrap_or(usize::MAX);
+        Self { revision, run, reset, changes, more }
+    }
 }
 
 /// `GET /internal/changes?revision=N&run=RUN&replica=ID`: answers at once when there has been a change after N, else within a
@@ -145,6 +156,14 @@ pub(crate) async fn feed(State(app): State<App>, Query(since): Query<Since>) -> 
     let _following = followers.asks(&since.replica, since.revision.unwrap_or_default());
     let deadline = Instant::now() + PATIENCE;
     let mut commits = followers.commits();
+    if let Some(after) = since.revoked_after {
+        let run = followers.run().to_owned();
+        let rest = app.database.read(move |session| {
+            let changes = session.rows(sql::REVOKED_TOKENS, [now(), after, MOST], change)?;
+            Ok(News::of(revision(session)?, run, false, changes))
+        });
+        return Ok(Json(rest.await?));
+    }
     let known = since.revision.filter(|_| since.run.as_deref() == Some(followers.run()));
     loop {
         let run = followers.run().to_owned();
@@ -160,12 +179,12 @@ fn news_since(session: &Session<'_>, known: Option<i64>, run: String) -> db::Res
     // INVARIANT: the revision is read before the changes. One that comes between the two is told twice, never missed.
     let last = revision(session)?;
     let Some(known) = known.filter(|known| (last - REMEMBERED..=last).contains(known)) else {
-        let changes = session.rows(sql::REVOKED_TOKENS, [now()], change)?;
-        return Ok(News { revision: last, run, reset: true, changes });
+        let changes = session.rows(sql::REVOKED_TOKENS, [now(), 0, MOST], change)?;
+        return Ok(News::of(last, run, true, changes));
     };
     let changes = session.rows(sql::CHANGES_AFTER, [known, MOST], change)?;
     let revision = changes.last().map_or(known, |change| change.revision);
-    Ok(News { revision, run, reset: false, changes })
+    Ok(News::of(revision, run, false, changes))
 }
 
 /// The gateways that follow the log.
@@ -263,7 +282,7 @@ pub(crate) async fn sweep_for_ever(database: Database) {
         let _ = database
             .write(|session| {
                 sweep(session)?;
-                session.run(sql::DROP_OLD_SESSIONS, [now()])?;
+                session.run(sql::DROP_OLD_SESSIONS, [now() - 3_600])?;
                 let forgotten = now() - 24 * 3_600;
                 session.run(sql::DROP_OLD_FAILURES, [forgotten, now()])
             })

@@ -12,8 +12,10 @@ use base64::Engine as _;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use crate::accounts::User;
 use crate::mail::SMTP_PASSWORD;
 use crate::problem::Problem;
+use crate::tokens::{now, seconds};
 
 /// What begins an environment variable of ours.
 const PREFIX: &str = "PALISADE_BACKEND__";
@@ -188,6 +190,12 @@ impl AccountsConfig {
 }
 
 impl AccountRules {
+    /// Whether the password of an account is too old.
+    pub(crate) fn has_expired(&self, user: &User) -> bool {
+        let ends = |most| user.password_changed_at.saturating_add(seconds(most));
+        self.password_expiry.is_some_and(|most| ends(most) <= now())
+    }
+
     /// Refuses a password with every rule that it breaks.
     pub(crate) fn check_password(&self, password: &str, about: &[&str]) -> Result<(), Problem> {
         let violations = self.password.violations(password, about);
@@ -319,6 +327,10 @@ impl Config {
             bail!("telemetry.sample_ratio: from 0 to 1 (got {})", self.telemetry.sample_ratio);
         }
         let Lockout { failures, window, .. } = self.accounts.lockout;
+        let AccountsConfig { access_token, refresh_token, .. } = self.accounts;
+        if access_token.is_zero() || refresh_token < access_token {
+            bail!("accounts.refresh_token: at least as long as access_token, which is longer than 0s");
+        }
         if failures == 0 {
             bail!("accounts.lockout.failures: at least 1 (got 0)");
         }

@@ -111,13 +111,14 @@ impl Database {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Reads.
+    /// Reads, all of it from one state of the database.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Session<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.run(&self.inner.readers, move |connection, inner| {
-            work(&Session::new(connection, &inner.metrics))
+            let snapshot = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+            work(&Session::new(&snapshot, &inner.metrics))
         })
         .await
     }

@@ -67,31 +67,25 @@ pub(crate) async fn hash_async(password: String) -> anyhow::Result<String> {
     hashed.await?
 }
 
-/// What became of a password at login.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// It is another.
-    Wrong,
-    /// It is the one.
-    Right,
-    /// It is the one, and here is a better hash of it.
-    Upgrade(String),
+/// Whether `password` is the one of `stored`. Without a hash, as for an unknown account, it takes as long and is wrong.
+pub(crate) async fn verify_async(password: String, stored: Option<String>) -> anyhow::Result<bool> {
+    let place = PLACES.acquire().await?;
+    let verified = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        match stored.filter(|_| password.len() <= MAX_BYTES) {
+            Some(stored) => Ok(verify(&password, &stored)),
+            None => hash(password.get(..MAX_BYTES).unwrap_or(&password)).map(|_| false),
+        }
+    });
+    verified.await?
 }
 
-/// Whether `password` is the one of `stored`. Without a hash, as for an unknown account, it takes as long and is wrong.
-pub(crate) async fn judge(password: String, stored: Option<String>) -> anyhow::Result<Verdict> {
-    let place = PLACES.acquire().await?;
-    let judged = tokio::task::spawn_blocking(move || {
-        let _place = place;
-        let Some(stored) = stored.filter(|_| password.len() <= MAX_BYTES) else {
-            return hash(password.get(..MAX_BYTES).unwrap_or(&password)).map(|_| Verdict::Wrong);
-        };
-        if !verify(&password, &stored) {
-            return Ok(Verdict::Wrong);
-        }
-        if stored.starts_with(CURRENT) { Ok(Verdict::Right) } else { hash(&password).map(Verdict::Upgrade) }
-    });
-    judged.await?
+/// A better hash of a password that is right, where `stored` is an old one.
+pub(crate) async fn better_hash(password: String, stored: &str) -> anyhow::Result<Option<String>> {
+    if stored.starts_with(CURRENT) {
+        return Ok(None);
+    }
+    hash_async(password).await.map(Some)
 }
 
 /// A rule that a password breaks.
@@ -145,11 +139,12 @@ mod tests {
     async fn a_hash_of_bcrypt_is_accepted_and_replaced() {
         let stored = bcrypt::hash("correct horse battery", 4).unwrap();
         assert!(is_hash(&stored) && !is_hash("$2b$") && !is_hash("plain"));
-        let judged = judge("correct horse battery".to_owned(), Some(stored.clone())).await.unwrap();
-        let Verdict::Upgrade(better) = judged else { panic!("{judged:?}") };
-        assert!(is_hash(&better) && verify("correct horse battery", &better));
-        assert_eq!(judge("wrong".to_owned(), Some(stored)).await.unwrap(), Verdict::Wrong);
-        assert_eq!(judge("correct horse battery".to_owned(), Some(better)).await.unwrap(), Verdict::Right);
+        let password = || "correct horse battery".to_owned();
+        assert!(verify_async(password(), Some(stored.clone())).await.unwrap());
+        assert!(!verify_async("wrong".to_owned(), Some(stored.clone())).await.unwrap());
+        let better = better_hash(password(), &stored).await.unwrap().unwrap();
+        assert!(is_hash(&better) && verify(&password(), &better));
+        assert_eq!(better_hash(password(), &better).await.unwrap(), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! An account that is not active may do nothing. A denial in an access control list counts more than whatever allows: an
 //! entry, or a grant of a role. Roles are the account's own and those of its groups; one that needs a second factor
-//! counts only for an account that has it.
+//! counts only for an account that has it, but what is denied to it is denied either way.
 
 use axum::Json;
 use axum::extract::State;
@@ -120,20 +120,20 @@ fn judge(session: &Session<'_>, question: &Question, second_factor: &[String]) -
     let all = all_roles(session, &user.id)?;
     let counting = counting_roles(&all, &user, second_factor);
     let groups = groups(session, &user.id)?;
-    let (allowed, reason) = decide(session, question, &counting, &groups)?;
+    let (allowed, reason) = decide(session, question, (&counting, &all), &groups)?;
     Ok(TracedAnswer { answer: Answer { allowed, reason, revision }, roles: all, groups })
 }
 
 fn decide(
     session: &Session<'_>,
     question: &Question,
-    roles: &[String],
+    (counting, all): (&[String], &[String]),
     groups: &[String],
 ) -> db::Result<(bool, String)> {
-    let (roles, groups) = (json!(roles).to_string(), json!(groups).to_string());
+    let [roles, all, groups] = [counting, all, groups].map(|names| json!(names).to_string());
     let Question { user, permission, resource } = question;
     let entry: Option<(String, String, String, String)> =
-        session.row(sql::DECIDING_ACL, params![user, roles, groups, permission, resource], |row| {
+        session.row(sql::DECIDING_ACL, params![user, roles, groups, permission, resource, all], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
         })?;
     if let Some((kind, principal, on, effect)) = entry {

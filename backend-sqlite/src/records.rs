@@ -274,9 +274,17 @@ pub(crate) struct Batch {
 struct Write {
     op: Op,
     key: String,
+    #[serde(default, deserialize_with = "some_value")]
     #[schemars(with = "Option<Value>")]
     value: Option<Box<RawValue>>,
     if_match: Option<String>,
+}
+
+/// A value that is there, `null` included.
+fn some_value<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<Option<Box<RawValue>>, D::Error> {
+    Box::deserialize(from).map(Some)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -9,19 +9,20 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::accounts::{self, User};
-use crate::auth::{accepted, internal};
+use crate::auth::{self, Proven, accepted, internal};
 use crate::db::{Result as DbResult, Session};
 use crate::extract::Body;
-use crate::lockout;
-use crate::password::{self, Verdict};
+use crate::password;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::sql;
 use crate::tokens::{fingerprint, now, random_token};
-use crate::totp;
 
 /// A token to reset a password is good for so long, in seconds.
 const LIFETIME: i64 = 30 * 60;
+
+/// An account is sent one at most so often, in seconds.
+const AT_MOST_ONCE_IN: i64 = 60;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -48,8 +49,9 @@ pub(crate) struct ChangePassword {
 
 /// `POST /v1/auth/forgot-password`: 202 for everybody.
 pub(crate) async fn forgot(State(app): State<App>, Body(forgot): Body<Forgot>) -> Result<Response> {
-    if forgot.username.is_none() && forgot.email.is_none() {
-        return Err(Problem::bad_request("send `username` or `email`"));
+    // Both together would be another key to count by, each time.
+    if forgot.username.is_some() == forgot.email.is_some() {
+        return Err(Problem::bad_request("send `username` or `email`, one of them"));
     }
     // After the answer, which therefore takes as long whether there is such an account or not.
     tokio::spawn(async move {
@@ -71,11 +73,18 @@ async fn send(app: &App, forgot: Forgot) -> anyhow::Result<()> {
         let token = random_token()?;
         let (hash, id) = (fingerprint(&token), user.id.clone());
         let keep = move |session: &Session<'_>| {
-            // The newest one counts.
-            session.run(sql::CLEAR_RESET_TOKENS, [&id])?;
-            session.run(sql::ADD_RESET_TOKEN, params![hash, id, now() + LIFETIME])
+            let newest: Option<i64> =
+                session.row(sql::NEWEST_RESET_TOKEN, [&id], |row| row.get(0))?.unwrap_or_default();
+            if newest.is_some_and(|ends| ends > now() + LIFETIME - AT_MOST_ONCE_IN) {
+                return Ok(false);
+            }
+            session.run(sql::CLEAR_RESET_TOKENS, [&id])?; // the newest one counts
+            session.run(sql::ADD_RESET_TOKEN, params![hash, id, now() + LIFETIME])?;
+            Ok(true)
         };
-        app.database.write(keep).await?;
+        if !app.database.write(keep).await? {
+            continue; // there is one on its way already, which another would make void
+        }
         app.mail.send_reset(&email, &user.username, &token).await?;
         app.metrics.user_operations.with_label_values(&["forgot_password"]).inc();
     }
@@ -115,45 +124,28 @@ fn owner(session: &Session<'_>, hash: &[u8]) -> DbResult<Option<User>> {
     Ok(accounts::by_id(session, &id)?.filter(|user| user.active))
 }
 
-/// `POST /v1/auth/change-password`: the old password is the proof, so that one that has expired can be changed. A wrong
-/// one counts as a failed login.
+/// `POST /v1/auth/change-password`: the old password is the proof, so that one that has expired can be changed. It is
+/// judged as at a login, lock and second factor included, and a wrong one counts as a failed login.
 pub(crate) async fn change(State(app): State<App>, Body(change): Body<ChangePassword>) -> Result<StatusCode> {
-    let refused = || Problem::unauthorized("login_failed", "the username or the password is wrong");
-    let name = change.username.clone();
-    let user = app.database.read(move |session| accounts::by_name(session, &name)).await?;
-    let user = user.filter(|user| user.active);
-    let stored = user.as_ref().map(|user| user.password_hash.clone());
-    let right = password::judge(change.password.clone(), stored).await.map_err(internal)? != Verdict::Wrong;
-    let mut new_hash = None;
-    if let Some(user) = user.as_ref().filter(|_| right) {
-        let about = [user.username.as_str(), user.email.as_deref().unwrap_or_default(), &change.password];
-        app.accounts.check_password(&change.new_password, &about)?;
-        new_hash = Some(password::hash_async(change.new_password).await.map_err(internal)?);
-    }
-    let (rule, code, name) = (app.accounts.lockout, change.totp, change.username);
-    let judged = user.filter(|_| right);
-    let done = app.database.write(move |session| {
-        let now = judged.as_ref().map(|user| accounts::by_id(session, &user.id)).transpose()?.flatten();
-        let same = |now: &User| judged.as_ref().is_some_and(|user| user.password_hash == now.password_hash);
-        let user = now.filter(|now| now.active && same(now));
-        let (Some(user), Some(hash)) = (user, &new_hash) else {
-            lockout::failed(session, &name, &rule)?;
-            return Ok(false);
-        };
-        let second = match (&user.totp_secret, &code) {
-            (None, _) => true,
-            (Some(_), Some(code)) => totp::use_code(session, &user, code)?,
-            (Some(_), None) => false,
-        };
-        if !second || lockout::is_locked(session, &name)? {
-            lockout::failed(session, &name, &rule)?;
-            return Ok(false);
-        }
-        accounts::set_password(session, &user, hash).map(|()| true)
-    });
-    if !done.await? {
+    // First of all, and with nothing but what was sent: it says nothing about the account.
+    app.accounts.check_password(&change.new_password, &[&change.username, &change.password])?;
+    let proven = auth::prove(&app, change.username, change.password, change.totp).await?;
+    let Proven::Yes(user) = proven else {
         app.metrics.failed_logins.inc();
-        return Err(refused());
+        return Err(proven.refusal());
+    };
+    let hash = password::hash_async(change.new_password).await.map_err(internal)?;
+    let set = app.database.write(move |session| {
+        let now = accounts::by_id(session, &user.id)?;
+        let same = now.filter(|now| now.active && now.password_hash == user.password_hash);
+        same.map(|user| accounts::set_password(session, &user, &hash)).transpose()
+    });
+    if set.await?.is_none() {
+        return Err(Problem::new(
+            StatusCode::CONFLICT,
+            "changed_meanwhile",
+            "the account was changed meanwhile",
+        ));
     }
     app.metrics.user_operations.with_label_values(&["change_password"]).inc();
     Ok(StatusCode::NO_CONTENT)

@@ -191,6 +191,7 @@ pub(crate) async fn remove_group(
         if session.run(sql::DROP_GROUP, [&group])? == 0 {
             return Ok(Err(Problem::not_found("group")));
         }
+        session.run(sql::DROP_ACL_OF_GROUP, [&group])?; // another group of this name is another group
         changes::note(session, Subject::Group(&group)).map(Ok)
     });
     Ok(Json(json!({"revision": removed.await??})))

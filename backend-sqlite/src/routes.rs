@@ -150,6 +150,10 @@ fn permission_routes() -> ApiRouter<App> {
         )
         .api_route("/v1/users/{id}/activate", post_with(users::activate, says("Activate an account again.")))
         .api_route(
+            "/v1/users/{id}/totp",
+            delete_with(users::remove_totp, says("Take an account's second factor off.")),
+        )
+        .api_route(
             "/v1/users/{id}/unlock",
             post_with(users::unlock, says("Forget an account's failed logins.")),
         )

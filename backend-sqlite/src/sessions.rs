@@ -41,12 +41,17 @@ pub(crate) fn begin(session: &Session<'_>, user: &User, origin: &Origin, pair: &
 
 fn add_pair(session: &Session<'_>, id: &str, pair: &NewPair) -> DbResult<()> {
     let hash = fingerprint(&pair.refresh_token);
-    let values = params![hash, id, pair.refresh_expires_at, pair.jti, pair.access_expires_at];
+    let values = params![hash, id, pair.refresh_expires_at, pair.jti, pair.revoked_until];
     session.run(sql::ADD_REFRESH_TOKEN, values).map(drop)
 }
 
 /// Gives a new pair for a refresh token; `None` when it is unknown, expired or used up.
-pub(crate) fn turn(session: &Session<'_>, refresh_token: &str, pair: &NewPair) -> DbResult<Option<User>> {
+pub(crate) fn turn(
+    session: &Session<'_>,
+    refresh_token: &str,
+    pair: &NewPair,
+    may_go_on: impl Fn(&User) -> bool,
+) -> DbResult<Option<User>> {
     let hash = fingerprint(refresh_token);
     let Some(known) = find(session, &hash)? else { return Ok(None) };
     if known.used {
@@ -54,7 +59,7 @@ pub(crate) fn turn(session: &Session<'_>, refresh_token: &str, pair: &NewPair) -
         end(session, &known.session)?;
         return Ok(None);
     }
-    let user = accounts::by_id(session, &known.user)?.filter(|user| user.active);
+    let user = accounts::by_id(session, &known.user)?.filter(may_go_on);
     let Some(user) = user.filter(|_| known.expires_at > now()) else { return Ok(None) };
     session.run(sql::USE_UP_REFRESH_TOKEN, [&hash])?;
     session.run(sql::USE_SESSION, params![known.session, now(), pair.refresh_expires_at])?;

@@ -64,18 +64,20 @@ statements! {
     DROP_SESSION = "DELETE FROM sessions WHERE id = ?1";
     DROP_OLD_SESSIONS = "DELETE FROM sessions WHERE expires_at <= ?1";
     COUNT_SESSIONS = "SELECT count(*) FROM sessions WHERE expires_at > ?1";
-    ADD_REFRESH_TOKEN = "INSERT INTO refresh_tokens (hash, session_id, expires_at, jti, access_expires_at)
+    ADD_REFRESH_TOKEN = "INSERT INTO refresh_tokens (hash, session_id, expires_at, jti, revoked_until)
                          VALUES (?1, ?2, ?3, ?4, ?5)";
     REFRESH_TOKEN = "SELECT t.session_id, t.expires_at, t.used, s.user_id FROM refresh_tokens AS t
                      JOIN sessions AS s ON s.id = t.session_id WHERE t.hash = ?1";
     USE_UP_REFRESH_TOKEN = "UPDATE refresh_tokens SET used = 1 WHERE hash = ?1";
-    DROP_OLD_REFRESH_TOKENS = "DELETE FROM refresh_tokens WHERE session_id = ?1 AND expires_at <= ?2";
-    ACCESS_TOKENS_OF_SESSION = "SELECT jti, access_expires_at FROM refresh_tokens WHERE session_id = ?1
-                                AND access_expires_at > ?2";
+    DROP_OLD_REFRESH_TOKENS = "DELETE FROM refresh_tokens WHERE session_id = ?1 AND expires_at <= ?2
+                               AND revoked_until <= ?2";
+    ACCESS_TOKENS_OF_SESSION = "SELECT jti, revoked_until FROM refresh_tokens WHERE session_id = ?1
+                                AND revoked_until > ?2";
 
     ADD_RESET_TOKEN = "INSERT INTO reset_tokens (hash, user_id, expires_at) VALUES (?1, ?2, ?3)";
     TAKE_RESET_TOKEN = "DELETE FROM reset_tokens WHERE hash = ?1 RETURNING user_id, expires_at";
     RESET_TOKEN = "SELECT user_id, expires_at FROM reset_tokens WHERE hash = ?1";
+    NEWEST_RESET_TOKEN = "SELECT max(expires_at) FROM reset_tokens WHERE user_id = ?1";
     CLEAR_RESET_TOKENS = "DELETE FROM reset_tokens WHERE user_id = ?1";
 
     ADD_API_KEY = "INSERT INTO api_keys (id, user_id, name, hash, hint, scopes, created_at, expires_at)
@@ -101,6 +103,7 @@ statements! {
     ADD_GROUP = "INSERT OR IGNORE INTO groups (name) VALUES (?1)";
     GROUP_EXISTS = "SELECT 1 FROM groups WHERE name = ?1";
     LIST_GROUPS = "SELECT name FROM groups ORDER BY name";
+    DROP_ACL_OF_GROUP = "DELETE FROM acl WHERE kind = 'group' AND principal = ?1";
     DROP_GROUP = "DELETE FROM groups WHERE name = ?1";
     GROUPS_OF_USER = "SELECT group_name FROM group_members WHERE user_id = ?1 ORDER BY group_name";
     MEMBERS_OF_GROUP = "SELECT user_id FROM group_members WHERE group_name = ?1 ORDER BY user_id";
@@ -125,6 +128,7 @@ statements! {
                     WHERE permission IN (?4, '*') AND ?5 GLOB resource
                       AND ((kind = 'user' AND principal = ?1)
                         OR (kind = 'role' AND principal IN (SELECT value FROM json_each(?2)))
+                        OR (kind = 'role' AND effect = 'deny' AND principal IN (SELECT value FROM json_each(?6)))
                         OR (kind = 'group' AND principal IN (SELECT value FROM json_each(?3))))
                     ORDER BY effect DESC LIMIT 1";
     DECIDING_GRANT = "SELECT role, resource FROM grants
@@ -137,7 +141,7 @@ statements! {
     CHANGES_AFTER = "SELECT revision, kind, name, permission, resource, until FROM changes WHERE revision > ?1
                      ORDER BY revision LIMIT ?2";
     REVOKED_TOKENS = "SELECT revision, kind, name, permission, resource, until FROM changes
-                      WHERE kind = 'token' AND until > ?1 ORDER BY revision";
+                      WHERE kind = 'token' AND until > ?1 AND revision > ?2 ORDER BY revision LIMIT ?3";
     DROP_OLD_CHANGES = "DELETE FROM changes WHERE revision <= ?1 AND (until IS NULL OR until <= ?2)";
 
     SIGNING_KEY = "SELECT pkcs8 FROM signing_keys ORDER BY id DESC LIMIT 1";

@@ -20,6 +20,9 @@ use crate::sql;
 /// Who the tokens are from and for.
 const ISSUER: &str = "palisade";
 
+/// The most by which a gateway lets clocks differ: a token may be believed for so long after it has expired.
+const MOST_LEEWAY: Duration = Duration::from_mins(5);
+
 /// Signs access tokens.
 pub(crate) struct Signer {
     key: EncodingKey,
@@ -101,6 +104,7 @@ impl Signer {
             refresh_token: random_token()?,
             issued_at,
             access_expires_at: issued_at.saturating_add(seconds(self.lifetime)),
+            revoked_until: issued_at.saturating_add(seconds(self.lifetime + MOST_LEEWAY)),
             refresh_expires_at: issued_at.saturating_add(seconds(refresh_lifetime)),
         })
     }
@@ -127,6 +131,8 @@ pub(crate) struct NewPair {
     pub(crate) refresh_token: String,
     pub(crate) issued_at: i64,
     pub(crate) access_expires_at: i64,
+    /// For so long after that a gateway may believe it, unless it is revoked.
+    pub(crate) revoked_until: i64,
     pub(crate) refresh_expires_at: i64,
 }
 

@@ -225,6 +225,19 @@ pub(crate) async fn activate(
     .await
 }
 
+/// `DELETE /v1/users/{id}/totp`: takes the second factor off, for an owner who has lost it.
+pub(crate) async fn remove_totp(
+    _: Administrator,
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    change(&app, "totp_remove", id, |session, user| {
+        session.run(sql::DISABLE_TOTP, [&user.id])?;
+        session.run(sql::CLEAR_RECOVERY_CODES, [&user.id]).map(|_| Ok(()))
+    })
+    .await
+}
+
 /// `POST /v1/users/{id}/unlock`: forgets its failed logins.
 pub(crate) async fn unlock(
     _: Administrator,

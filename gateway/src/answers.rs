@@ -40,6 +40,17 @@ pub trait Answer: Clone + Send + Sync + 'static {
     fn touched_by(&self, key: &[u8], change: &Change) -> bool;
 }
 
+/// Where the answers are that a change may touch.
+#[derive(Clone, Copy, Debug)]
+pub enum Reach<'c> {
+    /// It touches none.
+    Nothing,
+    /// Those with this home.
+    Home(&'c [u8]),
+    /// Anywhere.
+    All,
+}
+
 /// What was asked: as bytes, and by what it is found when something about it changes.
 #[derive(Clone, Debug)]
 pub struct Key {
@@ -236,22 +247,29 @@ impl<A: Answer> Answers<A> {
         self.statistics.evictions.fetch_add(evicted as u64, Ordering::Relaxed);
     }
 
-    /// Drops what changes touch; they are noted already. A change with a `home` looks through one shard, the others
-    /// through all.
-    pub fn apply(&self, news: &News, home: impl Fn(&Change) -> Option<&[u8]>) -> usize {
+    /// Drops what changes touch; they are noted already. However many of them reach everywhere, everything is looked
+    /// through once.
+    pub fn apply<'n>(&self, news: &'n News, reach: impl Fn(&'n Change) -> Reach<'n>) -> usize {
         if news.reset {
             return self.invalidate(|_, _| true);
         }
-        let mut dropped = 0;
+        let (mut dropped, mut everywhere) = (0, Vec::new());
         for change in &news.changes {
-            let untouched = |key: &[u8], entry: &Entry<A>| !entry.answer.touched_by(key, change);
-            dropped += if let Some(home) = home(change) {
-                self.shard(self.hasher.hash_one(home)).lock().cache.retain(untouched)
-            } else {
-                self.shards.iter().map(|shard| shard.lock().cache.retain(untouched)).sum()
-            };
+            match reach(change) {
+                Reach::Nothing => {}
+                Reach::All => everywhere.push(change),
+                Reach::Home(home) => {
+                    let untouched = |key: &[u8], entry: &Entry<A>| !entry.answer.touched_by(key, change);
+                    dropped += self.shard(self.hasher.hash_one(home)).lock().cache.retain(untouched);
+                }
+            }
         }
         self.statistics.invalidations.fetch_add(dropped as u64, Ordering::Relaxed);
+        if !everywhere.is_empty() {
+            let touched =
+                |key: &[u8], answer: &A| everywhere.iter().any(|change| answer.touched_by(key, change));
+            dropped += self.invalidate(touched);
+        }
         dropped
     }
 
@@ -419,7 +437,7 @@ mod tests {
                         let revision = i64::try_from(truth.log.len()).unwrap();
                         let reset = random.random_bool(0.02);
                         let changes = if reset { Vec::new() } else { changes };
-                        round.news = Some(News { revision, run: String::new(), reset, changes });
+                        round.news = Some(News { revision, run: String::new(), reset, changes, more: false });
                     }
                     _ => {}
                 },
@@ -428,7 +446,7 @@ mod tests {
                         round.take_if(|one| one.news.is_some())
                     {
                         knowledge.note(&news);
-                        answers.apply(&news, |_| None);
+                        answers.apply(&news, |_| Reach::All);
                         knowledge.heard(at(asked_at));
                     }
                 }
@@ -482,9 +500,10 @@ mod tests {
         while answers.statistics.joined.load(Ordering::Relaxed) < 9 {
             tokio::task::yield_now().await;
         }
-        let news = News { revision: 1, run: String::new(), reset: false, changes: vec![change(1, 1)] };
+        let news =
+            News { revision: 1, run: String::new(), reset: false, changes: vec![change(1, 1)], more: false };
         knowledge.note(&news);
-        answers.apply(&news, |_| None);
+        answers.apply(&news, |_| Reach::All);
         let later = ask(true);
         while asked.load(Ordering::Relaxed) < 2 {
             tokio::task::yield_now().await;

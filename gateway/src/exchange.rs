@@ -15,10 +15,12 @@ use policy::request::{Headers, Request};
 use policy::stage::{Stage, Trail};
 use serde_json::Value;
 use smallvec::SmallVec;
-use tracing::{Instrument as _, Span, field, info_span};
+use tracing::{Instrument as _, Span, field, info_span, warn};
 
 use crate::answer;
+use crate::balance::Turn;
 use crate::breakers::BreakerPass;
+use crate::clock;
 use crate::gateway::{Gateway, Handle};
 use crate::observe::telemetry;
 use crate::reload::Loaded;
@@ -47,6 +49,8 @@ pub struct Exchange {
     /// How often it was sent to the upstream, and how long to wait before it is sent again.
     pub(crate) tries: u32,
     pub(crate) first_try: Option<Instant>,
+    /// Its turn at an address of the upstream.
+    pub(crate) turn: Option<Turn>,
     pub(crate) next_try_in: Option<Duration>,
     pub(crate) asked_upstream: Option<Instant>,
     pub(crate) upstream_time: Duration,
@@ -87,6 +91,7 @@ impl Exchange {
             received: 0,
             tries: 0,
             first_try: None,
+            turn: None,
             next_try_in: None,
             asked_upstream: None,
             upstream_time: Duration::ZERO,
@@ -211,6 +216,20 @@ impl Exchange {
     pub(crate) fn body_too_large(&self) -> Refusal {
         let detail = format!("a body here has at most {} bytes", self.max_body());
         Refusal::new(Stage::Forward, Code::BodyTooLarge, detail)
+    }
+
+    /// How a try went, for the address that it went to. An answer that is a failure counts as one, too.
+    pub(crate) fn tell_address(&mut self, outcome: Outcome) {
+        let failed = match (outcome, self.admission.as_ref().and_then(|one| one.route.breaker.as_ref())) {
+            (Outcome::ClientLeft, _) => return,
+            (Outcome::Answered(status), None) => status >= 500,
+            (outcome, Some(rule)) => outcome.failed(rule) == Some(true),
+            (_, None) => true,
+        };
+        let Some(turn) = &mut self.turn else { return };
+        if turn.tell(failed, clock::now()) {
+            warn!(member = turn.member(), "an address failed too often and is left alone for a while");
+        }
     }
 
     /// The end of the upstream's part, if there was one.

@@ -74,6 +74,9 @@ pub struct News {
     pub reset: bool,
     /// What happened since; after a reset, the tokens that are revoked.
     pub changes: Vec<Change>,
+    /// Whether there are more of them.
+    #[serde(default)]
+    pub more: bool,
 }
 
 /// The moment at which something was asked, in terms of what was known.

@@ -1,6 +1,7 @@
 //! The gateway's own questions over HTTP: key sets, permissions, changes, health. Over TCP or a Unix socket, with a
 //! bound on time and size.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
@@ -48,6 +49,15 @@ impl Address {
         match port {
             Some(_) => Ok(Self::Tcp(text.to_owned())),
             None => bail!("HOST:PORT or unix:PATH (got {text:?})"),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => f.write_str(address),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }

@@ -57,6 +57,8 @@ pub struct Gateway {
     good_tokens: GoodTokens,
     /// Who may do what.
     pub permissions: Arc<Permissions>,
+    /// Held while what the ledger holds is put in force, so that an older state never replaces a newer one.
+    taking_effect: parking_lot::Mutex<()>,
     /// Woken when something was learnt that is worth keeping and nobody waits for that.
     save_soon: Notify,
     /// The breakers of this replica.
@@ -97,6 +99,7 @@ impl Gateway {
             keys,
             good_tokens: GoodTokens::default(),
             permissions,
+            taking_effect: parking_lot::Mutex::default(),
             save_soon: Notify::new(),
             breakers: Breakers::new(metrics.clone()),
             retry_budgets: Budgets::default(),
@@ -180,6 +183,7 @@ impl Gateway {
 
     /// Lets `news` hold: the ban list is made anew, the policy is judged again with the overrides.
     fn take_effect(&self, news: &[Change], now: Timestamp) {
+        let _one_at_a_time = self.taking_effect.lock();
         if news.iter().any(|change| change.topic == Topic::Bans) {
             self.bans.replace(&self.ledger.holding(Topic::Bans, now));
             self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
@@ -204,8 +208,10 @@ impl Gateway {
             // The same at every gateway, and before whatever a person does about it.
             changed_at: 0,
         };
+        let one_at_a_time = self.taking_effect.lock();
         let news = self.ledger.apply(tokens.into_iter().map(change), now);
         self.revocations.add_tokens(&news);
+        drop(one_at_a_time);
         if !news.is_empty() {
             self.save_soon.notify_one();
         }
@@ -280,13 +286,15 @@ impl Gateway {
             if let Some(shared) = &self.shared {
                 shared.sweep(now);
             }
+            let one_at_a_time = self.taking_effect.lock();
             self.ledger.sweep(now);
             let bans = self.ledger.holding(Topic::Bans, now);
             if bans.len() != self.bans.len() {
                 self.bans.replace(&bans);
             }
-            self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
             self.revocations.replace(&self.ledger.holding(Topic::Revocations, now));
+            drop(one_at_a_time);
+            self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
         }
     }
 }

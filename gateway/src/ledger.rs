@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::store::{Change, Topic};
 
-/// The most changes of one topic. Beyond it the oldest go, and they are logged.
+/// The most changes of one topic. Beyond it some go, which is logged.
 const MOST: usize = 500_000;
 
 /// The changes that matter.
@@ -106,16 +106,30 @@ fn write(file: &Path, changes: &[Change]) -> anyhow::Result<()> {
     Ok(std::fs::rename(beside, file)?)
 }
 
+/// Drops what says nothing any more, and then of each topic that has too many the tenth that is missed least: what was
+/// changed longest ago, of revocations what ends soonest.
 fn make_room(all: &mut HashMap<(Topic, String), Change>, now: Timestamp) {
     all.retain(|_, change| change.matters(now));
-    let mut ages: Vec<u64> = all.values().map(|change| change.changed_at).collect();
-    if ages.len() <= MOST {
-        return;
+    for topic in Topic::ALL {
+        let worth = |change: &Change| match topic {
+            Topic::Revocations => change.until.unwrap_or(u64::MAX),
+            Topic::Bans | Topic::Overrides => change.changed_at,
+        };
+        let mut all_worth: Vec<u64> =
+            all.values().filter(|change| change.topic == topic).map(worth).collect();
+        if all_worth.len() <= MOST {
+            continue;
+        }
+        let (_, least, _) = all_worth.select_nth_unstable(MOST / 10);
+        let least = *least;
+        warn!(topic = topic.as_str(), most = MOST, "too many changes are remembered: a tenth is forgotten");
+        let mut excess = MOST / 10;
+        all.retain(|_, change| {
+            let goes = change.topic == topic && worth(change) <= least && excess > 0;
+            excess -= usize::from(goes);
+            !goes
+        });
     }
-    let (_, oldest_kept, _) = ages.select_nth_unstable(MOST / 10);
-    let oldest_kept = *oldest_kept;
-    warn!(most = MOST, "too many changes are remembered: the oldest tenth is forgotten");
-    all.retain(|_, change| change.changed_at > oldest_kept);
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod again;
 pub mod answer;
 pub mod answers;
 pub mod assertion;
+pub mod balance;
 pub mod bans;
 pub mod breakers;
 pub mod cache;

@@ -17,7 +17,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tracing::{Instrument as _, info_span, warn};
 
-use crate::answers::{Answer, Answers, parts};
+use crate::answers::{Answer, Answers, Reach, parts};
 use crate::assertion::{Assertion, FIELD, Signer};
 use crate::clock;
 use crate::feed::{Change, Kind, Knowledge, News};
@@ -272,12 +272,15 @@ impl Permissions {
         rule: impl Fn() -> Option<PermissionRule>,
         revoke: impl Fn(Vec<Revoked>),
     ) {
-        let (mut failing, mut run) = (false, None);
+        let (mut failing, mut run, mut asked) = (false, None, None);
         loop {
             let Some(rule) = rule() else {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             };
+            if asked.replace(Arc::clone(&rule.upstream)) != Some(Arc::clone(&rule.upstream)) {
+                run = None; // another service counts its changes by itself
+            }
             match self.next_changes(&rule, run.as_deref(), &revoke).await {
                 Ok(current) => (failing, run) = (false, Some(current)),
                 Err(error) => {
@@ -305,24 +308,43 @@ impl Permissions {
         let asked_at = clock::now();
         let known = run.map(|run| (run, self.knowledge.revision()));
         let news = self.service.changes(&rule.upstream, known).await?;
+        let reset = news.reset;
+        // First what is revoked: it is few, and what follows looks through much.
+        revoke_all(&news, revoke);
         self.take_in(&news);
-        let revoked: Vec<_> = news.changes.iter().filter_map(Revoked::read).collect();
-        if !revoked.is_empty() {
-            revoke(revoked);
+        let mut page = news;
+        let run = page.run.clone();
+        while reset && page.more {
+            let after = page.changes.last().map_or(i64::MAX, |change| change.revision);
+            page = self.service.revoked_after(&rule.upstream, after).await?;
+            revoke_all(&page, revoke);
         }
-        self.knowledge.heard(asked_at);
-        Ok(news.run)
+        if reset || !page.more {
+            self.knowledge.heard(asked_at);
+        }
+        Ok(run)
     }
 
     /// Lets changes count.
     fn take_in(&self, news: &News) {
         self.knowledge.note(news);
         let dropped = self.decisions.apply(news, |change| match change.kind {
-            Kind::User => Some(change.name.as_bytes()),
-            _ => None,
+            Kind::User => Reach::Home(change.name.as_bytes()),
+            Kind::Role | Kind::Group | Kind::Unknown => Reach::All,
+            Kind::ApiKey | Kind::Token => Reach::Nothing,
         });
-        self.holders.apply(news, |_| None);
+        self.holders.apply(news, |change| match change.kind {
+            Kind::User | Kind::Group | Kind::ApiKey | Kind::Unknown => Reach::All,
+            Kind::Role | Kind::Token => Reach::Nothing,
+        });
         self.metrics.permission_cache_invalidations.inc_by(dropped as u64);
+    }
+}
+
+fn revoke_all(news: &News, revoke: &impl Fn(Vec<Revoked>)) {
+    let revoked: Vec<_> = news.changes.iter().filter_map(Revoked::read).collect();
+    if !revoked.is_empty() {
+        revoke(revoked);
     }
 }
 
@@ -385,6 +407,16 @@ impl Service {
         if let Some((run, revision)) = known {
             target = format!("{target}&run={run}&revision={revision}");
         }
+        self.news(upstream, target).await
+    }
+
+    /// The rest of the tokens that are revoked.
+    async fn revoked_after(&self, upstream: &str, after: i64) -> anyhow::Result<News> {
+        let target = format!("/internal/changes?replica={}&revoked_after={after}", self.replica);
+        self.news(upstream, target).await
+    }
+
+    async fn news(&self, upstream: &str, target: String) -> anyhow::Result<News> {
         let request = self.signed("GET", &target)?;
         let body = self.send(upstream, request, &target, Vec::new(), FEED_PATIENCE).await?;
         Ok(serde_json::from_slice(&body)?)

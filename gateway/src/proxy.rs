@@ -148,12 +148,15 @@ impl ProxyHttp for Proxy {
         if let Some(rule) = route.retry.as_deref().filter(|_| exchange.tries == 1) {
             self.gateway.retry_budgets.pay_in(&route.upstream, rule);
         }
-        let mut peer = self.upstreams.peer(&route.upstream, exchange.try_timeout()).await;
-        if let Ok(peer) = &mut peer
-            && exchange.handshake
-        {
-            peer.options.read_timeout = Some(QUIET_TUNNEL);
-        }
+        let last = exchange.turn.take().map(|turn| turn.member());
+        let peer = self.upstreams.peer(&route.upstream, exchange.try_timeout(), last).await;
+        let peer = peer.map(|(mut peer, turn)| {
+            exchange.turn = Some(turn);
+            if exchange.handshake {
+                peer.options.read_timeout = Some(QUIET_TUNNEL);
+            }
+            peer
+        });
         exchange.asked_upstream = Some(Instant::now());
         peer.map(Box::new).map_err(|error| {
             error!(upstream = &*route.upstream, error = format!("{error:#}"), "no address");
@@ -189,6 +192,7 @@ impl ProxyHttp for Proxy {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
         let outcome = Outcome::Answered(response.status.as_u16());
+        exchange.tell_address(outcome);
         if try_again(&self.gateway, session, exchange, outcome, retry_after(response)) {
             return Err(Error::new_up(SENT_AGAIN));
         }
@@ -234,6 +238,7 @@ impl ProxyHttp for Proxy {
             } else {
                 Outcome::Unreachable
             };
+            exchange.tell_address(outcome);
             try_again(&self.gateway, session, exchange, outcome, None)
         });
         fault.set_retry(again);
@@ -262,6 +267,7 @@ impl ProxyHttp for Proxy {
         let again = (dead && repeatable)
             || outcome.is_some_and(|outcome| {
                 exchange.upstream_is_done();
+                exchange.tell_address(outcome);
                 try_again(&self.gateway, session, exchange, outcome, None)
             });
         fault.set_retry(again);

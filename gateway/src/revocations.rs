@@ -90,9 +90,10 @@ impl Revocations {
                 None => {}
             }
         }
-        let any = !changes.is_empty();
-        *self.all.write() = all;
-        self.any.store(any, Ordering::Release);
+        let mut current = self.all.write();
+        *current = all;
+        self.any.store(!changes.is_empty(), Ordering::Release);
+        drop(current);
     }
 
     /// Adds tokens to those that are revoked.

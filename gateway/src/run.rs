@@ -113,6 +113,7 @@ pub async fn run(
     };
     info!(listen = %admin_listener.local_addr()?, open_files_limit = descriptors, "admin plane");
     let admin_task = tokio::spawn(admin::serve(admin, admin_listener, admin_stops));
+    tokio::spawn(upstreams.clone().keep_checking());
     start_background(&gateway, shared.clone(), &keys, &permissions);
 
     let proxy = Proxy {

@@ -1,4 +1,4 @@
-//! Where requests go: each upstream's addresses, taken in turn.
+//! Where requests go: each upstream's addresses, balanced and checked.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 use pingora_core::upstreams::peer::HttpPeer;
 use tracing::warn;
 
+use crate::balance::{Fleet, Turn};
+use crate::clock;
 use crate::fetch::{Address, Fetch};
 use crate::settings::UpstreamSettings;
 
@@ -27,14 +29,18 @@ const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 /// For looking up a name that has no known address yet.
 const LOOK_UP: Duration = Duration::from_secs(2);
 
+/// How often addresses are asked how they are, and for how long each may think about it.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
+const CHECK: Duration = Duration::from_secs(1);
+
 /// Every upstream by name; cheap to clone.
 #[derive(Clone)]
 pub struct Upstreams(Arc<BTreeMap<String, Upstream>>);
 
 struct Upstream {
     addresses: Vec<(Address, Fetch, Arc<Found>)>,
+    fleet: Arc<Fleet>,
     health: String,
-    next: AtomicUsize,
 }
 
 /// What a name was found to mean, and when it was looked up.
@@ -85,6 +91,21 @@ impl Found {
     }
 }
 
+/// One address of an upstream, for an operator.
+#[derive(Debug, serde::Serialize)]
+pub struct AddressState {
+    upstream: String,
+    address: String,
+    /// Requests to it that are not answered yet.
+    in_flight: u32,
+    /// Whether it has failed too often, or is not well.
+    left_alone: bool,
+}
+
+fn chance() -> [usize; 2] {
+    rand::random::<[u16; 2]>().map(usize::from)
+}
+
 impl Upstreams {
     /// The upstreams of the settings.
     pub fn new(settings: &BTreeMap<String, UpstreamSettings>) -> anyhow::Result<Self> {
@@ -95,7 +116,8 @@ impl Upstreams {
             };
             let addresses = upstream.addresses.iter().map(parse).collect::<anyhow::Result<Vec<_>>>();
             let addresses = addresses.with_context(|| format!("upstreams.{name}.addresses"))?;
-            let upstream = Upstream { addresses, health: upstream.health.clone(), next: AtomicUsize::new(0) };
+            let fleet = Fleet::new(addresses.len());
+            let upstream = Upstream { addresses, fleet, health: upstream.health.clone() };
             upstreams.insert(name.clone(), upstream);
         }
         Ok(Self(Arc::new(upstreams)))
@@ -106,20 +128,28 @@ impl Upstreams {
         self.0.keys().cloned().collect()
     }
 
-    fn pick(&self, name: &str) -> anyhow::Result<&(Address, Fetch, Arc<Found>)> {
-        let upstream = self.0.get(name).ok_or_else(|| anyhow!("no upstream is called `{name}`"))?;
-        let turn = upstream.next.fetch_add(1, Ordering::Relaxed);
-        Ok(&upstream.addresses[turn % upstream.addresses.len()])
+    fn find(&self, name: &str) -> anyhow::Result<&Upstream> {
+        self.0.get(name).ok_or_else(|| anyhow!("no upstream is called `{name}`"))
     }
 
-    /// A client of the next address.
+    /// A client of one of the addresses.
     pub fn fetch(&self, name: &str) -> anyhow::Result<&Fetch> {
-        self.pick(name).map(|(_, fetch, _)| fetch)
+        let upstream = self.find(name)?;
+        let turn = upstream.fleet.take(None, clock::now(), chance());
+        Ok(&upstream.addresses[turn.member()].1)
     }
 
-    /// The next address, for pingora; it must answer within `patience`.
-    pub async fn peer(&self, name: &str, patience: Duration) -> anyhow::Result<HttpPeer> {
-        let (address, _, found) = self.pick(name)?;
+    /// An address for a request, for pingora, and the request's turn at it; it must answer within `patience`. Not `last`,
+    /// if there is another.
+    pub async fn peer(
+        &self,
+        name: &str,
+        patience: Duration,
+        last: Option<usize>,
+    ) -> anyhow::Result<(HttpPeer, Turn)> {
+        let upstream = self.find(name)?;
+        let turn = upstream.fleet.take(last, clock::now(), chance());
+        let (address, _, found) = &upstream.addresses[turn.member()];
         let mut peer = match address {
             Address::Unix(path) => {
                 let path = path.to_str().context("a socket's path is UTF-8")?;
@@ -139,7 +169,36 @@ impl Upstreams {
         peer.options.read_timeout = Some(patience);
         peer.options.write_timeout = Some(patience);
         peer.options.idle_timeout = Some(KEEP);
-        Ok(peer)
+        Ok((peer, turn))
+    }
+
+    /// Asks the addresses of upstreams that have several how they are, forever.
+    pub async fn keep_checking(self) {
+        loop {
+            tokio::time::sleep(CHECK_EVERY).await;
+            for (name, upstream) in self.0.iter().filter(|(_, upstream)| upstream.addresses.len() > 1) {
+                for (member, (address, fetch, _)) in upstream.addresses.iter().enumerate() {
+                    let well = fetch.get(&upstream.health, CHECK).await.is_ok();
+                    if upstream.fleet.checked(member, well, clock::now()) {
+                        warn!(upstream = name, %address, well, "an address changed its health");
+                    }
+                }
+            }
+        }
+    }
+
+    /// The addresses of the upstreams.
+    pub fn describe(&self) -> Vec<AddressState> {
+        let now = clock::now();
+        let mut all = Vec::new();
+        for (name, upstream) in self.0.iter() {
+            let states = upstream.fleet.describe(now);
+            for ((address, ..), (in_flight, left_alone)) in upstream.addresses.iter().zip(states) {
+                let (upstream, address) = (name.clone(), address.to_string());
+                all.push(AddressState { upstream, address, in_flight, left_alone });
+            }
+        }
+        all
     }
 
     /// What each upstream says of its health, the first of its addresses that is well, and how long that took.

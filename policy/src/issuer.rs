@@ -43,6 +43,9 @@ pub enum KeySource {
     Secret(String),
 }
 
+/// The most by which clocks may differ: for so long after its end a revocation of the backend's still holds.
+const MOST_LEEWAY: Duration = Duration::from_mins(5);
+
 /// Header fields that no claim may be written to: the gateway or HTTP itself relies on them.
 const RESERVED_FIELDS: [&str; 12] = [
     "authorization",
@@ -79,7 +82,11 @@ impl Issuer {
             keys: keys?,
             issuer: section.get("issuer"),
             audience: section.get_or("audience", Vec::new()),
-            leeway: section.get_or("leeway", Span(Duration::from_secs(30))).0,
+            leeway: section
+                .get_checked("leeway", Span(Duration::from_secs(30)), |span| {
+                    (span.0 <= MOST_LEEWAY).then_some(()).ok_or(format!("at most 5m (got {span})"))
+                })
+                .0,
             refresh: section
                 .get_checked("refresh", Span(Duration::from_mins(5)), |span| {
                     (span.0 >= Duration::from_secs(1))

@@ -36,7 +36,7 @@ pub enum KeyPart {
     Global,
     /// The value of a header field.
     Header(Arc<str>),
-    /// The value of a field of a JSON body.
+    /// The value of a field of a JSON body, in lower case: `Ann` and `ann` are often one account.
     Field(Arc<str>),
 }
 
@@ -225,7 +225,9 @@ impl LimitRule {
                 KeyPart::Global => bucket.push(part, Some(b"")),
                 KeyPart::Header(name) => bucket.push(part, request.headers.first(name)),
                 KeyPart::Field(name) => match request.body.and_then(|body| body.get(&**name)) {
-                    Some(Value::String(text)) => bucket.push(part, Some(text.as_bytes())),
+                    Some(Value::String(text)) => {
+                        bucket.push(part, Some(text.to_ascii_lowercase().as_bytes()));
+                    }
                     Some(Value::Number(number)) => bucket.push(part, Some(number.to_string().as_bytes())),
                     _ => bucket.push(part, None),
                 },
@@ -245,6 +247,9 @@ impl LimitRule {
                     Ok(address) => clients.network(address.to_canonical()),
                     Err(_) => parse_network(value)?,
                 }),
+                KeyPart::Field(_) if value.as_bytes() != ANONYMOUS => {
+                    bucket.push(part, Some(value.to_ascii_lowercase().as_bytes()));
+                }
                 _ => bucket.push(part, Some(value.as_bytes()).filter(|value| *value != ANONYMOUS)),
             }
         }

@@ -64,8 +64,9 @@ pub async fn admit<W: World>(
         .stage(LimitSubject, route.limit_subject(&client, &subject, request, spent, world, now).await)?;
     let permission =
         trail.stage(Authorize, route.authorize(&policy.permissions, &subject, request, world).await)?;
-    let pass = trail.stage(Break, route.enter(world, now))?;
     let reserved = spent.reserved();
+    let pass =
+        trail.stage(Break, route.enter(world, now)).inspect_err(|_| give_back(reserved.clone(), world))?;
     Ok(Admission { client, route, subject, quotas: spent.quotas, reserved, permission, pass }) // the gateway forwards, then calls `settle`
 }
 
@@ -74,12 +75,16 @@ pub async fn admit<W: World>(
 pub fn settle<W: World>(policy: &Policy, admission: Admission<W::Pass>, outcome: Outcome, world: &W) {
     let now = world.now();
     world.settle(admission.pass, outcome, now);
-    let Outcome::Answered(status) = outcome else { return };
     let counted = &admission.route.counts_failed_logins;
-    let failed = counted.contains(&u32::from(status));
+    let failed = match outcome {
+        Outcome::Answered(status) => counted.contains(&u32::from(status)),
+        Outcome::Unreachable | Outcome::TimedOut => false,
+        Outcome::ClientLeft => true,
+    };
     if !failed {
-        admission.reserved.into_iter().for_each(|(store, charges)| world.refund(store, charges));
+        give_back(admission.reserved, world);
     }
+    let Outcome::Answered(status) = outcome else { return };
     let Some(auto) = policy.blocks.auto.filter(|_| !counted.is_empty()) else { return };
     if policy.blocks.exempts(admission.client.address) {
         return;
@@ -89,6 +94,10 @@ pub fn settle<W: World>(policy: &Policy, admission: Admission<W::Pass>, outcome:
     } else if (200..300).contains(&status) {
         world.login_succeeded(&admission.client);
     }
+}
+
+fn give_back<W: World>(reserved: Reserved, world: &W) {
+    reserved.into_iter().for_each(|(store, charges)| world.refund(store, charges));
 }
 
 impl Route {

@@ -48,7 +48,7 @@ CREATE TABLE refresh_tokens (
     expires_at        INTEGER NOT NULL,
     used              INTEGER NOT NULL DEFAULT 0,
     jti               TEXT NOT NULL,
-    access_expires_at INTEGER NOT NULL
+    revoked_until     INTEGER NOT NULL          -- its access token is believed by nobody after this
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX refresh_tokens_by_session ON refresh_tokens (session_id);

@@ -209,6 +209,7 @@ async fn detailed(State(admin): State<Admin>) -> Response {
     let body = json!({
         "status": if leaving { "leaving" } else { "ok" },
         "checks": checks,
+        "addresses": admin.upstreams.describe(),
         "redis": redis,
         "policy": policy_state(&admin),
         "version": env!("CARGO_PKG_VERSION"),

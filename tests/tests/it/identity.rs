@@ -246,6 +246,9 @@ async fn an_api_key_is_shown_once_and_good_for_its_scope_until_it_or_its_owner_e
         let made = made.json();
         (made["id"].as_str().unwrap().to_owned(), made["key"].as_str().unwrap().to_owned())
     };
+    let unlimited = json!({"name": "robot", "scopes": []});
+    let refused = post(&client, "/v1/api-keys", Some(&ann.token), &unlimited).await;
+    assert_eq!((refused.status(), &refused.json()["code"]), (422, &json!("invalid_scopes")));
     let (id, key) = make(json!({"name": "robot"})).await;
     let (_, scoped) =
         make(json!({"name": "scoped", "scopes": [{"permission": "records:read", "resource": "other-*"}]}))
@@ -331,6 +334,7 @@ async fn a_forgotten_password_is_reset_once_by_mail_and_nobody_learns_who_has_an
     let known = forgot(json!({"username": "ann"})).await;
     assert_eq!(known, forgot(json!({"username": "nobody"})).await, "the same answer");
     assert_eq!(known.0, 202);
+    assert_eq!(forgot(json!({"username": "ann", "email": "x@example.org"})).await.0, 400);
     let mails =
         || std::fs::read_dir(mail.path()).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>();
     eventually("the mail is written", || async { mails().len() == 1 }).await;
@@ -379,6 +383,13 @@ async fn a_name_at_which_too_many_guesses_failed_is_locked_and_nobody_is_told() 
         assert_eq!(body("nobody", "wrong").await, wrong, "unknown is the same");
     }
     assert_eq!(body("ann", PASSWORD).await, wrong, "locked is the same, however right the password is");
+    let change = json!({"username": "ann", "password": PASSWORD, "new_password": "a new good password"});
+    let answer = post(&client, "/v1/auth/change-password", None, &change).await;
+    assert_eq!(
+        (answer.status(), &answer.json()["code"]),
+        (401, &json!("login_failed")),
+        "nor is there another way"
+    );
     let shown = client.get(&format!("/v1/users/{ann}"), Some(&admin)).await.json();
     assert_eq!(shown["locked"], true);
     let path = format!("/v1/users/{ann}/unlock");
@@ -476,7 +487,7 @@ async fn a_batch_is_written_whole_or_not_at_all() {
         post(&client, "/v1/collections/notes/batch", Some(&admin.token), &json!({"writes": writes})).await
     };
     let made =
-        batch(json!([{"op": "put", "key": "b", "value": {"n": 1}}, {"op": "delete", "key": "a"}])).await;
+        batch(json!([{"op": "put", "key": "b", "value": {"n": 1}}, {"op": "delete", "key": "a"}, {"op": "put", "key": "n", "value": null}])).await;
     assert_eq!(made.status(), 200, "{:?}", made.body);
     let tag = made.json()["results"][0]["etag"].clone();
     assert_eq!(client.get(RECORD, Some(&admin.token)).await.status(), 404);
@@ -488,7 +499,7 @@ async fn a_batch_is_written_whole_or_not_at_all() {
     .await;
     assert_eq!((refused.status(), &refused.json()["write"]["index"]), (412, &json!(2)));
     let kept = client.get("/v1/collections/notes/records", Some(&admin.token)).await.json();
-    assert_eq!(kept["items"].as_array().unwrap().len(), 1);
+    assert_eq!(kept["items"].as_array().unwrap().len(), 2);
     assert_eq!(kept["items"][0]["value"], json!({"n": 1}), "nothing of it stays");
     let listed = client.get("/v1/collections", Some(&admin.token)).await.json();
     assert_eq!(listed["items"][0]["name"], "notes");
@@ -521,4 +532,55 @@ async fn the_api_describes_itself_and_all_of_it_answers_the_gateway_alone() {
     assert_eq!(login["$ref"], "#/components/schemas/Login");
     let needed = &api["components"]["schemas"]["Login"]["required"];
     assert_eq!(needed, &json!(["username", "password"]));
+}
+
+#[tokio::test]
+async fn a_token_that_is_revoked_is_not_believed_again_while_clocks_may_differ() {
+    let backend = Backend::start(&[("PALISADE_BACKEND__ACCOUNTS__ACCESS_TOKEN", "1s")]).await;
+    let policy = lenient().replace("[jwt.accounts]\n", "[jwt.accounts]\nleeway = \"1m\"\n");
+    let gateway = Gateway::start(backend.address, &policy, &[]).await;
+    backend.add_user("ann", &[]).await;
+    let client = gateway.client();
+    let session = login(&client, "ann", PASSWORD).await.json();
+    let token = session["access_token"].as_str().unwrap();
+    tokio::time::sleep(Duration::from_millis(2_100)).await; // it has expired, but for the leeway
+    assert_eq!(client.get("/v1/auth/sessions", Some(token)).await.status(), 200);
+    let body = json!({"refresh_token": session["refresh_token"]});
+    assert_eq!(post(&client, "/v1/auth/logout", None, &body).await.status(), 204);
+    eventually("the gateway follows", || async {
+        client.get("/v1/auth/sessions", Some(token)).await.status() == 401
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_denied_to_a_role_or_a_group_stays_so_and_no_longer() {
+    let backend = Backend::start(&[("PALISADE_BACKEND__ACCOUNTS__REQUIRE_TOTP_FOR", "[\"reader\"]")]).await;
+    let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
+    let stack = Stack { backend, gateway };
+    let (admin, ann) = reader(&stack).await;
+    let client = stack.gateway.client();
+    let put = async |path: &str, body: Value| {
+        assert_eq!(client.json("PUT", path, Some(&admin.token), &body).await.status(), 200, "{path}");
+    };
+    let deny = json!({"principal": "role:reader", "permission": "records:read", "resource": "notes", "effect": "deny"});
+    assert_eq!(post(&client, "/v1/acl", Some(&admin.token), &deny).await.status(), 201);
+    let allow = json!({"principal": format!("user:{}", ann.id), "permission": "records:read", "resource": "notes", "effect": "allow"});
+    assert_eq!(post(&client, "/v1/acl", Some(&admin.token), &allow).await.status(), 201);
+    let read = async || client.get(RECORD, Some(&ann.token)).await.status();
+    assert_eq!(
+        read().await,
+        403,
+        "a role that waits for a second factor grants nothing, and what is denied to it is denied"
+    );
+    put(&format!("/v1/users/{}/roles", ann.id), json!({"roles": []})).await;
+    assert_eq!(read().await, 200);
+    put("/v1/groups/staff/members", json!({"users": [ann.id]})).await;
+    let deny = json!({"principal": "group:staff", "permission": "*", "resource": "*", "effect": "deny"});
+    assert_eq!(post(&client, "/v1/acl", Some(&admin.token), &deny).await.status(), 201);
+    assert_eq!(read().await, 403);
+    assert_eq!(client.json("DELETE", "/v1/groups/staff", Some(&admin.token), &json!({})).await.status(), 200);
+    assert_eq!(read().await, 200);
+    put("/v1/groups/staff/members", json!({"users": [ann.id]})).await;
+    assert_eq!(read().await, 200, "another group of that name");
 }

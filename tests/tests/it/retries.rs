@@ -72,10 +72,7 @@ async fn retry_after_is_waited_for_or_ends_the_trying() {
     let long = b"HTTP/1.1 503 Busy\r\nRetry-After: 60\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     let (upstream, gateway) = self::gateway(vec![says(long), says(GOOD)], "base = \"1ms\"").await;
     let answer = gateway.client().get("/a", None).await;
-    assert_eq!(
-        (answer.status(), answer.field("retry-after"), upstream.heard().len()),
-        (503, "60", 1)
-    );
+    assert_eq!((answer.status(), answer.field("retry-after"), upstream.heard().len()), (503, "60", 1));
 }
 
 #[tokio::test]
@@ -84,8 +81,8 @@ async fn the_budget_bounds_what_retries_add() {
     for _ in 0..50 {
         assert_eq!(gateway.client().get("/a", None).await.status(), 503);
     }
-    let sent = upstream.heard().len();
-    assert!((60..=66).contains(&sent), "50 requests, a tenth, and the reserve of ten: {sent}");
+    let count = upstream.heard().len();
+    assert!((60..=66).contains(&count), "50 requests, a tenth, and the reserve of ten: {count}");
     let spent = "palisade_retries_total{outcome=\"budget_spent\",upstream=\"backend\"}";
     assert!(gateway.metric(spent).await > 30.0);
 }
