@@ -17,6 +17,7 @@ use tracing::{Span, info_span, warn};
 use crate::changes::Followers;
 use crate::config::{DatabaseConfig, Synchronous};
 use crate::metrics::Metrics;
+use crate::mode::{self, Mode};
 use crate::sql::{self, Statement};
 
 /// Why the database did not answer.
@@ -25,6 +26,9 @@ pub(crate) enum DbError {
     /// No connection was free in time.
     #[error("no database connection was free in time")]
     Busy,
+    /// Nothing is written for now.
+    #[error("nothing is written for now")]
+    ReadOnly,
     /// SQLite said no.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
@@ -56,6 +60,7 @@ struct Inner {
     writer: Arc<Pool>,
     readers: Arc<Pool>,
     metrics: Metrics,
+    mode: Mode,
     /// Those who are told of a commit that changed who may do what.
     followers: Followers,
 }
@@ -97,6 +102,7 @@ impl Database {
             writer: pool(writer, 1),
             readers: pool(readers, config.pool_size + config.pool_overflow),
             metrics,
+            mode: Mode::default(),
             followers: Followers::new(),
         };
         make_private(&config.path)
@@ -129,6 +135,21 @@ impl Database {
         &self,
         work: impl Fn(&Session<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        if self.inner.mode.refuses() {
+            return Err(DbError::ReadOnly);
+        }
+        let written = self.write_whatever_the_mode(work).await;
+        let (value, revision) = written.inspect_err(|error| self.inner.mode.learn(error))?;
+        if let Some(revision) = revision {
+            self.inner.followers.tell(revision).await;
+        }
+        Ok(value)
+    }
+
+    async fn write_whatever_the_mode<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Session<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<(T, Option<i64>)> {
         let written = self.run(&self.inner.writer, move |connection, inner| {
             let mut waits = BUSY_WAITS.iter();
             loop {
@@ -145,11 +166,23 @@ impl Database {
                 }
             }
         });
-        let (value, revision) = written.await?;
-        if let Some(revision) = revision {
-            self.inner.followers.tell(revision).await;
+        written.await
+    }
+
+    /// Whether anything is written, and who may change that.
+    pub(crate) fn mode(&self) -> &Mode {
+        &self.inner.mode
+    }
+
+    /// Tries now and then whether writing works again, forever.
+    pub(crate) async fn leave_read_only(self) {
+        loop {
+            tokio::time::sleep(mode::TRY_EVERY).await;
+            if self.inner.mode.is_failing() {
+                let tried = self.write_whatever_the_mode(|session| session.run(sql::TRY_WRITING, []));
+                self.inner.mode.tried(tried.await.is_ok());
+            }
         }
-        Ok(value)
     }
 
     /// Writes in one transaction, of which nothing stays when `work` comes to a problem.

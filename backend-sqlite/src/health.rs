@@ -10,6 +10,7 @@ use serde_json::json;
 use std::sync::atomic::Ordering;
 
 use crate::accounts;
+use crate::identity::Administrator;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::sessions;
@@ -29,7 +30,21 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
     let checks = json!({"database": {"status": word(database.is_ok()), "took_ms": took_ms}});
     let fine = database.is_ok() && !leaving;
     let status = if fine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({"status": word(fine), "leaving": leaving, "checks": checks}))).into_response()
+    let mode = app.database.mode().describe();
+    (status, Json(json!({"status": word(fine), "leaving": leaving, "mode": mode, "checks": checks})))
+        .into_response()
+}
+
+/// `POST /admin/readonly`
+pub(crate) async fn read_only(_: Administrator, State(app): State<App>) -> Json<serde_json::Value> {
+    app.database.mode().set_by_hand(true);
+    Json(json!({"mode": app.database.mode().describe()}))
+}
+
+/// `POST /admin/readwrite`
+pub(crate) async fn read_write(_: Administrator, State(app): State<App>) -> Json<serde_json::Value> {
+    app.database.mode().set_by_hand(false);
+    Json(json!({"mode": app.database.mode().describe()}))
 }
 
 const fn word(fine: bool) -> &'static str {

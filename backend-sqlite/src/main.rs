@@ -17,6 +17,7 @@ mod identity;
 mod lockout;
 mod mail;
 mod metrics;
+mod mode;
 mod observe;
 mod openapi;
 mod password;

@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 
 use crate::db::DbError;
 
+/// The code of a refusal to write; the gateway is told by a field, so that it does not take this for a failure.
+const READ_ONLY: &str = "read_only";
+
 /// An answer that is not a success.
 #[derive(Debug)]
 pub(crate) struct Problem {
@@ -67,6 +70,9 @@ impl IntoResponse for Problem {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"palisade\""));
         }
+        if self.code == READ_ONLY {
+            headers.insert("x-palisade-read-only", HeaderValue::from_static("1"));
+        }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -81,6 +87,11 @@ impl From<DbError> for Problem {
             DbError::Busy => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "database_busy", "the database is busy, try again")
             }
+            DbError::ReadOnly => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                READ_ONLY,
+                "nothing can be changed now, reading goes on",
+            ),
             DbError::Sqlite(_) | DbError::Stopped => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "database_unavailable",

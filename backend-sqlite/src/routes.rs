@@ -34,6 +34,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/metrics", get(health::metrics));
     let behind_gateway = Router::new()
         .merge(documented)
+        .route("/admin/readonly", post(health::read_only))
+        .route("/admin/readwrite", post(health::read_write))
         .route("/internal/permissions", post(permissions::answer))
         .route("/internal/api-keys", post(api_keys::verify))
         .route("/internal/changes", get(changes::feed))

@@ -65,6 +65,7 @@ pub(crate) async fn serve(
         database,
     };
     tokio::spawn(changes::sweep_for_ever(app.database.clone()));
+    tokio::spawn(app.database.clone().leave_read_only());
     let mut stop = StopSignal::new()?;
     let leaving = Arc::clone(&app.leaving);
     let (drain_delay, drain_timeout) = (config.server.drain_delay, config.server.drain_timeout);

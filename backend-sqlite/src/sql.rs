@@ -19,6 +19,7 @@ macro_rules! statements {
 
 statements! {
     PING = "SELECT 1";
+    TRY_WRITING = "UPDATE versions SET last = last WHERE id = 1";
 
     ADD_USER = "INSERT INTO users (id, username, email, password_hash, created_at, password_changed_at)
                 VALUES (?1, ?2, ?3, ?4, ?5, ?5)";

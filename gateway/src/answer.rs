@@ -24,6 +24,9 @@ struct Problem<'a> {
     retry_after: Option<u64>,
 }
 
+/// With this our own backend says that it answers 503 because it is in read-only mode.
+pub const READ_ONLY: &str = "x-palisade-read-only";
+
 /// On an answer to somebody whose permission could not be asked for anew: `on_failure = "stale"` (RFC 7234, 5.5.7).
 pub const PERMISSION_LAST_KNOWN: &str = "199 palisade \"the permission is the last known one\"";
 

@@ -191,7 +191,11 @@ impl ProxyHttp for Proxy {
         if !forward::is_sound(response, exchange.handshake) {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
-        let outcome = Outcome::Answered(response.status.as_u16());
+        let mut outcome = Outcome::Answered(response.status.as_u16());
+        if response.remove_header(answer::READ_ONLY).is_some() {
+            // The service refuses to change something, but it is well: its breaker has nothing to count.
+            outcome = Outcome::ClientLeft;
+        }
         exchange.tell_address(outcome);
         if try_again(&self.gateway, session, exchange, outcome, retry_after(response)) {
             return Err(Error::new_up(SENT_AGAIN));

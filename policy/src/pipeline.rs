@@ -1,6 +1,7 @@
 //! What a request goes through, in the order in which it happens: moving a line moves the enforcement.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::authenticate::Subject;
 use crate::authorize::Permission;
@@ -18,6 +19,9 @@ use crate::stage::Stage::{
 use crate::stage::{Stage, Trail};
 use crate::time::Timestamp;
 use crate::world::World;
+
+/// When it is worth asking again whether something can be changed.
+const READ_ONLY_RETRY: Duration = Duration::from_secs(10);
 
 /// A request that may go on to its upstream, with the evidence that it may.
 #[derive(Debug)]
@@ -65,8 +69,9 @@ pub async fn admit<W: World>(
     let permission =
         trail.stage(Authorize, route.authorize(&policy.permissions, &subject, request, world).await)?;
     let reserved = spent.reserved();
-    let pass =
-        trail.stage(Break, route.enter(world, now)).inspect_err(|_| give_back(reserved.clone(), world))?;
+    let pass = trail
+        .stage(Break, route.enter(policy, request, world, now))
+        .inspect_err(|_| give_back(reserved.clone(), world))?;
     Ok(Admission { client, route, subject, quotas: spent.quotas, reserved, permission, pass }) // the gateway forwards, then calls `settle`
 }
 
@@ -129,7 +134,17 @@ impl Route {
             .await
     }
 
-    fn enter<W: World>(&self, world: &W, now: Timestamp) -> Result<W::Pass, Refusal> {
+    fn enter<W: World>(
+        &self,
+        policy: &Policy,
+        request: &Request<'_>,
+        world: &W,
+        now: Timestamp,
+    ) -> Result<W::Pass, Refusal> {
+        if policy.read_only && self.changes_something(request.method) {
+            let detail = "nothing can be changed now, reading goes on";
+            return Err(Refusal::new(Stage::Break, Code::ReadOnly, detail).retry_after(Some(READ_ONLY_RETRY)));
+        }
         world.enter(self.breaker.as_ref(), now).map_err(|wait| {
             Refusal::new(
                 Stage::Break,

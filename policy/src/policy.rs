@@ -42,6 +42,8 @@ pub struct Policy {
     pub limits: Vec<Arc<LimitRule>>,
     /// The breakers by name.
     pub breakers: Vec<Arc<BreakerRule>>,
+    /// Whether what would change something is refused for now.
+    pub read_only: bool,
     /// The policy's own tests.
     pub tests: Vec<PolicyTest>,
     /// Field names, normalised, that only the gateway may write.
@@ -99,6 +101,7 @@ impl Policy {
             blocks: BlockRule::read(root.section("blocks")),
             headers: AnswerHeaders::read(root.section("headers").as_ref()),
             tests: PolicyTest::read_all(root),
+            read_only: root.get_or("read_only", false),
             identity_fields: forwarded.map(|(_, field)| same_letters(field)).collect(),
             issuers: names.issuers.into_values().collect(),
             limits: names.limits.into_values().collect(),
@@ -267,6 +270,7 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
         &names.retries,
         section.get("retry").into_iter().collect(),
     );
+    let writes = section.get("writes");
     let (max_body, upstream_timeout) = (section.get("max_body"), section.get("upstream_timeout"));
     let request_timeout = section.get("request_timeout");
     if let (Some(name), Some(pattern), Some(upstream)) = (name, pattern, upstream) {
@@ -285,6 +289,7 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
             api_keys,
             roles,
             permission,
+            writes,
             retry: retry.into_iter().next(),
             counts_failed_logins,
             max_body,

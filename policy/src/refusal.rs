@@ -81,6 +81,8 @@ codes! {
     UpstreamUnreachable = 502 "upstream_unreachable" "Bad Gateway",
     /// The breaker is open: the upstream has failed too often.
     BreakerOpen = 503 "breaker_open" "Service Unavailable",
+    /// Nothing is changed for now; reading goes on.
+    ReadOnly = 503 "read_only" "Service Unavailable",
     /// The store of the limits is away and the limit says `deny`.
     LimitUnavailable = 503 "limit_unavailable" "Service Unavailable",
     /// The keys that verify tokens are away.

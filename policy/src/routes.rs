@@ -44,6 +44,8 @@ pub struct Route {
     pub permission: Option<RequiredPermission>,
     /// The breaker of its upstream.
     pub breaker: Option<Arc<BreakerRule>>,
+    /// Whether its requests change something; `None`: those that are not GET, HEAD or OPTIONS.
+    pub writes: Option<bool>,
     /// How its requests are tried again.
     pub retry: Option<Arc<RetryRule>>,
     /// The answers that count as failed logins.
@@ -83,6 +85,11 @@ impl Route {
     /// Whether a client has to prove who it is.
     pub fn wants_proof(&self) -> bool {
         self.api_keys || !self.issuers.is_empty()
+    }
+
+    /// Whether a request with this method may change something.
+    pub fn changes_something(&self, method: &str) -> bool {
+        self.writes.unwrap_or(!matches!(method, "GET" | "HEAD" | "OPTIONS"))
     }
 
     /// Whether a limit counts by a field of the body, so that the body is read before the request is judged.
@@ -316,6 +323,7 @@ mod tests {
             roles: Vec::new(),
             permission: None,
             breaker: None,
+            writes: None,
             retry: None,
             counts_failed_logins: Vec::new(),
             max_body: None,

@@ -88,7 +88,7 @@ impl Stage {
             Self::Authenticate => "token or API key",
             Self::LimitSubject => "limits by user, api_key",
             Self::Authorize => "roles, then permission",
-            Self::Break => "circuit breaker",
+            Self::Break => "read-only mode, circuit breaker",
             Self::Forward => "body limit, timeouts, upstream",
             Self::Answer => "security headers, request id",
             Self::Observe => "metrics, access log, span",

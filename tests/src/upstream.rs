@@ -25,7 +25,15 @@ impl RawUpstream {
 
     /// Answers the first connection with the first script, and so on; those beyond the last one with the last.
     pub async fn start_each(scripts: Vec<Script>, echo: bool) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::listen(TcpListener::bind("127.0.0.1:0").await.unwrap(), scripts, echo)
+    }
+
+    /// Answers at a port of one's choice.
+    pub async fn start_at(port: u16, script: Script) -> Self {
+        Self::listen(TcpListener::bind(("127.0.0.1", port)).await.unwrap(), vec![script], false)
+    }
+
+    fn listen(listener: TcpListener, scripts: Vec<Script>, echo: bool) -> Self {
         let address = listener.local_addr().unwrap();
         let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
         let all = Arc::clone(&heard);

@@ -95,6 +95,8 @@ fn router(admin: Admin) -> Router {
             "/admin/revocations/{by}/{*value}",
             axum::routing::put(revocations::revoke).delete(revocations::restore),
         )
+        .route("/admin/readonly", post(overrides::read_only))
+        .route("/admin/readwrite", post(overrides::read_write))
         .route("/admin/top", get(usage::top))
         .route("/admin/breakers", get(breakers))
         .route("/admin/breakers/{name}/reset", post(reset_breaker))

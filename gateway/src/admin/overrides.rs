@@ -17,6 +17,9 @@ use crate::observe::audit::Actor;
 use crate::overrides::{MOST, Override, flatten};
 use crate::store::{Change, Topic};
 
+/// The key of the policy that stops changes.
+const READ_ONLY: &str = "read_only";
+
 fn listing(admin: &Admin) -> Value {
     let mut all = admin.gateway.ledger().holding(Topic::Overrides, clock::now());
     all.sort_by(|one, other| one.key.cmp(&other.key));
@@ -51,6 +54,16 @@ pub(super) async fn remove(
         return problem(StatusCode::NOT_FOUND, "not_found", "nothing is overridden at this path");
     }
     make(&admin, vec![(path, None)], &request_id).await
+}
+
+/// `POST /admin/readonly`: what would change something is refused from now on, on all replicas, until it is taken back.
+pub(super) async fn read_only(State(admin): State<Admin>, RequestId(request_id): RequestId) -> Response {
+    make(&admin, vec![(READ_ONLY.to_owned(), Some(true.into()))], &request_id).await
+}
+
+/// `POST /admin/readwrite`
+pub(super) async fn read_write(State(admin): State<Admin>, RequestId(request_id): RequestId) -> Response {
+    make(&admin, vec![(READ_ONLY.to_owned(), None)], &request_id).await
 }
 
 /// Puts overrides in force, all of them or none.

@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test panics to fail")]
 
 mod accounts;
+mod balance;
 mod chart;
+mod degraded;
 mod drain;
 mod identity;
 mod limits;
