@@ -27,6 +27,9 @@ struct Problem<'a> {
 /// With this our own backend says that it answers 503 because it is in read-only mode.
 pub const READ_ONLY: &str = "x-palisade-read-only";
 
+/// On the last good answer, given again while the breaker is open (RFC 7234, 5.5.1).
+pub const STALE: &str = "110 palisade \"response is stale\"";
+
 /// On an answer to somebody whose permission could not be asked for anew: `on_failure = "stale"` (RFC 7234, 5.5.7).
 pub const PERMISSION_LAST_KNOWN: &str = "199 palisade \"the permission is the last known one\"";
 

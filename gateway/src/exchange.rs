@@ -24,6 +24,7 @@ use crate::clock;
 use crate::gateway::{Gateway, Handle};
 use crate::observe::telemetry;
 use crate::reload::Loaded;
+use crate::stale::Keeping;
 use crate::wire::head;
 
 /// One request, from its header to its log line.
@@ -47,6 +48,8 @@ pub struct Exchange {
     pub(crate) handshake: bool,
     pub(crate) received: u64,
     /// How often it was sent to the upstream, and how long to wait before it is sent again.
+    /// Its answer, where it may be given again later.
+    pub(crate) keeping: Option<Keeping>,
     pub(crate) tries: u32,
     pub(crate) first_try: Option<Instant>,
     /// Its turn at an address of the upstream.
@@ -89,6 +92,7 @@ impl Exchange {
             encrypted: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
             handshake: head::is_websocket(header),
             received: 0,
+            keeping: None,
             tries: 0,
             first_try: None,
             turn: None,

@@ -32,6 +32,7 @@ use crate::permissions::{Permissions, Revoked};
 use crate::reload::Loaded;
 use crate::retries::Budgets;
 use crate::revocations::{self, Revocations};
+use crate::stale::LastGood;
 use crate::store::local::LocalStore;
 use crate::store::redis::{News, RedisStore};
 use crate::store::{Change, Store as _, Topic};
@@ -63,6 +64,8 @@ pub struct Gateway {
     save_soon: Notify,
     /// The breakers of this replica.
     pub breakers: Breakers,
+    /// What is given again while a breaker is open.
+    pub last_good: LastGood,
     /// What may be tried again.
     pub retry_budgets: Budgets,
     /// What can be counted.
@@ -102,6 +105,7 @@ impl Gateway {
             taking_effect: parking_lot::Mutex::default(),
             save_soon: Notify::new(),
             breakers: Breakers::new(metrics.clone()),
+            last_good: LastGood::default(),
             retry_budgets: Budgets::default(),
             metrics,
             audit,

@@ -35,6 +35,7 @@ pub mod revocations;
 pub mod run;
 pub mod settings;
 pub mod sketch;
+pub mod stale;
 pub mod store;
 pub mod tokens;
 pub mod upstreams;

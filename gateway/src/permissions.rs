@@ -163,6 +163,7 @@ impl Permissions {
     /// Nothing is known yet.
     pub fn new(upstreams: Upstreams, signer: Option<Signer>, metrics: Metrics) -> Self {
         let knowledge = Arc::new(Knowledge::default());
+        metrics.permission_feed_age.set(-1.0); // never heard of
         let replica = uuid::Uuid::now_v7().simple().to_string();
         Self {
             decisions: Answers::new(Arc::clone(&knowledge)),

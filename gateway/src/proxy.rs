@@ -16,6 +16,7 @@ use policy::authorize::Permission;
 use policy::breaker::Outcome;
 use policy::pipeline::settle;
 use policy::refusal::Refusal;
+use policy::routes::WhenOpen;
 use tracing::{debug, error};
 
 use crate::again::{retry_after, try_again};
@@ -29,6 +30,7 @@ use crate::gateway::{Gateway, Handle};
 use crate::observe::access::{AccessLog, Line};
 use crate::observe::metrics::method_label;
 use crate::observe::telemetry;
+use crate::stale::{self, Keeping};
 use crate::upstreams::Upstreams;
 
 /// For reading on after an early answer over HTTP/2, where a reset stream loses the answer.
@@ -107,8 +109,29 @@ impl ProxyHttp for Proxy {
             }
             return Ok(false);
         };
-        refuse(session, exchange, refusal).await?;
+        if !self.give_last_good(session, exchange, &refusal).await? {
+            refuse(session, exchange, refusal).await?;
+        }
         Ok(true)
+    }
+
+    fn response_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Duration>> {
+        let Some(exchange) = ctx else { return Ok(None) };
+        if let (Some(keeping), Some(piece)) = (&mut exchange.keeping, body.as_ref())
+            && !keeping.take_in(piece)
+        {
+            exchange.keeping = None;
+        }
+        if let Some(keeping) = exchange.keeping.take_if(|_| end) {
+            self.gateway.last_good.keep(keeping);
+        }
+        Ok(None)
     }
 
     async fn request_body_filter(
@@ -217,6 +240,7 @@ impl ProxyHttp for Proxy {
         if exchange.admission.as_ref().is_some_and(|one| one.permission == Permission::LastKnown) {
             response.append_header("warning", answer::PERMISSION_LAST_KNOWN)?;
         }
+        exchange.keeping = keep(session.req_header(), response, exchange);
         if session.req_header().version == Version::HTTP_10 {
             // Such a client knows no chunks: the end of the connection is the end of the body.
             response.remove_header("transfer-encoding");
@@ -332,7 +356,50 @@ impl ProxyHttp for Proxy {
     fn on_connection_reuse(&self, _: &mut Session, _: &mut Self::CTX, _: Box<dyn Any + Send + Sync>) {}
 }
 
+/// Begins to keep an answer, where the route wants the last good one while its breaker is open.
+fn keep(request: &RequestHeader, response: &ResponseHeader, exchange: &Exchange) -> Option<Keeping> {
+    let admission = exchange.admission.as_ref()?;
+    let wanted = admission.route.when_open == WhenOpen::Stale && request.method == http::Method::GET;
+    if !wanted || admission.permission == Permission::LastKnown {
+        return None;
+    }
+    let key = stale::key(&admission.route, &admission.subject, &exchange.target, request);
+    Keeping::begin(key, response, clock::now())
+}
+
 impl Proxy {
+    /// Gives the last good answer in the place of a refusal, if there is one that will do.
+    async fn give_last_good(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        refusal: &Refusal,
+    ) -> Result<bool> {
+        let request = session.req_header();
+        let reads = request.method == http::Method::GET || request.method == http::Method::HEAD;
+        let Some((route, subject)) = refusal.stale.as_deref().filter(|_| reads) else { return Ok(false) };
+        let (key, now) = (stale::key(route, subject, &exchange.target, request), clock::now());
+        let Some(kept) = self.gateway.last_good.find(&key, now) else { return Ok(false) };
+        let mut header = (*kept.header).clone();
+        header.insert_header("age", now.since(kept.at).as_secs().to_string())?;
+        header.insert_header("warning", answer::STALE)?;
+        header.insert_header("x-request-id", &exchange.request_id)?;
+        for name in ["ratelimit", "ratelimit-policy", "transfer-encoding", "connection"] {
+            header.remove_header(name);
+        }
+        header.insert_header("content-length", kept.body.len().to_string())?;
+        self.gateway.metrics.stale_answers.with_label_values(&[&*route.name]).inc();
+        let body = (request.method == http::Method::GET).then_some(kept.body);
+        if session.req_header().version == Version::HTTP_10 {
+            session.set_keepalive(None);
+        }
+        session.write_response_header(Box::new(header), body.is_none()).await?;
+        if body.is_some() {
+            session.write_response_body(body, true).await?;
+        }
+        Ok(true)
+    }
+
     fn observe(&self, session: &Session, exchange: &Exchange, status: u16) {
         let metrics = &self.gateway.metrics;
         let admission = exchange.admission.as_ref();

@@ -69,9 +69,10 @@ pub async fn admit<W: World>(
     let permission =
         trail.stage(Authorize, route.authorize(&policy.permissions, &subject, request, world).await)?;
     let reserved = spent.reserved();
-    let pass = trail
-        .stage(Break, route.enter(policy, request, world, now))
-        .inspect_err(|_| give_back(reserved.clone(), world))?;
+    let pass = trail.stage(Break, route.enter(policy, request, world, now)).map_err(|refusal| {
+        give_back(reserved.clone(), world);
+        refusal.or_last_good(&route, &subject)
+    })?;
     Ok(Admission { client, route, subject, quotas: spent.quotas, reserved, permission, pass }) // the gateway forwards, then calls `settle`
 }
 

@@ -18,7 +18,7 @@ use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::requests::RequestRule;
 use crate::retry::RetryRule;
-use crate::routes::{self, Pattern, RequiredPermission, Route, Routes, Template};
+use crate::routes::{self, Pattern, RequiredPermission, Route, Routes, Template, WhenOpen};
 use crate::units::Bytes;
 
 /// Every rule in force. One snapshot serves a request from its first stage to its last.
@@ -270,7 +270,7 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
         &names.retries,
         section.get("retry").into_iter().collect(),
     );
-    let writes = section.get("writes");
+    let (when_open, writes) = (section.get_or("when_open", WhenOpen::Fail), section.get("writes"));
     let (max_body, upstream_timeout) = (section.get("max_body"), section.get("upstream_timeout"));
     let request_timeout = section.get("request_timeout");
     if let (Some(name), Some(pattern), Some(upstream)) = (name, pattern, upstream) {
@@ -289,6 +289,7 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
             api_keys,
             roles,
             permission,
+            when_open,
             writes,
             retry: retry.into_iter().next(),
             counts_failed_logins,

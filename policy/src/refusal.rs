@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::authenticate::Subject;
 use crate::limits::Quota;
+use crate::routes::{Route, WhenOpen};
 use crate::stage::Stage;
 
 macro_rules! codes {
@@ -110,6 +112,8 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// The methods that the route takes, for `Allow`.
     pub allow: Vec<Arc<str>>,
+    /// Whose last good answer will do instead: the route and the subject.
+    pub stale: Option<Box<(Arc<Route>, Subject)>>,
     /// The limits of the request, for `RateLimit` and `RateLimit-Policy`.
     pub quotas: Vec<Quota>,
 }
@@ -124,6 +128,7 @@ impl Refusal {
             rule: None,
             retry_after: None,
             allow: Vec::new(),
+            stale: None,
             quotas: Vec::new(),
         }
     }
@@ -139,6 +144,14 @@ impl Refusal {
     #[must_use]
     pub fn retry_after(mut self, wait: Option<Duration>) -> Self {
         self.retry_after = wait;
+        self
+    }
+
+    /// Says whose last good answer will do, where the route wants that while its breaker is open.
+    #[must_use]
+    pub(crate) fn or_last_good(mut self, route: &Arc<Route>, subject: &Subject) -> Self {
+        let wanted = self.code == Code::BreakerOpen && route.when_open == WhenOpen::Stale;
+        self.stale = wanted.then(|| Box::new((Arc::clone(route), subject.clone())));
         self
     }
 

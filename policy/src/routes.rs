@@ -5,11 +5,13 @@
 //! less specific route would take it: a narrow rule is never evaded by a method that it forgot.
 
 use std::collections::HashMap;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use crate::breaker::BreakerRule;
+use crate::from_toml_str;
 use crate::issuer::Issuer;
 use crate::limits::LimitRule;
 use crate::path::{self, EncodedSlash};
@@ -44,6 +46,8 @@ pub struct Route {
     pub permission: Option<RequiredPermission>,
     /// The breaker of its upstream.
     pub breaker: Option<Arc<BreakerRule>>,
+    /// What its clients get while the breaker is open.
+    pub when_open: WhenOpen,
     /// Whether its requests change something; `None`: those that are not GET, HEAD or OPTIONS.
     pub writes: Option<bool>,
     /// How its requests are tried again.
@@ -57,6 +61,29 @@ pub struct Route {
     /// Its own `request_timeout`.
     pub request_timeout: Option<Span>,
 }
+
+/// What clients get while the breaker is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenOpen {
+    /// 503.
+    Fail,
+    /// The last good answer that they had, where there is one.
+    Stale,
+}
+
+impl FromStr for WhenOpen {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "fail" => Ok(Self::Fail),
+            "stale" => Ok(Self::Stale),
+            _ => Err("fail or stale"),
+        }
+    }
+}
+
+from_toml_str!(WhenOpen);
 
 /// `permission` and `resource` of a route.
 #[derive(Clone, Debug)]
@@ -323,6 +350,7 @@ mod tests {
             roles: Vec::new(),
             permission: None,
             breaker: None,
+            when_open: WhenOpen::Fail,
             writes: None,
             retry: None,
             counts_failed_logins: Vec::new(),

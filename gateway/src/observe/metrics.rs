@@ -66,13 +66,14 @@ metrics! {
     permission_cache_evictions: IntCounter = "permission_cache_evictions_total" "Answers dropped for lack of room.";
     permission_cache_invalidations: IntCounter = "permission_cache_invalidations_total" "Changes that made answers void.";
     permission_cache_entries: IntGauge = "permission_cache_entries" "Answers in memory.";
-    permission_feed_age: prometheus::Gauge = "permission_feed_lag_seconds" "Since the change feed was last heard of.";
+    permission_feed_age: prometheus::Gauge = "permission_feed_lag_seconds" "Since the change feed was last heard of; -1: never.";
     rate_limit_exceeded: IntCounterVec = "rate_limit_exceeded_total" ["limit"] "Requests over a limit, also in shadow.";
     ip_blocks: IntCounterVec = "ip_blocks_total" ["reason"] "Bans made.";
     ip_blocks_active: IntGauge = "ip_blocks_active" "Bans in force.";
     breaker_state: IntGaugeVec = "circuit_breaker_state" ["breaker"] "0 closed, 1 open, 2 half-open.";
     breaker_error_rate: GaugeVec = "circuit_breaker_error_rate" ["breaker"] "Share of failures in the window.";
     breaker_transitions: IntCounterVec = "circuit_breaker_transitions_total" ["breaker", "from", "to"] "Moves.";
+    stale_answers: IntCounterVec = "stale_answers_total" ["route"] "Last good answers given while a breaker was open.";
     retries: IntCounterVec = "retries_total" ["upstream", "outcome"] "Further tries: made, and why there was none.";
     redis_up: IntGauge = "redis_up" "1 while Redis answers.";
     replicas: IntGauge = "replicas" "Gateways that share Redis, as this one last saw them.";

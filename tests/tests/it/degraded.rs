@@ -69,3 +69,48 @@ async fn an_operator_stops_changes_and_lets_them_go_on() {
     assert_eq!(operator.ask("POST", "/admin/readwrite", &[], "").await.status(), 200);
     assert_eq!(write().await.status(), 200);
 }
+
+#[tokio::test]
+async fn while_the_breaker_is_open_each_gets_the_last_good_answer_that_was_theirs() {
+    let policy = tests::stack::POLICY
+        .replace("name = \"read-record\"", "name = \"read-record\"\nwhen_open = \"stale\"")
+        .replace("[permissions]\n", "[permissions]\non_failure = \"stale\"\n")
+        .replace("rate = \"5/min\"", "rate = \"1000/s\"");
+    let mut stack = Stack::with(&policy, &[]).await;
+    let admin = stack.user("root", &["admin"]).await;
+    let second = stack.user("second", &["admin"]).await;
+    let client = stack.gateway.client();
+    eventually("the gateway follows the feed", || async {
+        stack.gateway.metric("palisade_permission_feed_lag_seconds").await >= 0.0
+    })
+    .await;
+    client.json("PUT", "/v1/collections/notes", Some(&admin.token), &json!({})).await;
+    client.json("PUT", RECORD, Some(&admin.token), &json!({"n": 1})).await;
+    let good = client.get(RECORD, Some(&admin.token)).await;
+    // Whether the other one may is known as well, but not what there is.
+    assert_eq!(client.get("/v1/collections/notes/records/none", Some(&second.token)).await.status(), 404);
+    assert_eq!(client.get("/v1/collections/notes/records/b", Some(&second.token)).await.status(), 404);
+    stack.backend.program.signal("KILL");
+    stack.backend.program.ended().await;
+    eventually("the breaker is open", || async {
+        let answer = client.get("/health/live", None).await;
+        answer.status() == 503
+            || (answer.status() == 429
+                && stack.gateway.metric("palisade_circuit_breaker_state{breaker=\"backend\"}").await > 0.5)
+    })
+    .await;
+    let stale = client.get(RECORD, Some(&admin.token)).await;
+    assert_eq!((stale.status(), &stale.body), (200, &good.body));
+    assert_eq!(
+        (stale.field("etag"), stale.field("warning")),
+        (good.field("etag"), "110 palisade \"response is stale\"")
+    );
+    assert!(stale.field("age").parse::<u64>().unwrap() < 30);
+    let bearer = format!("Bearer {}", admin.token);
+    let head = client.ask("HEAD", RECORD, &[("authorization", &bearer)], "").await;
+    assert_eq!((head.status(), head.body.len()), (200, 0));
+    let other = client.get("/v1/collections/notes/records/b", Some(&second.token)).await;
+    assert_eq!(other.code(), "breaker_open", "nothing good was kept for them");
+    let written = client.json("PUT", RECORD, Some(&admin.token), &json!(2)).await;
+    assert_eq!(written.status(), 503, "nothing is written");
+}
