@@ -25,6 +25,7 @@ use crate::gateway::{Gateway, Handle};
 use crate::observe::telemetry;
 use crate::reload::Loaded;
 use crate::stale::Keeping;
+use crate::tunnels::Open;
 use crate::wire::head;
 
 /// One request, from its header to its log line.
@@ -50,6 +51,8 @@ pub struct Exchange {
     /// How often it was sent to the upstream, and how long to wait before it is sent again.
     /// Its answer, where it may be given again later.
     pub(crate) keeping: Option<Keeping>,
+    /// Once it is a WebSocket.
+    pub(crate) tunnel: Option<Open>,
     pub(crate) tries: u32,
     pub(crate) first_try: Option<Instant>,
     /// Its turn at an address of the upstream.
@@ -93,6 +96,7 @@ impl Exchange {
             handshake: head::is_websocket(header),
             received: 0,
             keeping: None,
+            tunnel: None,
             tries: 0,
             first_try: None,
             turn: None,

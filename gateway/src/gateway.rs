@@ -37,6 +37,7 @@ use crate::store::local::LocalStore;
 use crate::store::redis::{News, RedisStore};
 use crate::store::{Change, Store as _, Topic};
 use crate::tokens::GoodTokens;
+use crate::tunnels::Tunnels;
 use crate::usage::Usage;
 
 /// Everything that decisions need, shared by all connections.
@@ -64,6 +65,8 @@ pub struct Gateway {
     save_soon: Notify,
     /// The breakers of this replica.
     pub breakers: Breakers,
+    /// Tunnels (`WebSocket`) that are open.
+    pub tunnels: Tunnels,
     /// What is given again while a breaker is open.
     pub last_good: LastGood,
     /// What may be tried again.
@@ -105,6 +108,7 @@ impl Gateway {
             taking_effect: parking_lot::Mutex::default(),
             save_soon: Notify::new(),
             breakers: Breakers::new(metrics.clone()),
+            tunnels: Tunnels::default(),
             last_good: LastGood::default(),
             retry_budgets: Budgets::default(),
             metrics,
@@ -194,6 +198,7 @@ impl Gateway {
         }
         if news.iter().any(|change| change.topic == Topic::Revocations) {
             self.revocations.replace(&self.ledger.holding(Topic::Revocations, now));
+            self.tunnels.look.notify_one();
         }
         if news.iter().any(|change| change.topic == Topic::Overrides) {
             self.overrides_changed.notify_one();
@@ -217,6 +222,7 @@ impl Gateway {
         self.revocations.add_tokens(&news);
         drop(one_at_a_time);
         if !news.is_empty() {
+            self.tunnels.look.notify_one();
             self.save_soon.notify_one();
         }
     }

@@ -38,6 +38,7 @@ pub mod sketch;
 pub mod stale;
 pub mod store;
 pub mod tokens;
+pub mod tunnels;
 pub mod upstreams;
 pub mod usage;
 pub mod wire;

@@ -15,6 +15,7 @@ use policy::world::{HolderAway, KeyHolder, PermissionAway, Question};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
 use tracing::{Instrument as _, info_span, warn};
 
 use crate::answers::{Answer, Answers, Reach, parts};
@@ -41,6 +42,8 @@ pub struct Permissions {
     knowledge: Arc<Knowledge>,
     service: Arc<Service>,
     metrics: Metrics,
+    /// Woken when something changed that may concern anybody who was let in.
+    pub changed: Notify,
 }
 
 /// Roles and groups that an answer rests on, one bit each. Two may share a bit: then a change of one drops an answer too
@@ -171,6 +174,7 @@ impl Permissions {
             knowledge,
             service: Arc::new(Service { upstreams, signer, replica }),
             metrics,
+            changed: Notify::new(),
         }
     }
 
@@ -339,6 +343,9 @@ impl Permissions {
             Kind::Role | Kind::Token => Reach::Nothing,
         });
         self.metrics.permission_cache_invalidations.inc_by(dropped as u64);
+        if news.reset || !news.changes.is_empty() {
+            self.changed.notify_one();
+        }
     }
 }
 

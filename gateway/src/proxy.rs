@@ -31,6 +31,7 @@ use crate::observe::access::{AccessLog, Line};
 use crate::observe::metrics::method_label;
 use crate::observe::telemetry;
 use crate::stale::{self, Keeping};
+use crate::tunnels::Open;
 use crate::upstreams::Upstreams;
 
 /// For reading on after an early answer over HTTP/2, where a reset stream loses the answer.
@@ -228,6 +229,13 @@ impl ProxyHttp for Proxy {
             admission.pass.settle_early(outcome, clock::now());
         }
         let upgraded = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
+        if let (true, Some(connection), Some(admission)) =
+            (upgraded, connection(session), &exchange.admission)
+        {
+            let (route, subject) = (&admission.route, &admission.subject);
+            let (path, id, cut) = (exchange.path(), &exchange.request_id, connection.cut());
+            exchange.tunnel = Some(Open::new(&self.gateway, route, subject, path, id, cut));
+        }
         forward::clean_answer(response, upgraded);
         for (name, value) in answer::common(&exchange.request_id, &exchange.rules().headers) {
             response.insert_header(name, value)?;

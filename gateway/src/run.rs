@@ -31,6 +31,7 @@ use crate::reload::Reloader;
 use crate::settings::{Profile, REDIS_PASSWORD, RedisSettings, Secrets, ServerSettings, Settings};
 use crate::store::link::Places;
 use crate::store::redis::RedisStore;
+use crate::tunnels;
 use crate::upstreams::Upstreams;
 use crate::wire::accept::{Door, Opening};
 use crate::wire::tls::Tls;
@@ -214,6 +215,7 @@ fn start_background(
     let (sweeping, saving) = (Arc::clone(gateway), Arc::clone(gateway));
     tokio::spawn(async move { sweeping.sweep().await });
     tokio::spawn(async move { saving.save_what_was_learnt().await });
+    tokio::spawn(tunnels::watch(Arc::clone(gateway)));
     let (fetching, asking, revoking) = (Arc::clone(gateway), Arc::clone(gateway), Arc::clone(gateway));
     let keys = Arc::clone(keys);
     tokio::spawn(async move { keys.keep_fresh(|| fetching.policy().rules.issuers.clone()).await });

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf as _, BytesMut};
+use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::SslDigest;
@@ -32,6 +33,27 @@ const PIECE: usize = 8 * 1024;
 /// For reading on after an early answer.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// Ends a connection through which anything may go, from outside.
+#[derive(Debug, Default)]
+pub struct Cut {
+    cut: AtomicBool,
+    reader: AtomicWaker,
+}
+
+impl Cut {
+    /// Ends it.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
+        self.reader.wake();
+    }
+
+    /// Whether it is to end; otherwise the reader is woken when it is.
+    fn poll(&self, cx: &Context<'_>) -> bool {
+        self.reader.register(cx.waker());
+        self.cut.load(Ordering::Acquire)
+    }
+}
+
 /// A client connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -52,6 +74,7 @@ pub struct Connection {
     /// Written, not yet sent.
     answer: BytesMut,
     is_http2: bool,
+    cut: Arc<Cut>,
 }
 
 impl Connection {
@@ -73,7 +96,13 @@ impl Connection {
             waits_for_client: AtomicBool::new(false),
             answer: BytesMut::new(),
             is_http2: false,
+            cut: Arc::default(),
         }
+    }
+
+    /// By which it can be ended once everything passes.
+    pub fn cut(&self) -> Arc<Cut> {
+        Arc::clone(&self.cut)
     }
 
     /// By when the whole body must be there, however it trickles.
@@ -186,6 +215,9 @@ impl AsyncRead for Connection {
         // Who waits for the client has written what there is for now: the client need not wait for more of it.
         if let Poll::Ready(sent) = this.poll_send(cx) {
             sent?;
+        }
+        if matches!(this.gate, Gate::Open) && this.cut.poll(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         loop {
             if this.outbox.is_empty() {

@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tests::client::Client;
+use tests::client::{Client, closes, read_for};
 use tests::eventually;
 use tests::fault::FaultProxy;
 use tests::stack::{Backend, Gateway, PASSWORD, POLICY};
+use tests::upstream::RawUpstream;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 /// Chance that a test can repeat: splitmix64.
 struct Random(u64);
@@ -348,4 +351,50 @@ async fn without_the_feed_no_answer_is_believed_longer_than_max_staleness() {
     assert!(last_believed < MOST, "{last_believed:?}");
     way.mend();
     eventually("it is refused once the way is free", || async { read().await.status() == 403 }).await;
+}
+
+#[tokio::test]
+async fn a_websocket_is_closed_when_what_let_it_in_is_taken_back() {
+    let switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let rooms = RawUpstream::start(vec![(Duration::ZERO, switch)], true).await;
+    let policy = lenient()
+        + "[[routes]]\nname = \"room\"\npath = \"/rooms/{room}\"\nmethods = [\"GET\"]\nupstream = \"rooms\"\nauth = [\"jwt:accounts\"]\npermission = \"rooms:join\"\nresource = \"{room}\"\n";
+    let backend = Backend::start(&[]).await;
+    let places = [("PALISADE_GATEWAY__UPSTREAMS__ROOMS__ADDRESSES", rooms.address.to_string())];
+    let places = places.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let gateway = Gateway::start(backend.address, &policy, &places).await;
+    backend.add_user("root", &["admin"]).await;
+    let (ann, bob) = (backend.add_user("ann", &[]).await, backend.add_user("bob", &[]).await);
+    let client = gateway.client();
+    let setup = Setup { client, admin: token(&login(&client, "root").await) };
+    let grants = json!({"permissions": [{"permission": "rooms:join", "resource": "*"}]});
+    setup.put("/v1/roles/talker/permissions", grants).await;
+    for id in [&ann, &bob] {
+        setup.put(&format!("/v1/users/{id}/roles"), json!({"roles": ["talker"]})).await;
+    }
+    follows(&gateway).await;
+    let join = async |name: &str| {
+        let session = login(&client, name).await;
+        let head = format!(
+            "GET /rooms/1 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            token(&session)
+        );
+        let mut stream = client.connect().await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let answer = read_for(&mut stream, Duration::from_millis(500)).await;
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        (stream, session)
+    };
+    let echoes = async |stream: &mut TcpStream| {
+        stream.write_all(b"hello").await.unwrap();
+        read_for(stream, Duration::from_millis(300)).await == "hello"
+    };
+    let ((mut anns, _), (mut bobs, session)) = (join("ann").await, join("bob").await);
+    assert!(echoes(&mut anns).await && echoes(&mut bobs).await);
+    setup.put(&format!("/v1/users/{ann}/roles"), json!({"roles": []})).await;
+    assert!(closes(&mut anns).await, "the permission is taken back");
+    assert!(echoes(&mut bobs).await, "the other one goes on");
+    let body = json!({"refresh_token": session["refresh_token"]});
+    assert_eq!(client.json("POST", "/v1/auth/logout", None, &body).await.status(), 204);
+    assert!(closes(&mut bobs).await, "the token is revoked");
 }
