@@ -12,6 +12,7 @@ use policy::path;
 use policy::pipeline::{Admission, admit, wants_body};
 use policy::refusal::{Code, Refusal};
 use policy::request::{Headers, Request};
+use policy::routes::Route;
 use policy::stage::{Stage, Trail};
 use serde_json::Value;
 use smallvec::SmallVec;
@@ -21,6 +22,7 @@ use crate::answer;
 use crate::balance::Turn;
 use crate::breakers::BreakerPass;
 use crate::clock;
+use crate::crowds::{Place, Shed};
 use crate::gateway::{Gateway, Handle};
 use crate::observe::telemetry;
 use crate::reload::Loaded;
@@ -51,6 +53,8 @@ pub struct Exchange {
     /// How often it was sent to the upstream, and how long to wait before it is sent again.
     /// Its answer, where it may be given again later.
     pub(crate) keeping: Option<Keeping>,
+    /// Its place among those that are sent to the upstream at a time.
+    pub(crate) place: Option<Place>,
     /// Once it is a WebSocket.
     pub(crate) tunnel: Option<Open>,
     pub(crate) tries: u32,
@@ -96,6 +100,7 @@ impl Exchange {
             handshake: head::is_websocket(header),
             received: 0,
             keeping: None,
+            place: None,
             tunnel: None,
             tries: 0,
             first_try: None,
@@ -185,7 +190,22 @@ impl Exchange {
         let mut trail = Trail::default();
         let judged = admit(self.rules(), &request, world, &mut trail).instrument(self.span.clone()).await;
         self.admission = Some(judged?);
-        self.check_announced_length(header)
+        self.check_announced_length(header)?;
+        self.take_place(&world.0).await
+    }
+
+    /// Waits for a place among those that are sent to the upstream at a time.
+    async fn take_place(&mut self, gateway: &Gateway) -> Result<(), Refusal> {
+        let Some(admission) = &self.admission else { return Ok(()) };
+        let Route { crowd, upstream, priority, .. } = &*admission.route;
+        let Some(rule) = crowd else { return Ok(()) };
+        let place = gateway.crowds.of(upstream).enter(rule, *priority).await;
+        self.place = Some(place.map_err(|Shed| {
+            let detail = "the service has more to do than it can";
+            let wait = Some(Duration::from_secs(1));
+            Refusal::new(Stage::Break, Code::Overloaded, detail).by(upstream).retry_after(wait)
+        })?);
+        Ok(())
     }
 
     pub(crate) fn check_announced_length(&self, header: &RequestHeader) -> Result<(), Refusal> {

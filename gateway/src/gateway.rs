@@ -24,6 +24,7 @@ use tracing::{Instrument as _, info_span, warn};
 use crate::bans::BanList;
 use crate::breakers::{BreakerPass, Breakers};
 use crate::clock;
+use crate::crowds::Crowds;
 use crate::keys::Keys;
 use crate::ledger::Ledger;
 use crate::observe::audit::{Actor, AuditLog, Entry};
@@ -69,6 +70,8 @@ pub struct Gateway {
     pub tunnels: Tunnels,
     /// What is given again while a breaker is open.
     pub last_good: LastGood,
+    /// Who is sent to which upstream at a time.
+    pub crowds: Crowds,
     /// What may be tried again.
     pub retry_budgets: Budgets,
     /// What can be counted.
@@ -110,6 +113,7 @@ impl Gateway {
             breakers: Breakers::new(metrics.clone()),
             tunnels: Tunnels::default(),
             last_good: LastGood::default(),
+            crowds: Crowds::default(),
             retry_budgets: Budgets::default(),
             metrics,
             audit,

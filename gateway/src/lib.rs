@@ -16,6 +16,7 @@ pub mod cache;
 pub mod check;
 pub mod cli;
 pub mod clock;
+pub mod crowds;
 mod exchange;
 mod failure;
 pub mod feed;

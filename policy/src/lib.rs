@@ -14,6 +14,7 @@ pub mod bucket;
 pub mod check;
 mod claims;
 pub mod client;
+pub mod crowd;
 pub mod document;
 pub mod gcra;
 pub mod headers;

@@ -9,6 +9,7 @@ use crate::blocks::BlockRule;
 use crate::breaker::BreakerRule;
 use crate::check::PolicyTest;
 use crate::client::ClientRule;
+use crate::crowd::{CrowdRule, Priority};
 use crate::document::{Fault, Faults, Section, nearest};
 use crate::from_toml_str;
 use crate::headers::AnswerHeaders;
@@ -78,10 +79,14 @@ impl Policy {
             issuers: Issuer::read_all(root),
             breakers: BreakerRule::read_all(root),
             retries: RetryRule::read_all(root),
+            crowds: CrowdRule::read_all(root),
             upstreams,
         };
         for name in names.breakers.keys() {
             names.check_upstream(root, "breakers", name);
+        }
+        for name in names.crowds.keys() {
+            names.check_upstream(root, "concurrency", name);
         }
         let permissions = PermissionRule::read(root.section("permissions"));
         let mut routes = Routes::default();
@@ -165,6 +170,7 @@ struct Names<'a> {
     issuers: HashMap<String, Arc<Issuer>>,
     breakers: HashMap<String, Arc<BreakerRule>>,
     retries: HashMap<String, Arc<RetryRule>>,
+    crowds: HashMap<String, Arc<CrowdRule>>,
     upstreams: Option<&'a [String]>,
 }
 
@@ -270,6 +276,7 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
         &names.retries,
         section.get("retry").into_iter().collect(),
     );
+    let priority = section.get_or("priority", Priority::Normal);
     let (when_open, writes) = (section.get_or("when_open", WhenOpen::Fail), section.get("writes"));
     let (max_body, upstream_timeout) = (section.get("max_body"), section.get("upstream_timeout"));
     let request_timeout = section.get("request_timeout");
@@ -282,6 +289,8 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
             pattern,
             methods: methods.into_iter().map(|method| method.0.into()).collect(),
             breaker: names.breakers.get(&upstream).cloned(),
+            crowd: names.crowds.get(&upstream).cloned(),
+            priority,
             upstream: upstream.into(),
             client_limits,
             subject_limits,

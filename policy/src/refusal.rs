@@ -83,6 +83,8 @@ codes! {
     UpstreamUnreachable = 502 "upstream_unreachable" "Bad Gateway",
     /// The breaker is open: the upstream has failed too often.
     BreakerOpen = 503 "breaker_open" "Service Unavailable",
+    /// The upstream is sent as much as it can take, and those that wait are too many.
+    Overloaded = 503 "overloaded" "Service Unavailable",
     /// Nothing is changed for now; reading goes on.
     ReadOnly = 503 "read_only" "Service Unavailable",
     /// The store of the limits is away and the limit says `deny`.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::breaker::BreakerRule;
+use crate::crowd::{CrowdRule, Priority};
 use crate::from_toml_str;
 use crate::issuer::Issuer;
 use crate::limits::LimitRule;
@@ -50,6 +51,10 @@ pub struct Route {
     pub when_open: WhenOpen,
     /// Whether its requests change something; `None`: those that are not GET, HEAD or OPTIONS.
     pub writes: Option<bool>,
+    /// How many requests its upstream is sent at a time.
+    pub crowd: Option<Arc<CrowdRule>>,
+    /// How much its requests matter when there are too many.
+    pub priority: Priority,
     /// How its requests are tried again.
     pub retry: Option<Arc<RetryRule>>,
     /// The answers that count as failed logins.
@@ -352,6 +357,8 @@ mod tests {
             breaker: None,
             when_open: WhenOpen::Fail,
             writes: None,
+            crowd: None,
+            priority: Priority::Normal,
             retry: None,
             counts_failed_logins: Vec::new(),
             max_body: None,

@@ -1,9 +1,12 @@
 //! When not everything works: a disk that is full, a service that is to be left as it is.
 
+use std::time::Duration;
+
 use serde_json::json;
 use tests::client::Answer;
 use tests::eventually;
-use tests::stack::{Stack, User};
+use tests::stack::{Gateway, Stack, User};
+use tests::upstream::RawUpstream;
 
 const RECORD: &str = "/v1/collections/notes/records/a";
 
@@ -113,4 +116,43 @@ async fn while_the_breaker_is_open_each_gets_the_last_good_answer_that_was_their
     assert_eq!(other.code(), "breaker_open", "nothing good was kept for them");
     let written = client.json("PUT", RECORD, Some(&admin.token), &json!(2)).await;
     assert_eq!(written.status(), 503, "nothing is written");
+}
+
+#[tokio::test]
+async fn an_upstream_is_sent_no_more_than_it_can_take_and_what_matters_least_is_shed() {
+    let slow = vec![(
+        Duration::from_millis(600),
+        &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"[..],
+    )];
+    let upstream = RawUpstream::start(slow, false).await;
+    let policy = tests::stack::POLICY
+        .replace("name = \"read-record\"", "name = \"read-record\"\npriority = \"high\"")
+        + "[concurrency.backend]\nmost = 1\nqueue = 1\nwait = \"2s\"\n[[routes]]\nname = \"low\"\npath = \"/low\"\nupstream = \"backend\"\npriority = \"low\"\n[[routes]]\nname = \"high\"\npath = \"/high\"\nupstream = \"backend\"\npriority = \"high\"\n";
+    let gateway = Gateway::start(upstream.address, &policy, &[]).await;
+    let client = gateway.client();
+    let ask = |path: &'static str| tokio::spawn(async move { client.get(path, None).await });
+    let first = ask("/low");
+    eventually("the first is on its way", || async {
+        upstream.heard().iter().any(|one| one.starts_with("GET /low"))
+    })
+    .await;
+    let more = [ask("/low"), ask("/low"), ask("/low")];
+    // One of them waits, the others are too many; what matters more takes the place of the one that waits.
+    eventually("the others are shed", || async { more.iter().filter(|one| one.is_finished()).count() == 2 })
+        .await;
+    let high = ask("/high");
+    assert_eq!((first.await.unwrap().status(), high.await.unwrap().status()), (200, 200));
+    for one in more {
+        let answer = one.await.unwrap();
+        assert_eq!((answer.code().as_str(), answer.field("retry-after")), ("overloaded", "1"));
+    }
+}
+
+#[tokio::test]
+async fn an_api_key_that_nobody_can_check_is_not_believed() {
+    let mut stack = Stack::start().await;
+    stack.backend.program.signal("KILL");
+    stack.backend.program.ended().await;
+    let answer = stack.gateway.client().ask("GET", RECORD, &[("x-api-key", "pal_unknown")], "").await;
+    assert_eq!((answer.status(), answer.code().as_str()), (503, "api_key_unavailable"));
 }
