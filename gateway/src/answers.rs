@@ -94,6 +94,15 @@ struct Shard<A> {
 struct Entry<A> {
     answer: A,
     asked_at: Timestamp,
+    /// The last change that the answer knows.
+    revision: i64,
+}
+
+impl<A: Answer> Entry<A> {
+    /// Whether a change may make the answer another. One that knows it already is right with it.
+    fn touched_by(&self, key: &[u8], change: &Change) -> bool {
+        self.revision < change.revision && self.answer.touched_by(key, change)
+    }
 }
 
 /// A question that is being asked.
@@ -222,25 +231,22 @@ impl<A: Answer> Answers<A> {
             shard.flights.remove(&key.bytes);
         }
         let Some((answer, revision)) = answered else { return };
-        self.keep(&mut shard, key, asked, Entry { answer: answer.clone(), asked_at }, *revision, capacity);
+        let entry = Entry { answer: answer.clone(), asked_at, revision: *revision };
+        self.keep(&mut shard, key, asked, entry, capacity);
     }
 
-    fn keep(
-        &self,
-        shard: &mut Shard<A>,
-        key: &Key,
-        asked: Moment,
-        entry: Entry<A>,
-        revision: i64,
-        capacity: u32,
-    ) {
+    fn keep(&self, shard: &mut Shard<A>, key: &Key, asked: Moment, entry: Entry<A>, capacity: u32) {
         if key.bytes.len() > LONGEST_KEY {
             return;
         }
         let touches = |change: &Change| entry.answer.touched_by(&key.bytes, change);
-        if self.knowledge.voids(asked, revision, touches) {
+        if self.knowledge.voids(asked, entry.revision, touches) {
             self.statistics.overtaken.fetch_add(1, Ordering::Relaxed);
             return;
+        }
+        let known = shard.cache.peek(key.hash, &key.bytes);
+        if known.is_some_and(|known| known.revision > entry.revision) {
+            return; // it came late, and a later answer is there already
         }
         shard.cache.set_capacity(usize::try_from(capacity).unwrap_or(usize::MAX).div_ceil(SHARDS));
         let evicted = shard.cache.insert(key.hash, &key.bytes, entry);
@@ -259,7 +265,7 @@ impl<A: Answer> Answers<A> {
                 Reach::Nothing => {}
                 Reach::All => everywhere.push(change),
                 Reach::Home(home) => {
-                    let untouched = |key: &[u8], entry: &Entry<A>| !entry.answer.touched_by(key, change);
+                    let untouched = |key: &[u8], entry: &Entry<A>| !entry.touched_by(key, change);
                     dropped += self.shard(self.hasher.hash_one(home)).lock().cache.retain(untouched);
                 }
             }
@@ -267,16 +273,20 @@ impl<A: Answer> Answers<A> {
         self.statistics.invalidations.fetch_add(dropped as u64, Ordering::Relaxed);
         if !everywhere.is_empty() {
             let touched =
-                |key: &[u8], answer: &A| everywhere.iter().any(|change| answer.touched_by(key, change));
-            dropped += self.invalidate(touched);
+                |key: &[u8], entry: &Entry<A>| everywhere.iter().any(|change| entry.touched_by(key, change));
+            dropped += self.drop_all(touched);
         }
         dropped
     }
 
     /// Drops what `unwanted` names; how many that were.
     pub fn invalidate(&self, unwanted: impl Fn(&[u8], &A) -> bool) -> usize {
+        self.drop_all(|key, entry| unwanted(key, &entry.answer))
+    }
+
+    fn drop_all(&self, unwanted: impl Fn(&[u8], &Entry<A>) -> bool) -> usize {
         let drop_from = |shard: &Mutex<Shard<A>>| {
-            shard.lock().cache.retain(|key, entry: &Entry<A>| !unwanted(key, &entry.answer))
+            shard.lock().cache.retain(|key, entry: &Entry<A>| !unwanted(key, entry))
         };
         let dropped = self.shards.iter().map(drop_from).sum();
         self.statistics.invalidations.fetch_add(dropped as u64, Ordering::Relaxed);
