@@ -212,7 +212,11 @@ async fn keys_rotate_and_an_unknown_one_causes_one_fetch() {
     eventually("the old key is gone", || async { code(&client, &first).await == "token_invalid" }).await;
     // The last good set serves while the source is away.
     server.program.signal("KILL");
-    tokio::time::sleep(Duration::from_secs(2)).await; // two refreshes that fail
+    let failed = "key set cannot be fetched: the last good one serves";
+    eventually("two refreshes fail", || async {
+        gateway.program.events().iter().filter(|event| event["message"] == failed).count() >= 2
+    })
+    .await;
     assert_eq!(code(&client, &token("new", &new, |_| {})).await, "ok");
 }
 
