@@ -3,17 +3,14 @@
 //! An unknown key, in the file or in the environment, is an error that names the nearest known one.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use base64::Engine as _;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use crate::accounts::User;
-use crate::mail::SMTP_PASSWORD;
 use crate::problem::Problem;
 use crate::tokens::{now, seconds};
 
@@ -389,95 +386,6 @@ fn with_nearest(message: &str) -> String {
     }
 }
 
-/// Text that no log, error or debug print ever shows.
-#[derive(Clone)]
-pub(crate) struct Secret(Vec<u8>);
-
-impl Secret {
-    pub(crate) fn expose(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// Compares in constant time.
-    pub(crate) fn matches(&self, candidate: &[u8]) -> bool {
-        use subtle::ConstantTimeEq as _;
-        self.0.ct_eq(candidate).into()
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
-}
-
-/// What the program must know and never show.
-#[derive(Clone, Debug)]
-pub(crate) struct Secrets {
-    /// Signs tokens: HS256.
-    pub(crate) jwt_secret: Option<Secret>,
-    /// Signs tokens: a private key in PEM.
-    pub(crate) jwt_key: Option<Secret>,
-    /// What the gateway shows to be believed.
-    pub(crate) gateway_token: Option<Secret>,
-    /// Guards `/metrics`.
-    pub(crate) metrics_token: Option<Secret>,
-    /// Opens the SMTP server.
-    pub(crate) smtp_password: Option<Secret>,
-}
-
-/// The least a secret may hold.
-const MIN_SECRET: usize = 32;
-
-impl Secrets {
-    /// Environment first, then files in `dir`; production requires what it needs.
-    pub(crate) fn load(
-        dir: &Path,
-        environment: &BTreeMap<String, String>,
-        profile: Profile,
-    ) -> anyhow::Result<Self> {
-        let secrets = Self {
-            jwt_secret: secret("JWT_SECRET", dir, environment)?,
-            jwt_key: secret("JWT_KEY", dir, environment)?,
-            gateway_token: secret("GATEWAY_TOKEN", dir, environment)?,
-            metrics_token: secret("METRICS_TOKEN", dir, environment)?,
-            smtp_password: secret(SMTP_PASSWORD, dir, environment)?,
-        };
-        if profile == Profile::Production {
-            let signs = secrets.jwt_secret.is_some() || secrets.jwt_key.is_some();
-            let needed =
-                [("JWT_SECRET (or JWT_KEY)", signs), ("GATEWAY_TOKEN", secrets.gateway_token.is_some())];
-            if let Some((name, _)) = needed.iter().find(|(_, found)| !found) {
-                bail!("{name} is missing: production needs it, in the environment or in `{}`", dir.display());
-            }
-        }
-        Ok(secrets)
-    }
-}
-
-fn secret(name: &str, dir: &Path, environment: &BTreeMap<String, String>) -> anyhow::Result<Option<Secret>> {
-    let file = dir.join(name);
-    let (text, place) = match environment.get(name) {
-        Some(text) => (text.clone(), "in the environment".to_owned()),
-        None => match std::fs::read_to_string(&file) {
-            Ok(text) => (text, format!("in `{}`", file.display())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => bail!("{name}: cannot read `{}`: {error}", file.display()),
-        },
-    };
-    let text = text.trim_end_matches(['\r', '\n']);
-    let bytes = match text.strip_prefix("base64:") {
-        Some(encoded) => base64::engine::general_purpose::STANDARD
-            .decode(encoded)
-            .map_err(|_| anyhow::anyhow!("{name} {place}: what follows `base64:` is not base64"))?,
-        None => text.as_bytes().to_vec(),
-    };
-    if bytes.len() < MIN_SECRET && name != SMTP_PASSWORD {
-        bail!("{name} {place}: at least {MIN_SECRET} characters (got {})", bytes.len());
-    }
-    Ok(Some(Secret(bytes)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -503,16 +411,5 @@ mod tests {
         let error = Config::load(None, &over).unwrap_err().to_string();
         assert!(error.contains("PALISADE_BACKEND__SERVER__LISEN"), "{error}");
         assert!(error.ends_with("did you mean `listen`?"), "{error}");
-    }
-
-    #[test]
-    fn a_short_or_missing_secret_stops_production() {
-        let nowhere = Path::new("/nonexistent");
-        let missing = Secrets::load(nowhere, &environment(&[]), Profile::Production).unwrap_err();
-        assert!(missing.to_string().starts_with("JWT_SECRET (or JWT_KEY) is missing"), "{missing}");
-        let short = environment(&[("JWT_SECRET", "short")]);
-        let error = Secrets::load(nowhere, &short, Profile::Development).unwrap_err().to_string();
-        assert_eq!(error, "JWT_SECRET in the environment: at least 32 characters (got 5)");
-        assert!(!format!("{:?}", Secret(b"hidden".to_vec())).contains("hidden"));
     }
 }

@@ -9,7 +9,8 @@ use lettre::transport::smtp::authentication::Credentials;
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 use tracing::{info, warn};
 
-use crate::config::{MailConfig, Profile, Secret};
+use crate::config::{MailConfig, Profile};
+use crate::secrets::Secret;
 
 /// The secret that opens the SMTP server, beside the user in `mail.url`.
 pub(crate) const SMTP_PASSWORD: &str = "SMTP_PASSWORD";

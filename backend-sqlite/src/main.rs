@@ -28,6 +28,7 @@ mod reset;
 mod resource;
 mod roles;
 mod routes;
+mod secrets;
 mod serve;
 mod sessions;
 mod sql;

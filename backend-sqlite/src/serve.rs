@@ -13,12 +13,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::config::{AccountRules, Config, Profile, Secrets};
+use crate::config::{AccountRules, Config, Profile};
 use crate::db::Database;
 use crate::identity::Verifier;
 use crate::mail::Mail;
 use crate::metrics::Metrics;
 use crate::routes::router;
+use crate::secrets::Secrets;
 use crate::tokens::Signer;
 use crate::{changes, telemetry};
 

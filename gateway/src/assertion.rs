@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde::Serialize;
 
-use crate::settings::Secret;
+use crate::secrets::Secret;
 
 /// The field that carries it.
 pub const FIELD: &str = "x-palisade-assertion";

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::fetch::Fetch;
-use crate::settings::Secrets;
+use crate::secrets::Secrets;
 
 /// An unknown key causes a fetch at most so often.
 const AT_MOST_ONCE_IN: Duration = Duration::from_secs(10);

@@ -34,6 +34,7 @@ pub mod reload;
 pub mod retries;
 pub mod revocations;
 pub mod run;
+pub mod secrets;
 pub mod settings;
 pub mod sketch;
 pub mod stale;

@@ -20,7 +20,7 @@ use crate::clock;
 use crate::gateway::Gateway;
 use crate::observe::audit::{Actor, Entry};
 use crate::reload::Reloader;
-use crate::settings::Secret;
+use crate::secrets::Secret;
 use crate::upstreams::Upstreams;
 
 mod blocks;
