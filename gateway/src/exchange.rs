@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::Version;
+use http::{HeaderMap, Version};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use policy::breaker::Outcome;
@@ -24,11 +24,15 @@ use crate::breakers::BreakerPass;
 use crate::clock;
 use crate::crowds::{Place, Shed};
 use crate::gateway::{Gateway, Handle};
+use crate::grpc;
 use crate::observe::telemetry;
 use crate::reload::Loaded;
 use crate::stale::Keeping;
 use crate::tunnels::Open;
 use crate::wire::head;
+
+/// Of a fault's text.
+const LONGEST_FAULT: usize = 300;
 
 /// One request, from its header to its log line.
 pub struct Exchange {
@@ -50,18 +54,23 @@ pub struct Exchange {
     /// Whether it is the handshake of a WebSocket.
     pub(crate) handshake: bool,
     pub(crate) received: u64,
-    /// How often it was sent to the upstream, and how long to wait before it is sent again.
+    /// Whether the answer is one of gRPC, and how it said that the call went.
+    pub(crate) is_grpc: bool,
+    pub(crate) grpc_status: Option<u16>,
+    /// Why the upstream's part failed, for the log.
+    pub(crate) upstream_fault: Option<String>,
     /// Its answer, where it may be given again later.
     pub(crate) keeping: Option<Keeping>,
     /// Its place among those that are sent to the upstream at a time.
     pub(crate) place: Option<Place>,
     /// Once it is a WebSocket.
     pub(crate) tunnel: Option<Open>,
+    /// How often it was sent to the upstream, and how long to wait before it is sent again.
     pub(crate) tries: u32,
+    pub(crate) next_try_in: Option<Duration>,
     pub(crate) first_try: Option<Instant>,
     /// Its turn at an address of the upstream.
     pub(crate) turn: Option<Turn>,
-    pub(crate) next_try_in: Option<Duration>,
     pub(crate) asked_upstream: Option<Instant>,
     pub(crate) upstream_time: Duration,
     pub(crate) outcome: Option<Outcome>,
@@ -99,6 +108,9 @@ impl Exchange {
             encrypted: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
             handshake: head::is_websocket(header),
             received: 0,
+            is_grpc: false,
+            grpc_status: None,
+            upstream_fault: None,
             keeping: None,
             place: None,
             tunnel: None,
@@ -244,6 +256,17 @@ impl Exchange {
     pub(crate) fn body_too_large(&self) -> Refusal {
         let detail = format!("a body here has at most {} bytes", self.max_body());
         Refusal::new(Stage::Forward, Code::BodyTooLarge, detail)
+    }
+
+    /// Keeps why the upstream's part failed.
+    pub(crate) fn upstream_failed(&mut self, fault: &pingora_core::Error) {
+        self.upstream_fault = Some(fault.to_string().chars().take(LONGEST_FAULT).collect());
+    }
+
+    /// How a call of gRPC went, if the answer is one and `fields`, its header or its trailers, say so.
+    pub(crate) fn call_status(&mut self, fields: &HeaderMap) -> Option<Outcome> {
+        self.grpc_status = grpc::status(fields).filter(|_| self.is_grpc);
+        self.grpc_status.map(|status| Outcome::Answered(grpc::as_http(status)))
     }
 
     /// How a try went, for the address that it went to. An answer that is a failure counts as one, too.

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::transport::Transport;
 
 /// The largest answer that is read.
 const LARGEST: usize = 1 << 20;
@@ -71,21 +71,23 @@ pub struct Fetch {
 
 impl Fetch {
     /// A client of the service at `address`.
-    pub fn of(address: &Address) -> Self {
-        let (dial, host) = match address {
-            Address::Tcp(host) => (Dial { unix: None }, host.clone()),
-            Address::Unix(path) => (Dial { unix: Some(path.clone()) }, "localhost".to_owned()),
+    pub fn of(address: &Address, transport: Arc<Transport>) -> Self {
+        let (unix, host) = match address {
+            Address::Tcp(host) => (None, host.clone()),
+            Address::Unix(path) => (Some(path.clone()), "localhost".to_owned()),
         };
+        let base = format!("{}://{host}", transport.scheme());
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
-            .build(dial);
-        Self { client, base: format!("http://{host}") }
+            .http2_only(transport.speaks_http2_alone())
+            .build(Dial { unix, transport });
+        Self { client, base }
     }
 
-    /// A client of whatever `http://…` addresses it is asked for.
+    /// A client of whatever `http://…` and `https://…` addresses it is asked for.
     pub fn anywhere() -> Self {
-        Self { base: String::new(), ..Self::of(&Address::Tcp(String::new())) }
+        Self { base: String::new(), ..Self::of(&Address::Tcp(String::new()), Arc::default()) }
     }
 
     /// Asks; `target` is a path, or an address for a client of anywhere.
@@ -116,26 +118,37 @@ impl Fetch {
     }
 }
 
-/// TLS with the machine's certificate authorities, read when it is first needed.
-fn tls() -> io::Result<&'static Arc<ClientConfig>> {
-    static TLS: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-    if let Some(config) = TLS.get() {
-        return Ok(config);
-    }
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        return Err(io::Error::other("this machine has no certificate authorities: install ca-certificates"));
-    }
-    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    Ok(TLS.get_or_init(|| Arc::new(config)))
-}
-
 /// Makes connections.
 #[derive(Clone)]
 struct Dial {
     unix: Option<PathBuf>,
+    transport: Arc<Transport>,
+}
+
+impl Dial {
+    async fn dial(self, uri: Uri) -> io::Result<Socket> {
+        let secure = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(io::Error::new(io::ErrorKind::Unsupported, "an http or https address")),
+        };
+        let host = uri.host().ok_or(io::ErrorKind::InvalidInput)?.trim_matches(['[', ']']);
+        let socket: Box<dyn Duplex> = if let Some(path) = self.unix {
+            Box::new(UnixStream::connect(path).await?)
+        } else {
+            let socket = TcpStream::connect((host, uri.port_u16().unwrap_or(if secure { 443 } else { 80 })));
+            let socket = socket.await?;
+            socket.set_nodelay(true)?;
+            Box::new(socket)
+        };
+        if !secure {
+            return Ok(Socket { stream: TokioIo::new(socket), is_http2: false });
+        }
+        let (config, name) = self.transport.tls_to(host)?;
+        let stream = TlsConnector::from(config).connect(name, socket).await?;
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        Ok(Socket { stream: TokioIo::new(Box::new(stream)), is_http2 })
+    }
 }
 
 impl tower_service::Service<Uri> for Dial {
@@ -148,27 +161,7 @@ impl tower_service::Service<Uri> for Dial {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let unix = self.unix.clone();
-        let connect = async move {
-            if let Some(path) = unix {
-                return Ok(Socket(TokioIo::new(Box::new(UnixStream::connect(path).await?))));
-            }
-            let host = uri.host().ok_or(io::ErrorKind::InvalidInput)?.trim_matches(['[', ']']);
-            let secure = match uri.scheme_str() {
-                Some("http") => false,
-                Some("https") => true,
-                _ => return Err(io::Error::new(io::ErrorKind::Unsupported, "an http or https address")),
-            };
-            let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-            let socket = TcpStream::connect((host, port)).await?;
-            socket.set_nodelay(true)?;
-            if !secure {
-                return Ok(Socket(TokioIo::new(Box::new(socket))));
-            }
-            let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-            let connector = TlsConnector::from(Arc::clone(tls()?));
-            Ok(Socket(TokioIo::new(Box::new(connector.connect(name, socket).await?))))
-        };
+        let connect = self.clone().dial(uri);
         Box::pin(async move {
             tokio::time::timeout(CONNECT, connect)
                 .await
@@ -180,12 +173,15 @@ impl tower_service::Service<Uri> for Dial {
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// TCP or Unix, for hyper.
-struct Socket(TokioIo<Box<dyn Duplex>>);
+/// TCP or Unix, with TLS or without, for hyper.
+struct Socket {
+    stream: TokioIo<Box<dyn Duplex>>,
+    is_http2: bool,
+}
 
 impl Connection for Socket {
     fn connected(&self) -> Connected {
-        Connected::new()
+        if self.is_http2 { Connected::new().negotiated_h2() } else { Connected::new() }
     }
 }
 
@@ -195,20 +191,20 @@ impl Read for Socket {
         cx: &mut Context<'_>,
         into: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, into)
+        Pin::new(&mut self.stream).poll_read(cx, into)
     }
 }
 
 impl Write for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, from)
+        Pin::new(&mut self.stream).poll_write(cx, from)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -99,8 +99,10 @@ pub(crate) fn rewrite(
         request.insert_header(assertion::FIELD, word)?;
     }
     forwarded(request, received, exchange, admission.client.behind_proxy)?;
-    if request.headers.get("host").is_none() && received.version == Version::HTTP_10 {
-        request.insert_header("host", &*admission.route.upstream)?;
+    if request.headers.get("host").is_none() {
+        // HTTP/2 names it elsewhere, HTTP/1.0 need not name it.
+        let host = host(received).unwrap_or_else(|| admission.route.upstream.to_string());
+        request.insert_header("host", host)?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! `gateway healthcheck`: a container without a shell asks its own gateway whether it is ready.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,7 +10,7 @@ use crate::fetch::{Address, Fetch};
 /// Succeeds when `/health/ready` on the admin plane answers 200.
 pub async fn run(admin_listen: &str) -> anyhow::Result<()> {
     let address = admin_listen.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:");
-    let fetch = Fetch::of(&Address::parse(&address)?);
+    let fetch = Fetch::of(&Address::parse(&address)?, Arc::default());
     fetch
         .get("/health/ready", Duration::from_secs(3))
         .await

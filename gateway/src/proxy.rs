@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Version;
+use http::{HeaderMap, Version};
+use pingora_core::protocols::ALPN;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -15,7 +16,6 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use policy::authorize::Permission;
 use policy::breaker::Outcome;
 use policy::pipeline::settle;
-use policy::refusal::Refusal;
 use policy::routes::WhenOpen;
 use tracing::{debug, error};
 
@@ -27,15 +27,13 @@ use crate::exchange::Exchange;
 use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, describe, understand};
 use crate::forward;
 use crate::gateway::{Gateway, Handle};
-use crate::observe::access::{AccessLog, Line};
-use crate::observe::metrics::method_label;
+use crate::grpc;
+use crate::observe::access::AccessLog;
 use crate::observe::telemetry;
+use crate::reply::refuse;
 use crate::stale::{self, Keeping};
 use crate::tunnels::Open;
 use crate::upstreams::Upstreams;
-
-/// For reading on after an early answer over HTTP/2, where a reset stream loses the answer.
-const DRAIN: Duration = Duration::from_secs(2);
 
 /// A WebSocket through which the service says nothing for so long is closed.
 const QUIET_TUNNEL: Duration = Duration::from_hours(1);
@@ -135,6 +133,24 @@ impl ProxyHttp for Proxy {
         Ok(None)
     }
 
+    /// A call of gRPC says last how it went.
+    async fn response_trailer_filter(
+        &self,
+        _: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Bytes>> {
+        let Some(exchange) = ctx else { return Ok(None) };
+        if let Some(outcome) = exchange.call_status(trailers) {
+            exchange.tell_address(outcome);
+            exchange.outcome = Some(outcome);
+            if let Some(admission) = &mut exchange.admission {
+                admission.pass.settle_early(outcome, clock::now());
+            }
+        }
+        Ok(None)
+    }
+
     async fn request_body_filter(
         &self,
         session: &mut Session,
@@ -177,6 +193,7 @@ impl ProxyHttp for Proxy {
         let peer = peer.map(|(mut peer, turn)| {
             exchange.turn = Some(turn);
             if exchange.handshake {
+                peer.options.alpn = ALPN::H1; // HTTP/2 has no such upgrade
                 peer.options.read_timeout = Some(QUIET_TUNNEL);
             }
             peer
@@ -216,11 +233,17 @@ impl ProxyHttp for Proxy {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
         let mut outcome = Outcome::Answered(response.status.as_u16());
+        exchange.is_grpc = grpc::is_grpc(&response.headers);
+        if let Some(called) = exchange.call_status(&response.headers) {
+            outcome = called;
+        }
         if response.remove_header(answer::READ_ONLY).is_some() {
             // The service refuses to change something, but it is well: its breaker has nothing to count.
             outcome = Outcome::ClientLeft;
         }
-        exchange.tell_address(outcome);
+        if !exchange.is_grpc || exchange.grpc_status.is_some() {
+            exchange.tell_address(outcome);
+        }
         if try_again(&self.gateway, session, exchange, outcome, retry_after(response)) {
             return Err(Error::new_up(SENT_AGAIN));
         }
@@ -274,6 +297,7 @@ impl ProxyHttp for Proxy {
             } else {
                 Outcome::Unreachable
             };
+            exchange.upstream_failed(&fault);
             exchange.tell_address(outcome);
             try_again(&self.gateway, session, exchange, outcome, None)
         });
@@ -324,6 +348,9 @@ impl ProxyHttp for Proxy {
         };
         // An upstream that breaks off in the middle of its answer has failed, whatever its status said.
         exchange.outcome = Some(outcome);
+        if outcome != Outcome::ClientLeft {
+            exchange.upstream_failed(fault);
+        }
         if let Some(admission) = &mut exchange.admission
             && outcome != Outcome::ClientLeft
         {
@@ -375,102 +402,6 @@ fn keep(request: &RequestHeader, response: &ResponseHeader, exchange: &Exchange)
     Keeping::begin(key, response, clock::now())
 }
 
-impl Proxy {
-    /// Gives the last good answer in the place of a refusal, if there is one that will do.
-    async fn give_last_good(
-        &self,
-        session: &mut Session,
-        exchange: &mut Exchange,
-        refusal: &Refusal,
-    ) -> Result<bool> {
-        let request = session.req_header();
-        let reads = request.method == http::Method::GET || request.method == http::Method::HEAD;
-        let Some((route, subject)) = refusal.stale.as_deref().filter(|_| reads) else { return Ok(false) };
-        let (key, now) = (stale::key(route, subject, &exchange.target, request), clock::now());
-        let Some(kept) = self.gateway.last_good.find(&key, now) else { return Ok(false) };
-        let mut header = (*kept.header).clone();
-        header.insert_header("age", now.since(kept.at).as_secs().to_string())?;
-        header.insert_header("warning", answer::STALE)?;
-        header.insert_header("x-request-id", &exchange.request_id)?;
-        for name in ["ratelimit", "ratelimit-policy", "transfer-encoding", "connection"] {
-            header.remove_header(name);
-        }
-        header.insert_header("content-length", kept.body.len().to_string())?;
-        self.gateway.metrics.stale_answers.with_label_values(&[&*route.name]).inc();
-        let body = (request.method == http::Method::GET).then_some(kept.body);
-        if session.req_header().version == Version::HTTP_10 {
-            session.set_keepalive(None);
-        }
-        session.write_response_header(Box::new(header), body.is_none()).await?;
-        if body.is_some() {
-            session.write_response_body(body, true).await?;
-        }
-        Ok(true)
-    }
-
-    fn observe(&self, session: &Session, exchange: &Exchange, status: u16) {
-        let metrics = &self.gateway.metrics;
-        let admission = exchange.admission.as_ref();
-        let refusal = exchange.refusal.as_ref();
-        let route = admission.map(|admission| &*admission.route.name);
-        let header = session.req_header();
-        let method = header.method.as_str();
-        let took = exchange.started.elapsed();
-        let status_text = status.to_string();
-        let route_label = route.unwrap_or("none");
-        metrics.requests.with_label_values(&[route_label, method_label(method), &status_text]).inc();
-        metrics.request_duration.with_label_values(&[route_label]).observe(took.as_secs_f64());
-        metrics.overhead.observe(took.saturating_sub(exchange.upstream_time).as_secs_f64());
-        if let Some(refusal) = refusal {
-            metrics.refused(refusal);
-            metrics.limits_exceeded(&refusal.quotas);
-        }
-        if let Some(admission) = admission {
-            metrics.limits_exceeded(&admission.quotas);
-            if let Some(method) = admission.subject.method() {
-                metrics.auth_requests.with_label_values(&[method, "ok"]).inc();
-            }
-        }
-        let span = &exchange.span;
-        telemetry::rename(span, format!("{} {route_label}", method_label(method)));
-        span.record("http.route", route_label);
-        span.record("http.response.status_code", i64::from(status));
-        if let Some(refusal) = refusal {
-            span.record("palisade.stage", refusal.stage.as_str());
-            span.record("palisade.rule", refusal.rule.as_deref().unwrap_or("none"));
-        }
-        let client = admission.map_or(exchange.peer, |admission| admission.client.address).to_string();
-        let usage = &self.gateway.usage;
-        let now = clock::now();
-        usage.addresses.record(client.as_str(), now);
-        usage.routes.record(route_label, now);
-        if let Some(user) = admission.and_then(|admission| admission.subject.id()) {
-            usage.users.record(user, now);
-        }
-        if let Some(key) = admission.and_then(|admission| admission.subject.key()) {
-            usage.api_keys.record(key, now);
-        }
-        self.access.log(&Line {
-            time: humantime::format_rfc3339_millis(exchange.started_at).to_string(),
-            request_id: &exchange.request_id,
-            client: &client,
-            method,
-            path: if exchange.path_length > 0 { exchange.path() } else { &exchange.target },
-            protocol: if header.version == Version::HTTP_2 { "HTTP/2.0" } else { "HTTP/1.1" },
-            route,
-            user: admission.and_then(|admission| admission.subject.id()),
-            status,
-            stage: refusal.map(|refusal| refusal.stage.as_str()),
-            rule: refusal.and_then(|refusal| refusal.rule.as_deref()),
-            code: refusal.map(|refusal| refusal.code.as_str()),
-            received: exchange.received,
-            sent: session.body_bytes_sent() as u64,
-            duration_ms: took.as_secs_f64() * 1e3,
-            upstream_ms: exchange.upstream_time.as_secs_f64() * 1e3,
-        });
-    }
-}
-
 fn expects_continue(session: &Session) -> bool {
     let header = session.req_header();
     let expects = header
@@ -505,26 +436,4 @@ async fn read_body(session: &mut Session, most: u64, patience: Duration) -> Resu
     };
     tokio::time::timeout(patience, read).await.unwrap_or_else(|_| Err(Error::new_down(BODY_TOO_SLOW)))?;
     Ok(body)
-}
-
-/// Writes a refusal.
-async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) -> Result<()> {
-    let body = answer::body(&refusal, &exchange.request_id);
-    let mut header = ResponseHeader::build(refusal.status(), Some(16))?;
-    for (name, value) in answer::fields(&refusal, &exchange.request_id, &exchange.rules().headers) {
-        header.insert_header(name, value)?;
-    }
-    header.insert_header("content-length", body.len().to_string())?;
-    // What was malformed once is not trusted to be framed right.
-    if session.req_header().version == Version::HTTP_10 || refusal.status() == 400 {
-        session.set_keepalive(None);
-    }
-    exchange.refusal = Some(refusal);
-    session.write_response_header(Box::new(header), false).await?;
-    session.write_response_body(Some(body.into()), true).await?;
-    if session.is_http2() && !session.is_body_done() {
-        session.set_total_drain_timeout(Some(DRAIN));
-        let _ = session.drain_request_body().await;
-    }
-    Ok(())
 }

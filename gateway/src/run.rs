@@ -63,7 +63,7 @@ pub async fn run(
         Profile::Development | Profile::Testing => secrets.get("GATEWAY_TOKEN")?,
     };
     let signer = || gateway_token.as_ref().map(Signer::new);
-    let upstreams = Upstreams::new(&settings.upstreams)?;
+    let upstreams = Upstreams::new(&settings.upstreams, &metrics)?;
     let keys = Arc::new(Keys::new(secrets.clone()));
     let ledger = Arc::new(Ledger::open(&settings.state.dir, clock::now()).context("state.dir")?);
     let reloader = Reloader::new(

@@ -11,6 +11,8 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use crate::probe::Health;
+
 /// What begins an environment variable of ours.
 const PREFIX: &str = "PALISADE_GATEWAY__";
 
@@ -103,9 +105,43 @@ pub struct UpstreamSettings {
     /// `HOST:PORT` or `unix:PATH`; several are taken in turn.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// What `/health/ready` asks of it.
+    /// What `/health/ready` asks of it: a path that is answered with 200, or `grpc` or `grpc:SERVICE`
+    /// (grpc.health.v1).
     #[serde(default = "health_path")]
     pub health: String,
+    /// Which HTTP it speaks.
+    #[serde(default)]
+    pub protocol: UpstreamProtocol,
+    /// TLS towards it; `None`: none.
+    #[serde(default)]
+    pub tls: Option<UpstreamTlsSettings>,
+}
+
+/// Which HTTP an upstream speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpstreamProtocol {
+    /// With TLS what both agree on, HTTP/2 first; without TLS HTTP/1.1.
+    #[default]
+    Auto,
+    /// HTTP/1.1 alone.
+    Http1,
+    /// HTTP/2 alone; without TLS with prior knowledge (h2c).
+    Http2,
+}
+
+/// `upstreams.NAME.tls`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamTlsSettings {
+    /// Whose certificate is expected; empty: the address's host.
+    pub server_name: String,
+    /// Authorities in PEM to believe; empty: the machine's.
+    pub ca: String,
+    /// Our own chain in PEM, where the upstream asks for it.
+    pub certificate: String,
+    /// Its private key in PEM.
+    pub key: String,
 }
 
 fn health_path() -> String {
@@ -271,8 +307,12 @@ impl Settings {
         self.server.drain_delay.get_or_insert(Duration::from_secs(if production { 5 } else { 0 }));
         self.server.drain_timeout.get_or_insert(Duration::from_secs(30));
         if self.upstreams.is_empty() {
-            let backend =
-                UpstreamSettings { addresses: vec!["127.0.0.1:8090".to_owned()], health: health_path() };
+            let backend = UpstreamSettings {
+                addresses: vec!["127.0.0.1:8090".to_owned()],
+                health: health_path(),
+                protocol: UpstreamProtocol::default(),
+                tls: None,
+            };
             self.upstreams.insert("backend".to_owned(), backend);
         }
         self
@@ -293,8 +333,10 @@ impl Settings {
             if upstream.addresses.is_empty() {
                 bail!("upstreams.{name}.addresses: at least one HOST:PORT or unix:PATH");
             }
-            if !upstream.health.starts_with('/') {
-                bail!("upstreams.{name}.health: a path (got {:?})", upstream.health);
+            Health::parse(&upstream.health).with_context(|| format!("upstreams.{name}.health"))?;
+            let tls = upstream.tls.as_ref();
+            if tls.is_some_and(|tls| tls.certificate.is_empty() != tls.key.is_empty()) {
+                bail!("upstreams.{name}.tls: certificate and key, both or none");
             }
         }
         Ok(self)

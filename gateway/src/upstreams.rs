@@ -15,7 +15,10 @@ use tracing::warn;
 use crate::balance::{Fleet, Turn};
 use crate::clock;
 use crate::fetch::{Address, Fetch};
+use crate::observe::metrics::Metrics;
+use crate::probe::Health;
 use crate::settings::UpstreamSettings;
+use crate::transport::Transport;
 
 /// For making a connection to an upstream.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -40,7 +43,8 @@ pub struct Upstreams(Arc<BTreeMap<String, Upstream>>);
 struct Upstream {
     addresses: Vec<(Address, Fetch, Arc<Found>)>,
     fleet: Arc<Fleet>,
-    health: String,
+    health: Health,
+    transport: Arc<Transport>,
 }
 
 /// What a name was found to mean, and when it was looked up.
@@ -108,16 +112,20 @@ fn chance() -> [usize; 2] {
 
 impl Upstreams {
     /// The upstreams of the settings.
-    pub fn new(settings: &BTreeMap<String, UpstreamSettings>) -> anyhow::Result<Self> {
+    pub fn new(settings: &BTreeMap<String, UpstreamSettings>, metrics: &Metrics) -> anyhow::Result<Self> {
         let mut upstreams = BTreeMap::new();
         for (name, upstream) in settings {
+            let transport = Transport::load(name, upstream, metrics)?;
             let parse = |text: &String| {
-                Address::parse(text).map(|address| (address.clone(), Fetch::of(&address), Arc::default()))
+                let address = Address::parse(text)?;
+                Ok((address.clone(), Fetch::of(&address, Arc::clone(&transport)), Arc::default()))
             };
             let addresses = upstream.addresses.iter().map(parse).collect::<anyhow::Result<Vec<_>>>();
             let addresses = addresses.with_context(|| format!("upstreams.{name}.addresses"))?;
             let fleet = Fleet::new(addresses.len());
-            let upstream = Upstream { addresses, fleet, health: upstream.health.clone() };
+            let health =
+                Health::parse(&upstream.health).with_context(|| format!("upstreams.{name}.health"))?;
+            let upstream = Upstream { addresses, fleet, health, transport };
             upstreams.insert(name.clone(), upstream);
         }
         Ok(Self(Arc::new(upstreams)))
@@ -151,17 +159,14 @@ impl Upstreams {
         let turn = upstream.fleet.take(last, clock::now(), chance());
         let (address, _, found) = &upstream.addresses[turn.member()];
         let mut peer = match address {
-            Address::Unix(path) => {
-                let path = path.to_str().context("a socket's path is UTF-8")?;
-                HttpPeer::new_uds(path, false, String::new()).map_err(|error| anyhow!("{error}"))?
-            }
-            Address::Tcp(address) => {
+            Address::Unix(path) => upstream.transport.unix_peer(path)?,
+            Address::Tcp(host) => {
                 // Numbers need no look-up.
-                let address = match address.parse() {
+                let address = match host.parse() {
                     Ok(address) => address,
-                    Err(_) => found.next(address).await?,
+                    Err(_) => found.next(host).await?,
                 };
-                HttpPeer::new(address, false, String::new())
+                upstream.transport.peer(address, host)
             }
         };
         peer.options.connection_timeout = Some(CONNECT.min(patience));
@@ -178,7 +183,7 @@ impl Upstreams {
             tokio::time::sleep(CHECK_EVERY).await;
             for (name, upstream) in self.0.iter().filter(|(_, upstream)| upstream.addresses.len() > 1) {
                 for (member, (address, fetch, _)) in upstream.addresses.iter().enumerate() {
-                    let well = fetch.get(&upstream.health, CHECK).await.is_ok();
+                    let well = upstream.health.ask(fetch, CHECK).await.is_ok();
                     if upstream.fleet.checked(member, well, clock::now()) {
                         warn!(upstream = name, %address, well, "an address changed its health");
                     }
@@ -208,8 +213,8 @@ impl Upstreams {
             let started = Instant::now();
             let mut health = Err("no address".to_owned());
             for (_, fetch, _) in &upstream.addresses {
-                let asked = fetch.get(&upstream.health, Duration::from_secs(1)).await;
-                health = asked.map(drop).map_err(|error| format!("{error:#}"));
+                let asked = upstream.health.ask(fetch, CHECK).await;
+                health = asked.map_err(|error| format!("{error:#}"));
                 if health.is_ok() {
                     break;
                 }

@@ -37,6 +37,12 @@ pub struct Line<'a> {
     /// Why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'a str>,
+    /// How a call of gRPC went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc_status: Option<u16>,
+    /// Why the upstream's part failed; the client is not told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream_fault: Option<&'a str>,
     /// Bytes of the request's body.
     pub received: u64,
     /// Bytes of the answer's body.

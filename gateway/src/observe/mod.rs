@@ -4,4 +4,5 @@ pub mod access;
 pub mod audit;
 pub mod lines;
 pub mod metrics;
+mod request;
 pub mod telemetry;

@@ -56,7 +56,7 @@ pub struct Opening {
     /// Whether trusted proxies say whose connection it is.
     pub proxy_protocol: bool,
     /// TLS, where there is a certificate.
-    pub tls: Option<Arc<Tls>>,
+    pub tls: Option<Tls>,
 }
 
 impl Opening {

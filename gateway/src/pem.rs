@@ -1,0 +1,128 @@
+//! What is made of PEM files, and made anew when they change: certificates with their keys, authorities.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
+use tokio_rustls::rustls::RootCertStore;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tracing::{error, info};
+
+use crate::observe::metrics::Metrics;
+
+/// How often the files are looked at: a mounted secret is swapped in ways that a watch of the file does not see.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A file, and the setting that names it.
+#[derive(Clone, Debug)]
+pub struct PemFile {
+    setting: String,
+    path: PathBuf,
+}
+
+impl PemFile {
+    /// The file that `setting` names; `None` when it names none.
+    pub fn named(setting: impl Into<String>, path: &str) -> Option<Self> {
+        (!path.is_empty()).then(|| Self { setting: setting.into(), path: path.into() })
+    }
+
+    fn read(&self) -> anyhow::Result<Vec<u8>> {
+        let Self { setting, path } = self;
+        std::fs::read(path).with_context(|| format!("{setting}: cannot read `{}`", path.display()))
+    }
+}
+
+/// What the files held, in their order.
+type Held<const N: usize> = [Option<Vec<u8>>; N];
+
+/// Something made of `N` files, of which some need not be there.
+pub struct Made<T>(ArcSwap<T>);
+
+impl<T: Send + Sync + 'static> Made<T> {
+    /// Reads the files and makes it, now and whenever they change. Those that do not fit together are refused, and what
+    /// was made before stays: a certificate and its key are rarely written in the same moment.
+    pub fn of<const N: usize>(
+        files: [Option<PemFile>; N],
+        make: impl Fn(&Held<N>) -> anyhow::Result<T> + Send + Sync + 'static,
+        metrics: Metrics,
+    ) -> anyhow::Result<Arc<Self>> {
+        let held = read_all(&files)?;
+        let first = Arc::new(Self(ArcSwap::from_pointee(make(&held)?)));
+        if held.iter().any(Option::is_some) {
+            tokio::spawn(Arc::clone(&first).follow(files, held, make, metrics));
+        }
+        Ok(first)
+    }
+
+    /// What is in force.
+    pub fn current(&self) -> Arc<T> {
+        self.0.load_full()
+    }
+
+    async fn follow<const N: usize>(
+        self: Arc<Self>,
+        files: [Option<PemFile>; N],
+        mut known: Held<N>,
+        make: impl Fn(&Held<N>) -> anyhow::Result<T>,
+        metrics: Metrics,
+    ) {
+        let mut refused = None;
+        let settings: Vec<_> = files.iter().flatten().map(|file| file.setting.as_str()).collect();
+        let settings = settings.join(", ");
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let Ok(held) = read_all(&files) else { continue };
+            if held == known || Some(&held) == refused.as_ref() {
+                continue;
+            }
+            match make(&held) {
+                Ok(next) => {
+                    self.0.store(Arc::new(next));
+                    info!(settings, "certificates in force");
+                    metrics.tls_reloads.with_label_values(&["accepted"]).inc();
+                    known = held;
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    error!(settings, error, "the certificates are refused: those in force stay");
+                    metrics.tls_reloads.with_label_values(&["refused"]).inc();
+                    refused = Some(held);
+                }
+            }
+        }
+    }
+}
+
+fn read_all<const N: usize>(files: &[Option<PemFile>; N]) -> anyhow::Result<Held<N>> {
+    let mut held = [const { None }; N];
+    for (held, file) in held.iter_mut().zip(files) {
+        *held = file.as_ref().map(PemFile::read).transpose()?;
+    }
+    Ok(held)
+}
+
+/// The certificates in a PEM file; at least one.
+pub fn certificates(pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
+    if all.is_empty() {
+        bail!("certificates in PEM");
+    }
+    Ok(all)
+}
+
+/// The private key in a PEM file.
+pub fn private_key(pem: &[u8]) -> anyhow::Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_slice(pem).context("a private key in PEM")
+}
+
+/// The authorities in a PEM file.
+pub fn authorities(pem: &[u8]) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
+}

@@ -1,0 +1,74 @@
+//! Answers that the gateway itself writes: refusals, and the last good answer in the place of one.
+
+use std::time::Duration;
+
+use http::Version;
+use pingora_core::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+use policy::refusal::Refusal;
+
+use crate::answer;
+use crate::clock;
+use crate::exchange::Exchange;
+use crate::proxy::Proxy;
+use crate::stale;
+
+/// For reading on after an early answer over HTTP/2, where a reset stream loses the answer.
+const DRAIN: Duration = Duration::from_secs(2);
+
+impl Proxy {
+    /// Gives the last good answer in the place of a refusal, if there is one that will do.
+    pub(crate) async fn give_last_good(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        refusal: &Refusal,
+    ) -> Result<bool> {
+        let request = session.req_header();
+        let reads = request.method == http::Method::GET || request.method == http::Method::HEAD;
+        let Some((route, subject)) = refusal.stale.as_deref().filter(|_| reads) else { return Ok(false) };
+        let (key, now) = (stale::key(route, subject, &exchange.target, request), clock::now());
+        let Some(kept) = self.gateway.last_good.find(&key, now) else { return Ok(false) };
+        let mut header = (*kept.header).clone();
+        header.insert_header("age", now.since(kept.at).as_secs().to_string())?;
+        header.insert_header("warning", answer::STALE)?;
+        header.insert_header("x-request-id", &exchange.request_id)?;
+        for name in ["ratelimit", "ratelimit-policy", "transfer-encoding", "connection"] {
+            header.remove_header(name);
+        }
+        header.insert_header("content-length", kept.body.len().to_string())?;
+        self.gateway.metrics.stale_answers.with_label_values(&[&*route.name]).inc();
+        let body = (request.method == http::Method::GET).then_some(kept.body);
+        if session.req_header().version == Version::HTTP_10 {
+            session.set_keepalive(None);
+        }
+        session.write_response_header(Box::new(header), body.is_none()).await?;
+        if body.is_some() {
+            session.write_response_body(body, true).await?;
+        }
+        Ok(true)
+    }
+}
+
+/// Writes a refusal.
+pub(crate) async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) -> Result<()> {
+    let body = answer::body(&refusal, &exchange.request_id);
+    let mut header = ResponseHeader::build(refusal.status(), Some(16))?;
+    for (name, value) in answer::fields(&refusal, &exchange.request_id, &exchange.rules().headers) {
+        header.insert_header(name, value)?;
+    }
+    header.insert_header("content-length", body.len().to_string())?;
+    // What was malformed once is not trusted to be framed right.
+    if session.req_header().version == Version::HTTP_10 || refusal.status() == 400 {
+        session.set_keepalive(None);
+    }
+    exchange.refusal = Some(refusal);
+    session.write_response_header(Box::new(header), false).await?;
+    session.write_response_body(Some(body.into()), true).await?;
+    if session.is_http2() && !session.is_body_done() {
+        session.set_total_drain_timeout(Some(DRAIN));
+        let _ = session.drain_request_body().await;
+    }
+    Ok(())
+}
