@@ -1,6 +1,9 @@
 //! What a call of gRPC came to, for breakers, limits and the log: the answer's HTTP status says 200 of failures, too.
 
+use std::fmt::Write as _;
+
 use http::HeaderMap;
+use policy::refusal::Refusal;
 
 /// Whether a message is one of a call of gRPC.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
@@ -32,8 +35,52 @@ pub(crate) fn as_http(status: u16) -> u16 {
     }
 }
 
+/// What a call that the gateway refuses is answered with: an answer of trailers alone (grpc/doc/PROTOCOL-HTTP2.md), whose
+/// HTTP status is 200, for clients read no further in any other; and when to try again (gRFC A6).
+pub(crate) fn refusal_fields(refusal: &Refusal) -> impl Iterator<Item = (&'static str, String)> {
+    let fields = [
+        ("content-type", "application/grpc".to_owned()),
+        ("grpc-status", of_refusal(refusal).to_string()),
+        ("grpc-message", message(refusal)),
+    ];
+    let pushback =
+        refusal.retry_after_secs().map(|wait| ("grpc-retry-pushback-ms", (wait * 1000).to_string()));
+    fields.into_iter().chain(pushback)
+}
+
+/// The status of a call that the gateway refuses.
+pub(crate) fn of_refusal(refusal: &Refusal) -> u16 {
+    match refusal.status() {
+        400 => 3,
+        401 => 16,
+        403 => 7,
+        404 | 405 => 12,
+        408 | 504 => 4,
+        413 | 429 | 431 => 8,
+        502 | 503 => 14,
+        _ => 13,
+    }
+}
+
+/// The refusal's code and its sentence, percent-encoded.
+fn message(refusal: &Refusal) -> String {
+    let text = format!("{}: {}", refusal.code.as_str(), refusal.detail);
+    text.bytes().fold(String::new(), |mut message, byte| {
+        match byte {
+            b' '..=b'~' if byte != b'%' => message.push(char::from(byte)),
+            _ => {
+                let _ = write!(message, "%{byte:02X}");
+            }
+        }
+        message
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use policy::refusal::Code;
+    use policy::stage::Stage;
+
     use super::*;
 
     fn headers(name: &'static str, value: &'static str) -> HeaderMap {
@@ -55,5 +102,12 @@ mod tests {
         assert_eq!(failures, [2, 4, 12, 13, 14, 15]);
         assert_eq!(status(&headers("grpc-status", "14")).map(as_http), Some(503));
         assert_eq!(status(&headers("grpc-status", "x")), None);
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_the_words_of_grpc() {
+        let refusal = Refusal::new(Stage::Forward, Code::UpstreamTimeout, "50 % of \u{e9}\n");
+        assert_eq!(of_refusal(&refusal), 4);
+        assert_eq!(message(&refusal), "upstream_timeout: 50 %25 of %C3%A9%0A");
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::Version;
 use pingora_core::Result;
+use pingora_core::protocols::http::HttpTask;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use policy::refusal::Refusal;
@@ -11,6 +12,7 @@ use policy::refusal::Refusal;
 use crate::answer;
 use crate::clock;
 use crate::exchange::Exchange;
+use crate::grpc;
 use crate::proxy::Proxy;
 use crate::stale;
 
@@ -51,21 +53,42 @@ impl Proxy {
     }
 }
 
-/// Writes a refusal.
+/// Writes a refusal: a problem, or to a call of gRPC the status of a call.
 pub(crate) async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) -> Result<()> {
-    let body = answer::body(&refusal, &exchange.request_id);
-    let mut header = ResponseHeader::build(refusal.status(), Some(16))?;
-    for (name, value) in answer::fields(&refusal, &exchange.request_id, &exchange.rules().headers) {
-        header.insert_header(name, value)?;
-    }
-    header.insert_header("content-length", body.len().to_string())?;
+    let request = session.req_header();
     // What was malformed once is not trusted to be framed right.
-    if session.req_header().version == Version::HTTP_10 || refusal.status() == 400 {
+    let close = request.version == Version::HTTP_10 || refusal.status() == 400;
+    let is_call = request.version == Version::HTTP_2 && grpc::is_grpc(&request.headers);
+    if close {
         session.set_keepalive(None);
     }
+    let fields = answer::fields(&refusal, &exchange.request_id, &exchange.rules().headers);
+    let status = if is_call { 200 } else { refusal.status() };
+    let mut header = ResponseHeader::build(status, Some(16))?;
+    for (name, value) in fields {
+        header.insert_header(name, value)?;
+    }
+    let body = if is_call {
+        for (name, value) in grpc::refusal_fields(&refusal) {
+            header.insert_header(name, value)?;
+        }
+        exchange.grpc_status = Some(grpc::of_refusal(&refusal));
+        None
+    } else {
+        let body = answer::body(&refusal, &exchange.request_id);
+        header.insert_header("content-length", body.len().to_string())?;
+        Some(body)
+    };
     exchange.refusal = Some(refusal);
-    session.write_response_header(Box::new(header), false).await?;
-    session.write_response_body(Some(body.into()), true).await?;
+    match body {
+        Some(body) => {
+            session.write_response_header(Box::new(header), false).await?;
+            session.write_response_body(Some(body.into()), true).await?;
+        }
+        None => {
+            session.write_response_tasks(vec![HttpTask::Header(Box::new(header), true)]).await?;
+        }
+    }
     if session.is_http2() && !session.is_body_done() {
         session.set_total_drain_timeout(Some(DRAIN));
         let _ = session.drain_request_body().await;

@@ -5,9 +5,11 @@
 #![expect(clippy::missing_panics_doc, reason = "a harness panics to fail a test")]
 #![expect(clippy::unwrap_used, reason = "a harness panics to fail a test")]
 
+pub mod authority;
 pub mod client;
 pub mod fault;
 pub mod hammer;
+pub mod peers;
 pub mod program;
 pub mod redis;
 pub mod stack;

@@ -1,58 +1,20 @@
 //! TLS towards clients, and balancers that say whose connection it is.
 
-use std::path::PathBuf;
 use std::process::Output;
 
+use tests::authority::Authority;
 use tests::client::Client;
 use tests::eventually;
 use tests::stack::{Backend, Gateway, POLICY};
 use tests::upstream::RawUpstream;
 use tokio::process::Command;
 
-/// A directory with an authority, and certificates that it signs.
-struct Authority {
-    dir: tempfile::TempDir,
-}
-
-impl Authority {
-    async fn new() -> Self {
-        let authority = Self { dir: tempfile::tempdir().unwrap() };
-        authority.openssl("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem").await;
-        authority
-    }
-
-    async fn openssl(&self, arguments: &str) {
-        let mut openssl = Command::new("openssl");
-        let output = openssl.args(arguments.split(' ')).current_dir(self.dir.path()).output().await.unwrap();
-        assert!(output.status.success(), "{output:?}");
-    }
-
-    /// Signs a certificate for 127.0.0.1; `name` says whose it is.
-    async fn sign(&self, name: &str) {
-        std::fs::write(self.file("extensions"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
-            .unwrap();
-        self.openssl(&format!("req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr")).await;
-        self.openssl(&format!(
-            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -days 2 -extfile extensions -out {name}.pem"
-        ))
-        .await;
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.file(name).to_str().unwrap().to_owned()
-    }
-
-    /// What curl says of a request over TLS.
-    async fn curl(&self, gateway: &Gateway, more: &[&str]) -> Output {
-        let mut curl = Command::new("curl");
-        curl.args(["-sS", "--max-time", "5", "--cacert", &self.path("ca.pem")]).args(more);
-        curl.args(["-w", "%{http_code} %{http_version} %{certs}", "-o", "/dev/null"]);
-        curl.arg(format!("https://{}/.well-known/jwks.json", gateway.address)).output().await.unwrap()
-    }
+/// What curl, which believes `authority`, says of a request over TLS.
+async fn curl(authority: &Authority, gateway: &Gateway, more: &[&str]) -> Output {
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--max-time", "5", "--cacert", &authority.path("ca.pem")]).args(more);
+    curl.args(["-w", "%{http_code} %{http_version} %{certs}", "-o", "/dev/null"]);
+    curl.arg(format!("https://{}/.well-known/jwks.json", gateway.address)).output().await.unwrap()
 }
 
 fn text(output: &Output) -> String {
@@ -74,7 +36,7 @@ async fn a_certificate_serves_both_protocols_and_is_swapped_while_requests_go_on
     let tls = tls.each_ref().map(|(name, value)| (*name, value.as_str()));
     let gateway = Gateway::start(backend.address, POLICY, &tls).await;
     for (flag, version) in [("--http1.1", "1.1"), ("--http2", "2")] {
-        let answer = text(&authority.curl(&gateway, &[flag]).await);
+        let answer = text(&curl(&authority, &gateway, &[flag]).await);
         assert!(answer.starts_with(&format!("200 {version} ")), "{answer}");
         assert!(answer.contains("CN = first") || answer.contains("CN=first"), "{answer}");
     }
@@ -85,10 +47,10 @@ async fn a_certificate_serves_both_protocols_and_is_swapped_while_requests_go_on
         gateway.metric("palisade_tls_reloads_total{result=\"refused\"}").await > 0.5
     })
     .await;
-    assert!(text(&authority.curl(&gateway, &[]).await).contains("first"));
+    assert!(text(&curl(&authority, &gateway, &[]).await).contains("first"));
     std::fs::copy(authority.file("second.key"), authority.file("tls.key")).unwrap();
     eventually("the new one serves", || async {
-        text(&authority.curl(&gateway, &[]).await).contains("second")
+        text(&curl(&authority, &gateway, &[]).await).contains("second")
     })
     .await;
     let plain = gateway.client().raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
@@ -114,7 +76,7 @@ async fn a_client_may_have_to_show_a_certificate_and_the_upstream_learns_of_tls(
     ];
     let tls = tls.each_ref().map(|(name, value)| (*name, value.as_str()));
     let gateway = Gateway::start(upstream.address, POLICY, &tls).await;
-    let none = authority.curl(&gateway, &[]).await;
+    let none = curl(&authority, &gateway, &[]).await;
     assert!(!none.status.success() && text(&none).starts_with("000"), "{}", text(&none));
     let shown = |authority: &Authority, name: &str| {
         [
@@ -126,7 +88,7 @@ async fn a_client_may_have_to_show_a_certificate_and_the_upstream_learns_of_tls(
     };
     let with = async |arguments: [String; 4]| {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        text(&authority.curl(&gateway, &arguments).await)
+        text(&curl(&authority, &gateway, &arguments).await)
     };
     assert!(with(shown(&other, "stranger")).await.starts_with("000"), "another authority's");
     let answer = with(shown(&authority, "client")).await;
