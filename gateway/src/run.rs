@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use pingora_core::apps::HttpServerOptions;
+use pingora_core::protocols::http::v2::server::default_h2_options;
 use pingora_core::server::configuration::ServerConf;
-use pingora_proxy::http_proxy;
+use pingora_proxy::{HttpProxy, http_proxy};
 use policy::authorize::PermissionRule;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -39,6 +41,9 @@ use crate::wire::tls::Tls;
 
 /// Connections to upstreams that are kept while nobody uses them, all together.
 const KEPT_CONNECTIONS: usize = 1024;
+
+/// Bytes of an answer over HTTP/2 that wait for a client which reads slowly, for each of at most 100 streams.
+const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 
 /// The most tries that a policy may want; whether there is another one is decided for each, in `proxy.rs`.
 const TRIES: usize = policy::retry::MOST_ATTEMPTS as usize;
@@ -125,22 +130,12 @@ pub async fn run(
         access,
         leaving: Arc::clone(&leaving),
     };
-    let pingora = ServerConf {
-        threads: 1,
-        upstream_keepalive_pool_size: KEPT_CONNECTIONS,
-        max_retries: TRIES,
-        ..ServerConf::default()
-    };
-    let mut proxy = http_proxy(&Arc::new(pingora), proxy);
-    let mut options = pingora_core::apps::HttpServerOptions::default();
-    options.h2c = true;
-    options.h2_idle_timeout = Some(gateway.policy().rules.requests.idle_timeout);
-    proxy.server_options = Some(options);
+    let proxy = with_pingora(proxy, gateway.policy().rules.requests.idle_timeout);
     let opening = Opening {
         proxy_protocol: settings.server.proxy_protocol,
         tls: Tls::load(&settings.server.tls, gateway.metrics.clone())?,
     };
-    let (door, mut all_done) = Door::new(gateway, Arc::new(proxy), opening, stopping);
+    let (door, mut all_done) = Door::new(gateway, proxy, opening, stopping);
     for listener in listeners {
         info!(listen = %listener.local_addr()?, "data plane");
         tokio::spawn(door.clone().listen(listener));
@@ -151,6 +146,24 @@ pub async fn run(
     stop_admin.send_replace(true);
     let _ = tokio::time::timeout(Duration::from_secs(1), admin_task).await;
     leave_nothing_behind(shared).await
+}
+
+fn with_pingora(proxy: Proxy, idle_timeout: Duration) -> Arc<HttpProxy<Proxy>> {
+    let settings = ServerConf {
+        threads: 1,
+        upstream_keepalive_pool_size: KEPT_CONNECTIONS,
+        max_retries: TRIES,
+        ..ServerConf::default()
+    };
+    let mut proxy = http_proxy(&Arc::new(settings), proxy);
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    options.h2_idle_timeout = Some(idle_timeout);
+    proxy.server_options = Some(options);
+    let mut http2 = default_h2_options();
+    http2.max_send_buffer_size(HTTP2_SEND_BUFFER);
+    proxy.h2_options = Some(http2);
+    Arc::new(proxy)
 }
 
 /// Waits for a signal, then until every request is answered, or `drain_timeout` has passed.

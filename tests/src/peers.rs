@@ -38,9 +38,9 @@ pub async fn grpc_calls(python: &PathBuf, to: SocketAddr, ca: Option<&str>, call
     let mut client = grpc_peer(python);
     client.arg("call").arg(to.to_string()).args(ca).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut client = client.kill_on_drop(true).spawn().unwrap();
-    let lines: String = calls.iter().map(|call| format!("{call}\n")).collect();
+    let lines: Vec<String> = calls.iter().map(Value::to_string).collect();
     let mut stdin = client.stdin.take().unwrap();
-    stdin.write_all(lines.as_bytes()).await.unwrap();
+    stdin.write_all(lines.join("\n").as_bytes()).await.unwrap();
     drop(stdin);
     let output = client.wait_with_output().await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();

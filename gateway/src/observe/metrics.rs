@@ -85,6 +85,7 @@ metrics! {
     policy_last_reload: IntGauge = "policy_last_reload_timestamp_seconds" "When a policy last came into force.";
     tls_reloads: IntCounterVec = "tls_reloads_total" ["result"] "Certificates read.";
     connections: IntGauge = "connections_open" "Client connections.";
+    http2_ended: IntCounterVec = "http2_connections_ended_total" ["reason"] "Connections of HTTP/2 whose clients went too far.";
     access_log_dropped: IntCounter = "access_log_dropped_total" "Lines not written, because the writer was behind.";
 }
 

@@ -1,7 +1,7 @@
 //! From accepting a connection to handing each of its requests to pingora, and the deadlines in between.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::connection::Connection;
 use super::head::{self, Framing, Head};
@@ -143,14 +143,14 @@ impl Door {
             return;
         }
         self.gateway.metrics.connections.inc();
-        if let Err(error) = self.requests(connection).await {
+        if let Err(error) = self.requests(connection, address).await {
             debug!(%error, "connection ended");
         }
         self.gateway.metrics.connections.dec();
     }
 
     /// One request after the other, until somebody closes.
-    async fn requests(&self, mut connection: Box<Connection>) -> io::Result<()> {
+    async fn requests(&self, mut connection: Box<Connection>, peer: IpAddr) -> io::Result<()> {
         let mut first = true;
         loop {
             let rule = self.gateway.policy().rules.requests;
@@ -167,9 +167,13 @@ impl Door {
                     head
                 }
                 Read::Http2 => {
-                    connection.open_http2();
+                    let excess = connection.open_http2(rule.header_timeout);
                     let stream: Stream = connection;
                     self.proxy.process_new(stream, &self.shutdown).await;
+                    if let Some(excess) = excess.get() {
+                        self.gateway.metrics.http2_ended.with_label_values(&[excess.as_str()]).inc();
+                        info!(target: "access", client = %peer, why = %excess, "an HTTP/2 connection was ended");
+                    }
                     return Ok(());
                 }
                 Read::Nothing => {
@@ -306,7 +310,7 @@ async fn refuse(door: &Door, mut connection: Box<Connection>, refusal: &Refusal)
     let request_id = answer::new_request_id();
     door.gateway.metrics.refused(refusal);
     door.gateway.metrics.requests.with_label_values(&["none", "none", &refusal.status().to_string()]).inc();
-    tracing::info!(
+    info!(
         target: "access",
         request_id,
         status = refusal.status(),

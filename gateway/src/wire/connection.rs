@@ -4,8 +4,8 @@ use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf
 use tokio::time::{Instant, Sleep};
 
 use super::body::{BodyFault, Gate};
+use super::frames::{Excess, Frames};
 use super::head::{Framing, Head};
 use super::socket::Socket;
 
@@ -73,7 +74,9 @@ pub struct Connection {
     waits_for_client: AtomicBool,
     /// Written, not yet sent.
     answer: BytesMut,
-    is_http2: bool,
+    /// Once it speaks HTTP/2, what the client does to it.
+    frames: Option<Box<Frames>>,
+    excess: Arc<OnceLock<Excess>>,
     cut: Arc<Cut>,
 }
 
@@ -95,7 +98,8 @@ impl Connection {
             alarm: None,
             waits_for_client: AtomicBool::new(false),
             answer: BytesMut::new(),
-            is_http2: false,
+            frames: None,
+            excess: Arc::default(),
             cut: Arc::default(),
         }
     }
@@ -115,12 +119,14 @@ impl Connection {
         self.waits_for_client.load(Ordering::Relaxed)
     }
 
-    /// Wakes the reader when the body is late; an error when it is.
+    /// Wakes the reader when the body is late, or a header of HTTP/2; an error when it is.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let deadline = match *self.body_deadline.lock() {
-            Some(deadline) if !self.gate.is_done() && !matches!(self.gate, Gate::Open) => deadline,
-            _ => return Poll::Pending,
+        let deadline = match (&self.frames, &self.gate) {
+            (Some(frames), _) => frames.header_deadline(),
+            (None, Gate::Open) => None,
+            (None, gate) => self.body_deadline.lock().filter(|_| !gate.is_done()),
         };
+        let Some(deadline) = deadline else { return Poll::Pending };
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if alarm.deadline() != deadline {
             alarm.as_mut().reset(deadline);
@@ -141,10 +147,20 @@ impl Connection {
         Gate::new(head.framing, overhead).pass(&mut body, &mut BytesMut::new(), usize::MAX).err()
     }
 
-    /// From now on it speaks HTTP/2.
-    pub(super) fn open_http2(&mut self) {
+    /// From now on it speaks HTTP/2. What is returned holds why it was ended, if the client went too far.
+    pub(super) fn open_http2(&mut self, header_timeout: Duration) -> Arc<OnceLock<Excess>> {
         self.open();
-        self.is_http2 = true;
+        self.frames = Some(Box::new(Frames::new(header_timeout, Instant::now())));
+        Arc::clone(&self.excess)
+    }
+
+    /// Ends a connection of HTTP/2, and says why where that can be said.
+    fn end(&mut self, why: Excess) -> io::Error {
+        if let Some(farewell) = self.frames.as_ref().and_then(|frames| frames.farewell(why)) {
+            self.answer.extend_from_slice(&farewell);
+        }
+        let _ = self.excess.set(why);
+        io::Error::other(why)
     }
 
     /// From now on every byte passes.
@@ -226,6 +242,11 @@ impl AsyncRead for Connection {
                     this.fault = Some(fault);
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault)));
                 }
+                let counted =
+                    this.frames.as_mut().map(|frames| frames.received(&this.outbox, Instant::now()));
+                if let Some(Err(excess)) = counted {
+                    return Poll::Ready(Err(this.end(excess)));
+                }
             }
             if !this.outbox.is_empty() {
                 let count = this.outbox.len().min(into.remaining());
@@ -245,10 +266,12 @@ impl AsyncRead for Connection {
                 }
                 Poll::Pending => {
                     this.waits_for_client.store(!this.gate.is_done(), Ordering::Relaxed);
-                    return this.poll_deadline(cx).map(|late| {
-                        this.fault = Some(BodyFault::LATE);
-                        Err(late)
-                    });
+                    let late = ready!(this.poll_deadline(cx));
+                    if this.frames.is_some() {
+                        return Poll::Ready(Err(this.end(Excess::SlowHeader)));
+                    }
+                    this.fault = Some(BodyFault::LATE);
+                    return Poll::Ready(Err(late));
                 }
             }
         }
@@ -261,11 +284,16 @@ impl AsyncWrite for Connection {
         if this.answer.len() + bytes.len() > PIECE {
             ready!(this.poll_send(cx))?;
         }
-        if bytes.len() >= PIECE {
-            return this.socket()?.poll_write(cx, bytes);
+        let taken = if bytes.len() >= PIECE {
+            ready!(this.socket()?.poll_write(cx, bytes))?
+        } else {
+            this.answer.extend_from_slice(bytes);
+            bytes.len()
+        };
+        if let Some(frames) = &mut this.frames {
+            frames.wrote(&bytes[..taken]);
         }
-        this.answer.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
+        Poll::Ready(Ok(taken))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -321,7 +349,7 @@ impl Ssl for Connection {
 
     /// Over TLS pingora does not look for the preface of HTTP/2, but asks what was agreed on.
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.is_http2.then_some(ALPN::H2)
+        self.frames.is_some().then_some(ALPN::H2)
     }
 }
 

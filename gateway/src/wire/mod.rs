@@ -9,6 +9,7 @@
 pub mod accept;
 pub mod body;
 pub mod connection;
+mod frames;
 pub mod head;
 mod places;
 mod proxy_protocol;

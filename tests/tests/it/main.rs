@@ -7,6 +7,7 @@ mod chart;
 mod degraded;
 mod drain;
 mod grpc;
+mod http2;
 mod identity;
 mod limits;
 mod main_job;

@@ -1,0 +1,319 @@
+//! What a client of HTTP/2 may do to a connection besides asking (RFC 9113, 10.5): its frames are counted as they pass.
+//!
+//! Much costs the client nothing and us work: requests that are reset before they are answered (CVE-2023-44487), pings,
+//! settings, window updates of one byte, empty frames (CVE-2019-9512 to 9518). A client that does its share of asking,
+//! sending and taking may do them as often as such clients do; beyond that its connection ends with
+//! `ENHANCE_YOUR_CALM`. A header that trickles has the same deadline as over HTTP/1.
+
+use tokio::time::Instant;
+
+/// A client has [`RESETS`] to begin with, each costs [`RESET_COSTS`], and each request that it lets be earns one: half of
+/// all requests may be reset, without end.
+const RESETS: u32 = 200;
+const RESET_COSTS: u32 = 2;
+
+/// Frames that ask for nothing: so many to begin with, and so many more each second, for each request, for each piece of a
+/// body, and for each KiB of answers.
+const IDLE: u32 = 1_000;
+const IDLE_PER_SECOND: u32 = 10;
+const IDLE_PER_REQUEST: u32 = 10;
+const IDLE_PER_PIECE: u32 = 2;
+const IDLE_PER_KIB: u32 = 2;
+
+/// What ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Excess {
+    #[error("too many requests were reset")]
+    Resets,
+    #[error("too many frames that ask for nothing")]
+    Idle,
+    #[error("a request's header did not arrive in time")]
+    SlowHeader,
+}
+
+impl Excess {
+    /// The name in metrics.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Resets => "resets",
+            Self::Idle => "idle_frames",
+            Self::SlowHeader => "slow_header",
+        }
+    }
+}
+
+/// The frames of one connection, both ways.
+#[derive(Debug)]
+pub(super) struct Frames {
+    from_client: Walk,
+    to_client: Walk,
+    header_timeout: std::time::Duration,
+    /// A header is on its way since it began; by then it must be there.
+    header_deadline: Option<Instant>,
+    /// The highest stream that the client has begun.
+    last_stream: u32,
+    resets: u32,
+    idle: u32,
+    counted_at: Instant,
+    sent: u64,
+}
+
+impl Frames {
+    /// Frames after the client's preface.
+    pub(super) fn new(header_timeout: std::time::Duration, now: Instant) -> Self {
+        Self {
+            from_client: Walk { skip: PREFACE, ..Walk::default() },
+            to_client: Walk::default(),
+            header_timeout,
+            header_deadline: None,
+            last_stream: 0,
+            resets: RESETS,
+            idle: IDLE,
+            counted_at: now,
+            sent: 0,
+        }
+    }
+
+    /// By when the header that is on its way must be there.
+    pub(super) fn header_deadline(&self) -> Option<Instant> {
+        self.header_deadline
+    }
+
+    /// Counts what the client sent.
+    pub(super) fn received(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Excess> {
+        let seconds = now.saturating_duration_since(self.counted_at).as_secs();
+        if seconds > 0 {
+            let more = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(IDLE_PER_SECOND);
+            self.earn(more);
+            self.counted_at = now;
+        }
+        while let Some(frame) = self.from_client.next(&mut bytes) {
+            self.count(frame, now)?;
+        }
+        // A frame has begun that may become a header: it has until then to be whole.
+        if self.header_deadline.is_none() && self.from_client.is_within_a_header() {
+            self.header_deadline = Some(now + self.header_timeout);
+        }
+        if self.header_deadline.is_some() && self.from_client.is_between_headers() {
+            self.header_deadline = None;
+        }
+        Ok(())
+    }
+
+    /// Notes what the client was sent.
+    pub(super) fn wrote(&mut self, mut bytes: &[u8]) {
+        self.sent += bytes.len() as u64;
+        if self.sent >= 1024 {
+            self.earn(u32::try_from(self.sent / 1024).unwrap_or(u32::MAX).saturating_mul(IDLE_PER_KIB));
+            self.sent %= 1024;
+        }
+        while self.to_client.next(&mut bytes).is_some() {}
+    }
+
+    /// The frame with which the connection ends; `None` in the middle of another frame.
+    pub(super) fn farewell(&self, why: Excess) -> Option<Vec<u8>> {
+        let reason = why.to_string();
+        let length = u8::try_from(8 + reason.len()).ok()?;
+        let mut frame = vec![0, 0, length, GOAWAY, 0, 0, 0, 0, 0];
+        frame.extend(self.last_stream.to_be_bytes());
+        frame.extend(ENHANCE_YOUR_CALM.to_be_bytes());
+        frame.extend(reason.as_bytes());
+        self.to_client.is_between_frames().then_some(frame)
+    }
+
+    fn earn(&mut self, more: u32) {
+        self.idle = self.idle.saturating_add(more).min(IDLE);
+    }
+
+    fn count(&mut self, frame: Frame, now: Instant) -> Result<(), Excess> {
+        match frame.kind {
+            HEADERS if frame.stream > self.last_stream => {
+                self.last_stream = frame.stream;
+                self.resets = (self.resets + 1).min(RESETS);
+                self.earn(IDLE_PER_REQUEST);
+            }
+            DATA if frame.length > 0 => self.earn(IDLE_PER_PIECE),
+            RST_STREAM => {
+                // The request that is reset has earned one, too.
+                self.resets = self.resets.checked_sub(RESET_COSTS).ok_or(Excess::Resets)?;
+            }
+            _ => self.idle = self.idle.checked_sub(1).ok_or(Excess::Idle)?,
+        }
+        if matches!(frame.kind, HEADERS | CONTINUATION) && !frame.ends_headers {
+            self.header_deadline.get_or_insert(now + self.header_timeout);
+        }
+        Ok(())
+    }
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+const ENHANCE_YOUR_CALM: u32 = 0xb;
+
+/// Bytes of the client's preface (RFC 9113, 3.4).
+const PREFACE: usize = 24;
+
+/// Bytes of a frame's header (RFC 9113, 4.1).
+const FRAME_HEADER: usize = 9;
+
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    kind: u8,
+    stream: u32,
+    length: usize,
+    ends_headers: bool,
+}
+
+/// Goes from frame to frame through bytes that come in pieces of any size.
+#[derive(Debug, Default)]
+struct Walk {
+    header: [u8; FRAME_HEADER],
+    have: usize,
+    /// Bytes of the payload, or of the preface, that are still to come.
+    skip: usize,
+    last: Option<Frame>,
+}
+
+impl Walk {
+    /// The next frame that begins in `bytes`, once its header is whole.
+    fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
+        let skipped = self.skip.min(bytes.len());
+        self.skip -= skipped;
+        *bytes = &bytes[skipped..];
+        let taken = (FRAME_HEADER - self.have).min(bytes.len());
+        self.header[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
+        self.have += taken;
+        *bytes = &bytes[taken..];
+        if self.have < FRAME_HEADER {
+            return None;
+        }
+        self.have = 0;
+        let [a, b, c, kind, flags, stream @ ..] = self.header;
+        let length = u32::from_be_bytes([0, a, b, c]) as usize;
+        let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
+        let frame = Frame { kind, stream, length, ends_headers: flags & END_HEADERS != 0 };
+        self.skip = length;
+        self.last = Some(frame);
+        Some(frame)
+    }
+
+    fn is_between_frames(&self) -> bool {
+        self.have == 0 && self.skip == 0
+    }
+
+    /// Whether a header, or what may become one, is not all there.
+    fn is_within_a_header(&self) -> bool {
+        self.have > 0 || !self.is_between_headers()
+    }
+
+    fn is_between_headers(&self) -> bool {
+        let in_block = self.last.is_some_and(|last| {
+            let carries = matches!(last.kind, HEADERS | CONTINUATION);
+            carries && (!last.ends_headers || self.skip > 0)
+        });
+        self.have == 0 && !in_block
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let mut bytes = vec![length[1], length[2], length[3], kind, flags];
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn opened(now: Instant) -> Frames {
+        let mut frames = Frames::new(TIMEOUT, now);
+        frames.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", now).unwrap();
+        frames
+    }
+
+    fn request(number: u32) -> Vec<u8> {
+        frame(HEADERS, END_HEADERS, number * 2 + 1, b"abc")
+    }
+
+    #[test]
+    fn half_of_all_requests_may_be_reset_and_no_more() {
+        let now = Instant::now();
+        let mut frames = opened(now);
+        for number in 0..10_000 {
+            frames.received(&request(number), now).unwrap();
+            if number % 2 == 0 {
+                frames.received(&frame(RST_STREAM, 0, number * 2 + 1, &[0; 4]), now).unwrap();
+            }
+        }
+        let mut frames = opened(now);
+        let ended = (0..10_000).find(|number| {
+            frames.received(&request(*number), now).unwrap();
+            frames.received(&frame(RST_STREAM, 0, number * 2 + 1, &[0; 4]), now) == Err(Excess::Resets)
+        });
+        assert_eq!(ended, Some(RESETS - 1), "a client that resets all that it asks");
+        assert_eq!(frames.last_stream, (RESETS - 1) * 2 + 1);
+    }
+
+    #[test]
+    fn frames_that_ask_for_nothing_have_a_bound_that_grows_with_what_is_asked_and_taken() {
+        let now = Instant::now();
+        let ping = frame(6, 0, 0, &[0; 8]);
+        let count = |frames: &mut Frames, now| {
+            (0..100_000).find(|_| frames.received(&ping, now) == Err(Excess::Idle)).unwrap()
+        };
+        let mut frames = opened(now);
+        assert_eq!(count(&mut frames, now), IDLE);
+        let later = now + Duration::from_secs(7);
+        assert_eq!(count(&mut frames, later), 7 * IDLE_PER_SECOND);
+        frames.wrote(&frame(DATA, 0, 1, &[0; 16_384]));
+        assert_eq!(count(&mut frames, later), 16 * IDLE_PER_KIB, "window updates for what was taken");
+        let (empty, mut frames) = (frame(DATA, 0, 1, b""), opened(now));
+        let ended = (0..100_000).find(|_| frames.received(&empty, now) == Err(Excess::Idle));
+        assert_eq!(ended, Some(IDLE));
+    }
+
+    #[test]
+    fn a_header_must_be_whole_in_time_however_it_is_cut() {
+        let now = Instant::now();
+        let due = Some(now + TIMEOUT);
+        let mut frames = opened(now);
+        let bytes = [
+            frame(HEADERS, 0, 1, b"abc"),
+            frame(CONTINUATION, 0, 1, b"d"),
+            frame(CONTINUATION, END_HEADERS, 1, b"e"),
+        ]
+        .concat();
+        for (at, byte) in bytes.iter().enumerate() {
+            let later = now + Duration::from_millis(at as u64);
+            frames.received(&[*byte], later).unwrap();
+            let expected = if at + 1 < bytes.len() { due } else { None };
+            assert_eq!(frames.header_deadline(), expected, "after byte {at}");
+        }
+        frames.received(&frame(DATA, 0, 1, b"a body")[..12], now).unwrap();
+        assert_eq!(frames.header_deadline(), None, "a body has a deadline of its own");
+    }
+
+    #[test]
+    fn the_farewell_stands_between_frames() {
+        let now = Instant::now();
+        let mut frames = opened(now);
+        frames.received(&request(3), now).unwrap();
+        let answer = frame(DATA, 1, 7, b"hello");
+        frames.wrote(&answer[..11]);
+        assert_eq!(frames.farewell(Excess::Resets), None);
+        frames.wrote(&answer[11..]);
+        let farewell = frames.farewell(Excess::Resets).unwrap();
+        assert_eq!(farewell[..17], [0, 0, 36, GOAWAY, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0xb]);
+        assert_eq!(&farewell[17..], b"too many requests were reset");
+    }
+}

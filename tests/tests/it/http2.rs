@@ -1,0 +1,126 @@
+//! Clients that take HTTP/2 too far, frame by frame.
+
+use std::time::Duration;
+
+use tests::client::Client;
+use tests::eventually;
+use tests::stack::Gateway;
+use tests::upstream::RawUpstream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+const POLICY: &str = r#"
+version = 1
+[requests]
+header_timeout = "1s"
+[[routes]]
+name = "all"
+path = "/{*rest}"
+upstream = "backend"
+"#;
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_STREAM_AND_HEADERS: u8 = 5;
+
+/// What a server says to a client that is to calm down.
+const ENHANCE_YOUR_CALM: u8 = 0xb;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [length[1], length[2], length[3], kind, flags];
+    [&head, &stream.to_be_bytes()[..], payload].concat()
+}
+
+/// GET of `path` from `h`, in literals that no table keeps.
+fn header(path: &str) -> Vec<u8> {
+    let fields = [(":method", "GET"), (":scheme", "http"), (":authority", "h"), (":path", path)];
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
+}
+
+async fn open(client: Client) -> TcpStream {
+    let mut stream = client.connect().await;
+    let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat();
+    stream.write_all(&begin).await.unwrap();
+    stream
+}
+
+/// The GOAWAY with which a connection ended: its code and its text; `None` if it ended without one.
+async fn ending(stream: &mut TcpStream) -> Option<(u8, String)> {
+    let mut bytes = Vec::new();
+    let _ =
+        tokio::time::timeout(tests::PATIENCE, stream.read_to_end(&mut bytes)).await.expect("it is closed");
+    let mut rest = bytes.as_slice();
+    while let [a, b, c, kind, more @ ..] = rest {
+        let length = usize::try_from(u32::from_be_bytes([0, *a, *b, *c])).unwrap();
+        let payload = &more[5..][..length];
+        if *kind == GOAWAY {
+            return Some((payload[7], String::from_utf8_lossy(&payload[8..]).into_owned()));
+        }
+        rest = &more[5 + length..];
+    }
+    None
+}
+
+async fn ended(gateway: &Gateway, reason: &str) -> f64 {
+    gateway.metric(&format!("palisade_http2_connections_ended_total{{reason=\"{reason}\"}}")).await
+}
+
+#[tokio::test]
+async fn a_client_that_asks_only_to_take_it_back_is_ended_and_hurts_nobody() {
+    let upstream = RawUpstream::start(Vec::new(), false).await;
+    let gateway = Gateway::start(upstream.address, POLICY, &[]).await;
+    let mut stream = open(gateway.client()).await;
+    let mut asked = 0;
+    while ended(&gateway, "resets").await < 0.5 {
+        let id = asked * 2 + 1;
+        stream.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, id, &header("/a"))).await.unwrap();
+        asked += 1;
+        // In the service's hands it is more than HTTP/2's own bookkeeping that is kept busy.
+        eventually("it is asked", || async { upstream.heard().len() == asked as usize }).await;
+        stream.write_all(&frame(RST_STREAM, 0, id, &[0, 0, 0, 8])).await.unwrap();
+    }
+    assert!((200..210).contains(&asked), "{asked}");
+    let (code, why) = ending(&mut stream).await.expect("it is told why");
+    assert_eq!((code, why.as_str()), (ENHANCE_YOUR_CALM, "too many requests were reset"));
+    let other = gateway.client().at([127, 0, 0, 9]).raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(other.starts_with("HTTP/1.1 404 "), "{other}");
+}
+
+#[tokio::test]
+async fn a_client_that_only_makes_work_is_told_to_calm_down() {
+    let upstream = RawUpstream::start(Vec::new(), false).await;
+    let gateway = Gateway::start(upstream.address, POLICY, &[]).await;
+    for busywork in [frame(PING, 0, 0, &[0; 8]), frame(SETTINGS, 0, 0, &[])] {
+        let mut stream = open(gateway.client()).await;
+        let _ = stream.write_all(&busywork.repeat(5_000)).await;
+        let (code, why) = ending(&mut stream).await.expect("it is told why");
+        assert_eq!((code, why.as_str()), (ENHANCE_YOUR_CALM, "too many frames that ask for nothing"));
+    }
+    assert!(ended(&gateway, "idle_frames").await > 1.5);
+}
+
+#[tokio::test]
+async fn a_header_that_trickles_has_a_deadline_over_http2_too() {
+    let upstream = RawUpstream::start(Vec::new(), false).await;
+    let gateway = Gateway::start(upstream.address, POLICY, &[]).await;
+    let mut stream = open(gateway.client()).await;
+    stream.write_all(&frame(HEADERS, 1, 1, &header("/a"))).await.unwrap();
+    let mut within = open(gateway.client()).await;
+    within.write_all(&frame(HEADERS, 1, 1, &header("/a"))[..20]).await.unwrap();
+    let trickle = tokio::spawn(async move {
+        while stream.write_all(&frame(CONTINUATION, 0, 1, b"")).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    });
+    eventually("both are ended", || async { ended(&gateway, "slow_header").await > 1.5 }).await;
+    trickle.await.unwrap();
+    let (code, why) = ending(&mut within).await.expect("it is told why");
+    assert_eq!((code, why.as_str()), (ENHANCE_YOUR_CALM, "a request's header did not arrive in time"));
+    assert!(upstream.heard().is_empty());
+}
