@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::cli::Explain;
 use crate::clock;
-use crate::reload::{lines, read_deny_files};
+use crate::policy_files::{lines, read_deny_files};
 
 /// Validates policies and runs their own tests. Every fault of every file is printed.
 pub fn check(policies: &[PathBuf]) -> anyhow::Result<()> {

@@ -20,6 +20,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tracing::{error, info, warn};
 
+use crate::canary::{Canary, Counts};
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::keys::Keys;
@@ -27,6 +28,7 @@ use crate::ledger::Ledger;
 use crate::observe::audit::{Actor, Entry};
 use crate::observe::metrics::Metrics;
 use crate::overrides::{Override, lay_over, without_lines};
+use crate::policy_files::{DenyFiles, lines, read, read_deny_file, read_deny_files, whole_file};
 use crate::store::{Change, Topic};
 
 /// A file that is being written is quiet for so long before it is read.
@@ -35,11 +37,8 @@ const QUIET: Duration = Duration::from_millis(100);
 /// Where a file system tells nothing of changes, the file is looked at so often.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// The largest policy, in bytes.
-const LARGEST: u64 = 4 << 20;
-
-/// The largest deny file, in bytes.
-const LARGEST_LIST: u64 = 64 << 20;
+/// In the state directory: the digest of the last policy that did not stand its trial.
+const ROLLED_BACK: &str = "policy.rolled-back";
 
 /// A policy with where it came from.
 #[derive(Debug)]
@@ -55,10 +54,9 @@ pub struct Loaded {
     /// The file's text, without overrides.
     text: String,
     deny_files: DenyFiles,
+    /// How requests went under it.
+    pub counts: Counts,
 }
-
-/// The deny files of a policy, with what they held.
-type DenyFiles = Vec<(PathBuf, String)>;
 
 impl Loaded {
     /// The policy, once the keys that it names are there.
@@ -86,6 +84,8 @@ pub struct Reloader {
     keys: Arc<Keys>,
     ledger: Arc<Ledger>,
     metrics: Metrics,
+    /// What puts the last policy back when this one leaves its band.
+    pub canary: Canary,
     last_refusal: Mutex<Option<ReloadRefusal>>,
     /// What was read last, good or not: it is not judged again.
     last_seen: Mutex<Option<Result<String, String>>>,
@@ -110,6 +110,7 @@ impl Reloader {
             keys,
             ledger,
             metrics,
+            canary: Canary::default(),
             last_refusal: Mutex::default(),
             last_seen: Mutex::default(),
             reloading: Mutex::default(),
@@ -123,11 +124,11 @@ impl Reloader {
             // More likely a wrong name than a policy that went bad.
             bail!("policy.file: cannot read `{}`: there is no such file", self.file.display());
         }
-        let faults =
-            match self.read_file().and_then(|text| self.judge(&self.file, &text)?.adopted(&self.keys)) {
-                Ok(loaded) => return Ok(self.accept(loaded)),
-                Err(faults) => faults,
-            };
+        let judged = self.read_file().and_then(|text| self.judge(&self.file, &text)?.adopted(&self.keys));
+        let faults = match judged.and_then(|loaded| self.unless_rolled_back(loaded)) {
+            Ok(loaded) => return Ok(self.accept(loaded)),
+            Err(faults) => faults,
+        };
         let (loaded, what) = self
             .fallbacks()
             .into_iter()
@@ -145,7 +146,10 @@ impl Reloader {
         let kept = self.kept_file();
         let usable =
             |loaded: Result<Loaded, Vec<Fault>>| loaded.and_then(|loaded| loaded.adopted(&self.keys)).ok();
-        let without = || usable(self.judge_with(&self.file, &self.read_file().ok()?, &[]));
+        let without = || {
+            let loaded = usable(self.judge_with(&self.file, &self.read_file().ok()?, &[]))?;
+            self.unless_rolled_back(loaded).ok()
+        };
         let last_good = || usable(self.judge(&kept, &read(&kept).ok()?));
         [("the file without the overrides", without()), ("the last good one", last_good())]
     }
@@ -178,7 +182,15 @@ impl Reloader {
             .iter()
             .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
         let loaded_at = SystemTime::now();
-        Ok(Loaded { rules, sha256, file: name, loaded_at, text: text.to_owned(), deny_files })
+        Ok(Loaded {
+            rules,
+            sha256,
+            file: name,
+            loaded_at,
+            text: text.to_owned(),
+            deny_files,
+            counts: Counts::default(),
+        })
     }
 
     fn read_rules(&self, name: &str, text: &str) -> Result<(Policy, DenyFiles), Vec<Fault>> {
@@ -223,6 +235,7 @@ impl Reloader {
                 let loaded = Arc::new(loaded);
                 self.note_in_force(&loaded);
                 info!(overrides = self.overrides().len(), "policy in force with overrides");
+                self.canary.go_on(&in_force, &loaded);
                 gateway.put_in_force(loaded);
             }
             Err(faults) => self.refuse(faults),
@@ -237,6 +250,7 @@ impl Reloader {
             Ok(loaded) => {
                 let loaded = self.accept(loaded);
                 let before = gateway.policy();
+                self.canary.begin(&before, &loaded);
                 gateway.audit.write(&Entry {
                     action: "policy_reload",
                     target: &loaded.file,
@@ -254,6 +268,57 @@ impl Reloader {
                 Err(faults)
             }
         }
+    }
+
+    /// Puts `before` back in the place of `candidate`, which has left its band, unless another has come meanwhile. The file
+    /// is not read again until it changes, or an operator says so.
+    pub(crate) fn roll_back(
+        &self,
+        gateway: &Gateway,
+        candidate: &Arc<Loaded>,
+        before: Arc<Loaded>,
+        departure: &str,
+    ) {
+        let _one_at_a_time = self.reloading.lock();
+        if !Arc::ptr_eq(&gateway.policy(), candidate) {
+            return;
+        }
+        let fault = Fault {
+            file: candidate.file.clone(),
+            line: 1,
+            column: 1,
+            key: "canary".to_owned(),
+            message: format!("rolled back: {departure}"),
+        };
+        error!(%fault, sha256 = candidate.sha256, back_to = before.sha256, "the policy did not stand its trial");
+        let kept = self.keep(&before.text).and_then(|()| {
+            Ok(std::fs::write(self.state_dir.join(ROLLED_BACK), candidate.sha256.as_bytes())?)
+        });
+        if let Err(error) = kept.and_then(|()| self.keys.adopt(&before.rules)) {
+            warn!(error = format!("{error:#}"), "the policy that is put back cannot be kept for a restart");
+        }
+        gateway.audit.write(&Entry {
+            action: "policy_roll_back",
+            target: &candidate.file,
+            actor: Actor::Policy,
+            before: candidate.sha256.as_str().into(),
+            after: before.sha256.as_str().into(),
+            request_id: "",
+        });
+        self.metrics.policy_reloads.with_label_values(&["rolled_back"]).inc();
+        self.note_in_force(&before);
+        gateway.put_in_force(before);
+        self.note_refusal(vec![fault]);
+    }
+
+    /// A policy that was rolled back is no policy to start with.
+    fn unless_rolled_back(&self, loaded: Loaded) -> Result<Loaded, Vec<Fault>> {
+        let rolled_back = std::fs::read_to_string(self.state_dir.join(ROLLED_BACK)).unwrap_or_default();
+        if rolled_back == loaded.sha256 {
+            let error = anyhow::anyhow!("it was rolled back: change it, or POST /admin/policy/reload");
+            return Err(vec![whole_file(&self.file, &error)]);
+        }
+        Ok(loaded)
     }
 
     /// The last refusal, unless a good policy has come since.
@@ -289,7 +354,9 @@ impl Reloader {
             let in_force = gateway.policy();
             in_force.deny_files.iter().any(|(file, held)| read_deny_file(file).ok().as_ref() != Some(held))
         };
-        if changed || lists_changed() {
+        // A policy that was rolled back does not come back with a deny file.
+        let rolled_back = || self.state_dir.join(ROLLED_BACK).exists();
+        if changed || (lists_changed() && !rolled_back()) {
             let _ = self.reload(gateway);
         }
     }
@@ -299,6 +366,7 @@ impl Reloader {
             warn!(error = format!("{error:#}"), "the policy cannot be kept for a restart");
         }
         self.metrics.policy_reloads.with_label_values(&["accepted"]).inc();
+        let _ = std::fs::remove_file(self.state_dir.join(ROLLED_BACK));
         let loaded = Arc::new(loaded);
         self.note_in_force(&loaded);
         info!(sha256 = loaded.sha256, file = loaded.file, "policy in force");
@@ -317,6 +385,10 @@ impl Reloader {
         for fault in &faults {
             error!(fault = %fault, "the policy is refused: the one in force stays");
         }
+        self.note_refusal(faults);
+    }
+
+    fn note_refusal(&self, faults: Vec<Fault>) {
         let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         *self.last_refusal.lock() = Some(ReloadRefusal { at, faults });
     }
@@ -334,43 +406,6 @@ impl Reloader {
     }
 }
 
-fn read(file: &Path) -> anyhow::Result<String> {
-    read_bounded("policy.file", file, LARGEST)
-}
-
-fn read_deny_file(file: &Path) -> anyhow::Result<String> {
-    read_bounded("blocks.deny_files", file, LARGEST_LIST)
-}
-
-/// The text of `file`, which has at most `largest` bytes; `setting` is what an error names.
-fn read_bounded(setting: &str, file: &Path, largest: u64) -> anyhow::Result<String> {
-    let cannot = || format!("{setting}: cannot read `{}`", file.display());
-    let size = std::fs::metadata(file).with_context(cannot)?.len();
-    if size > largest {
-        bail!("{setting}: `{}` has more than {largest} bytes", file.display());
-    }
-    std::fs::read_to_string(file).with_context(cannot)
-}
-
-/// Reads the deny files that the policy in `file` names, beside it where the name is relative.
-pub fn read_deny_files(file: &Path, rules: &mut Policy) -> Result<DenyFiles, Vec<Fault>> {
-    let directory = file.parent().unwrap_or(Path::new(""));
-    let (mut read, mut faults) = (Vec::new(), Vec::new());
-    for name in rules.blocks.deny_files.clone() {
-        let list = directory.join(&name);
-        match read_deny_file(&list) {
-            Ok(text) => {
-                if let Err(found) = rules.blocks.deny_also(&list.display().to_string(), &text) {
-                    faults.extend(found);
-                }
-                read.push((list, text));
-            }
-            Err(error) => faults.push(whole_file(&list, &error)),
-        }
-    }
-    if faults.is_empty() { Ok(read) } else { Err(faults) }
-}
-
 /// Waits for something to look at: a change and then quiet, or time to look anyway. `false` when nobody watches.
 fn wait(events: &Receiver<()>) -> bool {
     match events.recv_timeout(LOOK) {
@@ -382,14 +417,4 @@ fn wait(events: &Receiver<()>) -> bool {
         Err(RecvTimeoutError::Timeout) => true,
         Err(RecvTimeoutError::Disconnected) => false,
     }
-}
-
-fn whole_file(file: &Path, error: &anyhow::Error) -> Fault {
-    let message = format!("{error:#}");
-    Fault { file: file.display().to_string(), line: 1, column: 1, key: String::new(), message }
-}
-
-/// The faults, one a line.
-pub fn lines(faults: &[Fault]) -> String {
-    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }

@@ -109,6 +109,7 @@ pub async fn run(
     let leaving = Arc::new(AtomicBool::new(false));
     reloader.watch(Arc::clone(&gateway)).context("policy.file: its directory cannot be watched")?;
     tokio::spawn(Arc::clone(&reloader).follow_overrides(Arc::clone(&gateway)));
+    tokio::spawn(Arc::clone(&reloader).watch_trials(Arc::clone(&gateway)));
     let admin = Admin {
         gateway: Arc::clone(&gateway),
         reloader,

@@ -11,6 +11,7 @@ pub mod backoff;
 pub mod blocks;
 pub mod breaker;
 pub mod bucket;
+pub mod canary;
 pub mod check;
 mod claims;
 pub mod client;

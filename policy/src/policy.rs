@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::authorize::PermissionRule;
 use crate::blocks::BlockRule;
 use crate::breaker::BreakerRule;
+use crate::canary::CanaryRule;
 use crate::check::PolicyTest;
 use crate::client::ClientRule;
 use crate::crowd::{CrowdRule, Priority};
@@ -45,6 +46,8 @@ pub struct Policy {
     pub breakers: Vec<Arc<BreakerRule>>,
     /// Whether what would change something is refused for now.
     pub read_only: bool,
+    /// How a policy that has just come into force is watched, if it is.
+    pub canary: Option<CanaryRule>,
     /// The policy's own tests.
     pub tests: Vec<PolicyTest>,
     /// Field names, normalised, that only the gateway may write.
@@ -106,6 +109,7 @@ impl Policy {
             blocks: BlockRule::read(root.section("blocks")),
             headers: AnswerHeaders::read(root.section("headers").as_ref()),
             tests: PolicyTest::read_all(root),
+            canary: CanaryRule::read(root.section("canary")),
             read_only: root.get_or("read_only", false),
             identity_fields: forwarded.map(|(_, field)| same_letters(field)).collect(),
             issuers: names.issuers.into_values().collect(),

@@ -97,6 +97,7 @@ pub struct Gateway {
     pub address: SocketAddr,
     /// The admin plane.
     pub admin: SocketAddr,
+    upstream: SocketAddr,
     dir: TempDir,
 }
 
@@ -105,6 +106,10 @@ impl Gateway {
     pub async fn start(upstream: SocketAddr, policy: &str, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("policy.toml"), policy_for(policy, upstream)).unwrap();
+        Self::start_in(dir, upstream, environment).await
+    }
+
+    async fn start_in(dir: TempDir, upstream: SocketAddr, environment: &[(&str, &str)]) -> Self {
         let mut run = command("gateway");
         run.args(["run", "--profile", "testing", "--policy"]).arg(dir.path().join("policy.toml"));
         run.env("PALISADE_GATEWAY__SERVER__LISTEN", "127.0.0.1:0");
@@ -117,7 +122,15 @@ impl Gateway {
         let program = Program::start("gateway", run);
         let address = program.field_of("data plane", "listen").await.parse().unwrap();
         let admin = program.field_of("admin plane", "listen").await.parse().unwrap();
-        Self { program, address, admin, dir }
+        Self { program, address, admin, upstream, dir }
+    }
+
+    /// Kills it and starts it again with the same policy file and state, on other ports.
+    pub async fn restart(self, environment: &[(&str, &str)]) -> Self {
+        let Self { mut program, upstream, dir, .. } = self;
+        program.signal("KILL");
+        program.ended().await;
+        Self::start_in(dir, upstream, environment).await
     }
 
     /// A client at 127.0.0.1.

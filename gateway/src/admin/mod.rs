@@ -275,6 +275,7 @@ fn policy_state(admin: &Admin) -> Value {
         "file": policy.file,
         "loaded_at": humantime::format_rfc3339_millis(policy.loaded_at).to_string(),
         "last_refusal": admin.reloader.last_refusal(),
+        "trial": admin.reloader.canary.describe(),
     })
 }
 

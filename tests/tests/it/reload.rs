@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tests::eventually;
 use tests::program::{Program, command};
-use tests::stack::{POLICY, Stack, policy_for};
+use tests::stack::{Backend, Gateway, POLICY, Stack, policy_for};
 
 #[tokio::test]
 async fn an_edit_under_load_takes_effect_without_one_failed_request() {
@@ -159,4 +159,38 @@ async fn deny_files_are_watched_and_their_faults_named() {
     assert!(fault["file"].as_str().unwrap().ends_with("blocklist.txt"), "{fault}");
     assert_eq!((&fault["line"], &fault["column"]), (&2.into(), &1.into()), "{fault}");
     assert_eq!(status([127, 45, 0, 1]).await, 403, "the last good list holds");
+}
+
+#[tokio::test]
+async fn a_policy_that_leaves_its_band_is_rolled_back_and_stays_so_over_a_restart() {
+    const CANARY: &str = "[canary]\nwindow = \"1m\"\nmin_requests = 20\n";
+    let backend = Backend::start(&[]).await;
+    let gateway = Gateway::start(backend.address, &format!("{POLICY}\n{CANARY}"), &[]).await;
+    let ask = async |gateway: &Gateway| gateway.client().get("/.well-known/jwks.json", None).await.status();
+    let policy = async |gateway: &Gateway| gateway.operator().get("/admin/policy", None).await.json();
+    let before = gateway.policy_in_force().await;
+    for _ in 0..30 {
+        assert_eq!(ask(&gateway).await, 200);
+    }
+    // A slip of the hand: everybody is refused.
+    gateway.edit_policy(|text| text.replace("127.66.0.0/16", "127.0.0.0/8"));
+    eventually("the slip is in force", || async { gateway.policy_in_force().await != before }).await;
+    let slip = gateway.policy_in_force().await;
+    assert!(policy(&gateway).await["trial"]["until"].is_string());
+    for _ in 0..30 {
+        assert_eq!(ask(&gateway).await, 403);
+    }
+    eventually("it is rolled back", || async { gateway.policy_in_force().await == before }).await;
+    assert_eq!(ask(&gateway).await, 200);
+    assert!(gateway.metric("palisade_policy_reloads_total{result=\"rolled_back\"}").await > 0.5);
+    let state = policy(&gateway).await;
+    let said = state["last_refusal"]["faults"][0]["message"].as_str().unwrap();
+    assert!(said.starts_with("rolled back: it refused ") && said.ends_with("0.0 % before it"), "{said}");
+    assert!(state["trial"].is_null(), "{state}");
+
+    let gateway = gateway.restart(&[]).await;
+    assert_eq!(gateway.policy_in_force().await, before, "the file still has the slip");
+    let insisted = gateway.operator().ask("POST", "/admin/policy/reload", &[], "").await;
+    assert_eq!((insisted.status(), insisted.json()["sha256"].as_str()), (200, Some(slip.as_str())));
+    assert_eq!(ask(&gateway).await, 403, "an operator has the last word");
 }
