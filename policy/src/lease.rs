@@ -218,22 +218,23 @@ impl Pot {
         self.tokens = self.tokens.saturating_add(grant.tokens);
         self.ends = sent_at + LEASE.saturating_sub(MARGIN);
         (self.known, self.heard_at, self.alone) = (now + grant.debt, now, now);
-        self.empty_until = now + Self::refill(gcra, grant.debt);
+        // A request that came before the answer has an earlier time than `now`: to it, too, the bucket is not empty.
+        self.empty_until = Self::refill(gcra, grant.debt).map_or_else(Timestamp::default, |wait| now + wait);
     }
 
-    /// How long nothing is worth asking for, when the bucket's debt is `debt`: until one token is there, and for a
+    /// How long nothing is worth asking for, when the bucket's debt is `debt`; `None` when there is a token. Until one token is there, and for a
     /// bucket that is leased from until some more are, for at most [`HORIZON`].
-    fn refill(gcra: Gcra, debt: Duration) -> Duration {
+    fn refill(gcra: Gcra, debt: Duration) -> Option<Duration> {
         let interval = nanos(gcra.interval());
         let full_debt = interval.saturating_mul(u64::from(gcra.burst()));
         let one = nanos(debt).saturating_add(interval).saturating_sub(full_debt);
         if one == 0 {
-            return Duration::ZERO;
+            return None;
         }
         // Many replicas that ask for each token of a fast bucket would ask more often than it has tokens.
         let many = nanos(HORIZON).min(interval.saturating_mul(u64::from(gcra.most_on_lease())));
         let fast = interval.saturating_mul(FAST) <= nanos(HORIZON);
-        Duration::from_nanos(if fast { one.max(many) } else { one })
+        Some(Duration::from_nanos(if fast { one.max(many) } else { one }))
     }
 
     /// Takes a token in the outage that began at `since`: from what is still on lease, then from this replica's share of
@@ -298,6 +299,6 @@ impl Pot {
 
     /// Forgets that the bucket is empty, as when an operator refills it.
     pub fn refilled(&mut self, now: Timestamp) {
-        (self.empty_until, self.known, self.alone) = (now, now, now);
+        (self.empty_until, self.known, self.alone) = (Timestamp::default(), now, now);
     }
 }

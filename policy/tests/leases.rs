@@ -315,6 +315,20 @@ fn a_replica_alone_has_its_share_at_the_level_last_known_and_says_so_on_return()
 }
 
 #[test]
+fn a_request_that_came_before_an_answer_does_not_take_a_full_bucket_for_empty() {
+    let gcra = Gcra::new(100, Duration::from_secs(1), 100);
+    let mut pot = Pot::default();
+    let came = START;
+    let answered = START + Duration::from_millis(1);
+    let grant = SharedBucket::default().grant(gcra, 1, pot.ask(gcra, 1, START), START);
+    pot.receive(gcra, grant, START, answered);
+    pot.take();
+    assert_eq!(pot.level(came), Level::Unknown, "99 tokens are left in the store");
+    pot.refilled(answered);
+    assert_eq!(pot.level(came), Level::Unknown);
+}
+
+#[test]
 fn a_store_that_came_back_empty_is_told_the_level() {
     let gcra = Gcra::new(60, Duration::from_mins(1), 60);
     let mut pot = Pot::default();

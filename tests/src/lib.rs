@@ -9,6 +9,7 @@ pub mod authority;
 pub mod client;
 pub mod fault;
 pub mod hammer;
+pub mod load;
 pub mod peers;
 pub mod program;
 pub mod redis;

@@ -3,6 +3,7 @@
 
 mod accounts;
 mod balance;
+mod chaos;
 mod chart;
 mod degraded;
 mod drain;

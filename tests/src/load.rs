@@ -1,0 +1,138 @@
+//! A steady load from many clients that keep their connections, spread over the gateways that say that they are ready, as
+//! a balancer would.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+
+/// One request: when it was sent, how long it took, and its answer's status; 0: none.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// When it was sent.
+    pub at: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// The status.
+    pub status: u16,
+}
+
+/// A load that goes on until it is told to end.
+pub struct Load {
+    end: watch::Sender<bool>,
+    clients: Vec<JoinHandle<Vec<Sample>>>,
+}
+
+/// Nobody waits longer for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Load {
+    /// GET of `path` from `clients` clients, each so often a second, at any of `gateways`.
+    pub fn start(
+        gateways: &watch::Receiver<Vec<SocketAddr>>,
+        path: &str,
+        clients: usize,
+        per_second: u64,
+    ) -> Self {
+        let (end, ending) = watch::channel(false);
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let client = |number| {
+            let client =
+                Client { gateways: gateways.clone(), number, stream: None, request: request.clone() };
+            tokio::spawn(client.go(per_second, ending.clone()))
+        };
+        Self { end, clients: (0..clients).map(client).collect() }
+    }
+
+    /// Ends it; every request, by the time it was sent.
+    pub async fn finish(self) -> Vec<Sample> {
+        self.end.send_replace(true);
+        let mut samples = Vec::new();
+        for client in self.clients {
+            samples.extend(client.await.unwrap());
+        }
+        samples.sort_by_key(|sample| sample.at);
+        samples
+    }
+}
+
+/// How many requests had which status.
+pub fn count(samples: &[Sample]) -> BTreeMap<u16, usize> {
+    samples.iter().fold(BTreeMap::new(), |mut counts, sample| {
+        *counts.entry(sample.status).or_default() += 1;
+        counts
+    })
+}
+
+/// The time below which `share` of the requests stay.
+pub fn quantile(samples: &[Sample], share: f64) -> Duration {
+    let mut times: Vec<_> = samples.iter().map(|sample| sample.took).collect();
+    times.sort_unstable();
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an index"
+    )]
+    let at = (times.len() as f64 * share) as usize;
+    times.get(at.min(times.len().saturating_sub(1))).copied().unwrap_or_default()
+}
+
+struct Client {
+    gateways: watch::Receiver<Vec<SocketAddr>>,
+    number: usize,
+    stream: Option<TcpStream>,
+    request: String,
+}
+
+impl Client {
+    async fn go(mut self, per_second: u64, ending: watch::Receiver<bool>) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        let mut beat = interval(Duration::from_nanos(1_000_000_000 / per_second));
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !*ending.borrow() {
+            beat.tick().await;
+            let at = Instant::now();
+            let answer = tokio::time::timeout(PATIENCE, self.ask()).await;
+            let status = answer.ok().and_then(Result::ok).unwrap_or(0);
+            if status == 0 {
+                self.stream = None;
+            }
+            samples.push(Sample { at, took: at.elapsed(), status });
+        }
+        samples
+    }
+
+    async fn ask(&mut self) -> anyhow::Result<u16> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            None => {
+                let gateway = {
+                    let gateways = self.gateways.borrow();
+                    self.number += 1;
+                    gateways[self.number % gateways.len()]
+                };
+                self.stream.insert(TcpStream::connect(gateway).await?)
+            }
+        };
+        stream.write_all(self.request.as_bytes()).await?;
+        let mut answer = Vec::with_capacity(1024);
+        loop {
+            anyhow::ensure!(stream.read_buf(&mut answer).await? > 0, "closed");
+            let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+            let head = std::str::from_utf8(&answer[..end])?.to_ascii_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
+            if answer.len() >= end + 4 + length.trim().parse::<usize>()? {
+                if head.contains("\r\nconnection: close") {
+                    self.stream = None;
+                }
+                return Ok(head.get(9..12).unwrap_or_default().parse()?);
+            }
+        }
+    }
+}
