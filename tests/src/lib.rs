@@ -14,6 +14,7 @@ pub mod peers;
 pub mod program;
 pub mod redis;
 pub mod stack;
+pub mod streams;
 pub mod upstream;
 
 use std::future::Future;

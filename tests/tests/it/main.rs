@@ -18,6 +18,7 @@ mod replicas;
 mod retries;
 mod startup;
 mod stores;
+mod streams;
 mod tls;
 mod tokens;
 mod trace;

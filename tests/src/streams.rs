@@ -1,0 +1,66 @@
+//! An upstream of long streams: a body as large as one likes either way, and events that go on.
+//!
+//! `GET /down/BYTES` sends so many, `POST /up` counts what it is sent, `GET /events/COUNT` sends an event a second.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Starts one, until the test ends.
+pub async fn streams() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream));
+        }
+    });
+    address
+}
+
+async fn serve(stream: TcpStream) -> std::io::Result<()> {
+    let mut stream = BufReader::with_capacity(256 * 1024, stream);
+    loop {
+        let (mut path, mut length) = (String::new(), 0);
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).await? == 0 {
+                return Ok(());
+            }
+            let line = line.trim_end().to_ascii_lowercase();
+            if path.is_empty() {
+                path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+            } else if let Some(announced) = line.strip_prefix("content-length: ") {
+                length = announced.parse::<u64>().unwrap();
+            } else if line.is_empty() {
+                break;
+            }
+        }
+        let number = path.rsplit('/').next().and_then(|last| last.parse::<u64>().ok()).unwrap_or(0);
+        if path.starts_with("/down/") {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {number}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await?;
+            let source = tokio::io::repeat(b'x').take(number);
+            tokio::io::copy_buf(&mut BufReader::with_capacity(64 * 1024, source), &mut stream).await?;
+        } else if path.starts_with("/events/") {
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+                .await?;
+            for event in 0..number {
+                let data = format!("data: {event}\n\n");
+                stream.write_all(format!("{:x}\r\n{data}\r\n", data.len()).as_bytes()).await?;
+                stream.flush().await?;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            stream.write_all(b"0\r\n\r\n").await?;
+        } else {
+            let got = tokio::io::copy_buf(&mut (&mut stream).take(length), &mut tokio::io::sink()).await?;
+            let body = got.to_string();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(head.as_bytes()).await?;
+        }
+        stream.flush().await?;
+    }
+}
