@@ -161,6 +161,13 @@ impl Gateway {
         self.operator().get("/admin/policy", None).await.json()["sha256"].as_str().unwrap().to_owned()
     }
 
+    /// What it holds in memory, in KiB.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.program.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// The value of a metric, labels and all; zero when it is not there.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.operator().get("/metrics", None).await.body;

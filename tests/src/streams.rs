@@ -21,6 +21,7 @@ pub async fn streams() -> SocketAddr {
 }
 
 async fn serve(stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
     let mut stream = BufReader::with_capacity(256 * 1024, stream);
     loop {
         let (mut path, mut length) = (String::new(), 0);

@@ -16,6 +16,7 @@ mod permissions;
 mod reload;
 mod replicas;
 mod retries;
+mod slow;
 mod startup;
 mod stores;
 mod streams;

@@ -26,21 +26,14 @@ async fn gateway(upstream: SocketAddr) -> Gateway {
     Gateway::start(upstream, POLICY, &[]).await
 }
 
-/// KiB in memory.
-fn resident(gateway: &Gateway) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.program.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 /// Does `work` and says by how many KiB the gateway has grown at most meanwhile.
 async fn grows<T>(gateway: &Gateway, work: impl Future<Output = T>) -> (T, u64) {
-    let before = resident(gateway);
+    let before = gateway.memory();
     let (mut most, mut work) = (before, std::pin::pin!(work));
     loop {
         tokio::select! {
-            done = &mut work => return (done, most.max(resident(gateway)).saturating_sub(before)),
-            () = tokio::time::sleep(Duration::from_millis(20)) => most = most.max(resident(gateway)),
+            done = &mut work => return (done, most.max(gateway.memory()).saturating_sub(before)),
+            () = tokio::time::sleep(Duration::from_millis(20)) => most = most.max(gateway.memory()),
         }
     }
 }

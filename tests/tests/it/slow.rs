@@ -1,0 +1,77 @@
+//! A thousand slow clients, by slowhttptest, beside honest ones.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tests::load::{Load, Sample, count, quantile};
+use tests::stack::{Gateway, tool};
+use tests::streams::streams;
+use tokio::process::Command;
+use tokio::sync::watch;
+
+const POLICY: &str = r#"
+version = 1
+[requests]
+max_connections = 2000
+header_timeout = "3s"
+request_timeout = "3s"
+write_timeout = "3s"
+[[routes]]
+name = "all"
+path = "/{*rest}"
+upstream = "backend"
+"#;
+
+/// Attacks go on for so long.
+const TIME: Duration = Duration::from_secs(8);
+
+/// Ten honest clients for a while.
+async fn honest(gateway: SocketAddr, time: Duration) -> Vec<Sample> {
+    let (_keep, gateways) = watch::channel(vec![gateway]);
+    let load = Load::start(&gateways, "/down/100", 10, 50);
+    tokio::time::sleep(time).await;
+    load.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_slow_clients_cost_nobody_else_a_request() {
+    let Some(slowhttptest) = tool("slowhttptest") else { return };
+    let environment = [("PALISADE_GATEWAY__LOG__ACCESS", "off")];
+    let gateway = Gateway::start(streams().await, POLICY, &environment).await;
+    let quiet = honest(gateway.address, TIME / 2).await;
+    println!("quiet: {:?}, p99 {:?}", count(&quiet), quantile(&quiet, 0.99));
+    let modes = [
+        ("headers", "/down/100", vec!["-H", "-i", "1"]),
+        ("bodies", "/up", vec!["-B", "-i", "1", "-s", "8192"]),
+        ("reading", "/down/5000000", vec!["-X", "-n", "1", "-z", "5", "-w", "10", "-y", "20"]),
+    ];
+    for (mode, path, arguments) in modes {
+        let url = format!("http://{}{path}", gateway.address);
+        let mut attack = Command::new(&slowhttptest);
+        attack.args(["-c", "1000", "-r", "500", "-p", "2", "-v", "0", "-u", &url]).args(arguments);
+        attack.args(["-l", &TIME.as_secs().to_string()]).kill_on_drop(true);
+        attack.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let before = gateway.memory();
+        let mut attack = attack.spawn().unwrap();
+        // Once all of them are there.
+        tests::eventually("they have come", || async {
+            gateway.metric("palisade_connections_open").await > 900.0
+        })
+        .await;
+        let (begun, samples) = (Instant::now(), honest(gateway.address, TIME / 2).await);
+        let grown = gateway.memory().saturating_sub(before);
+        println!(
+            "slow {mode}: {:?} in {:?}, p99 {:?}, {grown} KiB more",
+            count(&samples),
+            begun.elapsed(),
+            quantile(&samples, 0.99)
+        );
+        attack.kill().await.unwrap();
+        assert_eq!(count(&samples).into_keys().collect::<Vec<_>>(), [200], "{mode}");
+        assert!(grown < 1_000 * 800, "{mode}: {grown} KiB for a thousand");
+        tests::eventually("they are gone", || async {
+            gateway.metric("palisade_connections_open").await < 0.5
+        })
+        .await;
+    }
+}
