@@ -2,11 +2,11 @@
 //! a balancer would.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -27,6 +27,9 @@ pub struct Load {
     end: watch::Sender<bool>,
     clients: Vec<JoinHandle<Vec<Sample>>>,
 }
+
+/// The address that the load comes from, which is nobody else's.
+const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 8, 8)), 0);
 
 /// Nobody waits longer for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -117,7 +120,9 @@ impl Client {
                     self.number += 1;
                     gateways[self.number % gateways.len()]
                 };
-                self.stream.insert(TcpStream::connect(gateway).await?)
+                let socket = TcpSocket::new_v4()?;
+                socket.bind(HERE)?;
+                self.stream.insert(socket.connect(gateway).await?)
             }
         };
         stream.write_all(self.request.as_bytes()).await?;

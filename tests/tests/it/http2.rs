@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use tests::client::Client;
 use tests::eventually;
-use tests::stack::Gateway;
+use tests::stack::{Gateway, tool};
+use tests::streams::streams;
 use tests::upstream::RawUpstream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::process::Command;
 
 const POLICY: &str = r#"
 version = 1
@@ -123,4 +125,20 @@ async fn a_header_that_trickles_has_a_deadline_over_http2_too() {
     let (code, why) = ending(&mut within).await.expect("it is told why");
     assert_eq!((code, why.as_str()), (ENHANCE_YOUR_CALM, "a request's header did not arrive in time"));
     assert!(upstream.heard().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_of_many_streams_is_served_whole() {
+    let Some(h2load) = tool("h2load") else { return };
+    let gateway = Gateway::start(streams().await, POLICY, &[("PALISADE_GATEWAY__LOG__ACCESS", "off")]).await;
+    let mut load = Command::new(h2load);
+    load.args(["-n", "10000", "-c", "10", "-m", "50", "-t", "1"]);
+    load.arg(format!("http://{}/down/1000", gateway.address));
+    let output = load.kill_on_drop(true).output().await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line =
+        |begins: &str| text.lines().find(|line| line.starts_with(begins)).unwrap_or_default().to_owned();
+    println!("{}; {}", line("finished"), line("requests:"));
+    assert!(line("status codes:").starts_with("status codes: 10000 2xx,"), "{text}");
+    assert!(line("requests:").contains("10000 succeeded, 0 failed, 0 errored, 0 timeout"), "{text}");
 }
