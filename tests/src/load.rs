@@ -112,19 +112,17 @@ impl Client {
     }
 
     async fn ask(&mut self) -> anyhow::Result<u16> {
-        let stream = match &mut self.stream {
-            Some(stream) => stream,
-            None => {
-                let gateway = {
-                    let gateways = self.gateways.borrow();
-                    self.number += 1;
-                    gateways[self.number % gateways.len()]
-                };
-                let socket = TcpSocket::new_v4()?;
-                socket.bind(HERE)?;
-                self.stream.insert(socket.connect(gateway).await?)
-            }
-        };
+        if self.stream.is_none() {
+            let gateway = {
+                let gateways = self.gateways.borrow();
+                self.number += 1;
+                gateways[self.number % gateways.len()]
+            };
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(HERE)?;
+            self.stream = Some(socket.connect(gateway).await?);
+        }
+        let Some(stream) = &mut self.stream else { unreachable!("connected above") };
         stream.write_all(self.request.as_bytes()).await?;
         let mut answer = Vec::with_capacity(1024);
         loop {

@@ -32,7 +32,7 @@ async fn serve(stream: TcpStream) -> std::io::Result<()> {
             }
             let line = line.trim_end().to_ascii_lowercase();
             if path.is_empty() {
-                path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+                line.split(' ').nth(1).unwrap_or_default().clone_into(&mut path);
             } else if let Some(announced) = line.strip_prefix("content-length: ") {
                 length = announced.parse::<u64>().unwrap();
             } else if line.is_empty() {
