@@ -128,13 +128,14 @@ pub async fn run(
         gateway: Arc::clone(&gateway),
         upstreams,
         signer: signer(),
-        access,
+        access: access.clone(),
         leaving: Arc::clone(&leaving),
     };
     let proxy = with_pingora(proxy, gateway.policy().rules.requests.idle_timeout);
     let opening = Opening {
         proxy_protocol: settings.server.proxy_protocol,
         tls: Tls::load(&settings.server.tls, gateway.metrics.clone())?,
+        access: access.clone(),
     };
     let (door, mut all_done) = Door::new(gateway, proxy, opening, stopping);
     for listener in listeners {

@@ -6,7 +6,7 @@ use super::lines::Lines;
 use super::metrics::Metrics;
 
 /// One request. No token, cookie, query or header value is in it.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub struct Line<'a> {
     /// RFC 3339, when the request began.
     pub time: String,
@@ -14,7 +14,7 @@ pub struct Line<'a> {
     pub request_id: &'a str,
     /// The client's address.
     pub client: &'a str,
-    /// The method.
+    /// The method; empty where there was no request yet.
     pub method: &'a str,
     /// The normal path; the raw one when it has none.
     pub path: &'a str,

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use pingora_core::apps::{HttpServerApp, ServerApp as _};
@@ -27,6 +27,7 @@ use super::socket::Socket;
 use super::tls::Tls;
 use crate::answer;
 use crate::gateway::Gateway;
+use crate::observe::access::{AccessLog, Line};
 use crate::proxy::Proxy;
 
 /// RFC 9113, 3.4: how a client says that it speaks HTTP/2.
@@ -57,6 +58,8 @@ pub struct Opening {
     pub proxy_protocol: bool,
     /// TLS, where there is a certificate.
     pub tls: Option<Tls>,
+    /// Where it is written down what was refused before there was a request.
+    pub access: AccessLog,
 }
 
 impl Opening {
@@ -139,7 +142,13 @@ impl Door {
         let connection = Box::new(Connection::new(socket, peer));
         if place.is_none() {
             let detail = format!("this address holds {most} connections already");
-            refuse(&self, connection, &Refusal::new(Stage::Accept, Code::TooManyConnections, detail)).await;
+            refuse(
+                &self,
+                address,
+                connection,
+                &Refusal::new(Stage::Accept, Code::TooManyConnections, detail),
+            )
+            .await;
             return;
         }
         self.gateway.metrics.connections.inc();
@@ -161,7 +170,7 @@ impl Door {
                         && let Some(fault) = connection.foresee(&head, rule.header_bytes)
                     {
                         let refusal = Refusal::new(Stage::Accept, Code::MalformedRequest, fault.0);
-                        refuse(self, connection, &refusal).await;
+                        refuse(self, peer, connection, &refusal).await;
                         return Ok(());
                     }
                     head
@@ -180,7 +189,7 @@ impl Door {
                     return Ok(());
                 }
                 Read::Refused(refusal) => {
-                    refuse(self, connection, &refusal).await;
+                    refuse(self, peer, connection, &refusal).await;
                     return Ok(());
                 }
             };
@@ -306,19 +315,20 @@ fn examine(bytes: &BytesMut, rule: &RequestRule) -> Result<Option<Read>, Refusal
 }
 
 /// Answers before there is a session, and closes.
-async fn refuse(door: &Door, mut connection: Box<Connection>, refusal: &Refusal) {
+async fn refuse(door: &Door, peer: IpAddr, mut connection: Box<Connection>, refusal: &Refusal) {
     let request_id = answer::new_request_id();
     door.gateway.metrics.refused(refusal);
     door.gateway.metrics.requests.with_label_values(&["none", "none", &refusal.status().to_string()]).inc();
-    info!(
-        target: "access",
-        request_id,
-        status = refusal.status(),
-        code = refusal.code.as_str(),
-        stage = refusal.stage.as_str(),
-        detail = refusal.detail,
-        "refused before a request"
-    );
+    door.opening.access.log(&Line {
+        time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+        request_id: &request_id,
+        client: &peer.to_string(),
+        protocol: "HTTP/1.1",
+        status: refusal.status(),
+        stage: Some(refusal.stage.as_str()),
+        code: Some(refusal.code.as_str()),
+        ..Line::default()
+    });
     let policy = door.gateway.policy();
     let bytes = answer::as_http1(refusal, &request_id, &policy.rules.headers);
     // Everything that still comes is the rest of what was refused: `Connection` reads it while it says farewell.

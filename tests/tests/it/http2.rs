@@ -21,6 +21,7 @@ path = "/{*rest}"
 upstream = "backend"
 "#;
 
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -52,21 +53,42 @@ async fn open(client: Client) -> TcpStream {
     stream
 }
 
+/// The frames in `bytes`: kind, stream and payload.
+fn frames(bytes: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
+    let (mut rest, mut all) = (bytes, Vec::new());
+    while let [a, b, c, kind, _flags, s, t, u, v, more @ ..] = rest {
+        let length = usize::try_from(u32::from_be_bytes([0, *a, *b, *c])).unwrap();
+        if more.len() < length {
+            break; // its end is not there yet
+        }
+        all.push((*kind, u32::from_be_bytes([*s, *t, *u, *v]), more[..length].to_vec()));
+        rest = &more[length..];
+    }
+    all
+}
+
+/// All that comes until the connection ends; a PING is answered, as clients do.
+async fn until_it_ends(stream: &mut TcpStream) -> Vec<(u8, u32, Vec<u8>)> {
+    let (mut bytes, mut answered) = (Vec::new(), false);
+    while tokio::time::timeout(tests::PATIENCE, stream.read_buf(&mut bytes)).await.expect("it ends").unwrap()
+        > 0
+    {
+        let ping = frames(&bytes).into_iter().find(|(kind, ..)| *kind == PING);
+        if let Some((.., payload)) = ping.filter(|_| !answered) {
+            stream.write_all(&frame(PING, 1, 0, &payload)).await.unwrap();
+            answered = true;
+        }
+    }
+    frames(&bytes)
+}
+
 /// The GOAWAY with which a connection ended: its code and its text; `None` if it ended without one.
 async fn ending(stream: &mut TcpStream) -> Option<(u8, String)> {
     let mut bytes = Vec::new();
     let _ =
         tokio::time::timeout(tests::PATIENCE, stream.read_to_end(&mut bytes)).await.expect("it is closed");
-    let mut rest = bytes.as_slice();
-    while let [a, b, c, kind, more @ ..] = rest {
-        let length = usize::try_from(u32::from_be_bytes([0, *a, *b, *c])).unwrap();
-        let payload = &more[5..][..length];
-        if *kind == GOAWAY {
-            return Some((payload[7], String::from_utf8_lossy(&payload[8..]).into_owned()));
-        }
-        rest = &more[5 + length..];
-    }
-    None
+    let goaway = frames(&bytes).into_iter().find(|(kind, ..)| *kind == GOAWAY);
+    goaway.map(|(_, _, payload)| (payload[7], String::from_utf8_lossy(&payload[8..]).into_owned()))
 }
 
 async fn ended(gateway: &Gateway, reason: &str) -> f64 {
@@ -125,6 +147,26 @@ async fn a_header_that_trickles_has_a_deadline_over_http2_too() {
     let (code, why) = ending(&mut within).await.expect("it is told why");
     assert_eq!((code, why.as_str()), (ENHANCE_YOUR_CALM, "a request's header did not arrive in time"));
     assert!(upstream.heard().is_empty());
+}
+
+#[tokio::test]
+async fn a_gateway_that_leaves_says_so_and_answers_what_is_in_flight() {
+    let answer: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let upstream = RawUpstream::start(vec![(Duration::from_millis(700), answer)], false).await;
+    let mut gateway = Gateway::start(upstream.address, POLICY, &[]).await;
+    let (mut busy, mut idle) = (open(gateway.client()).await, open(gateway.client()).await);
+    busy.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, 1, &header("/a"))).await.unwrap();
+    eventually("it is in flight", || async { upstream.heard().len() == 1 }).await;
+    gateway.program.signal("TERM");
+    let seen = until_it_ends(&mut busy).await;
+    assert!(seen.contains(&(DATA, 1, b"ok".to_vec())), "what was in flight is answered: {seen:?}");
+    let no_error = |seen: &[(u8, u32, Vec<u8>)]| {
+        seen.iter().filter(|frame| frame.0 == GOAWAY).all(|frame| frame.2[4..8] == [0; 4])
+            && seen.iter().any(|frame| frame.0 == GOAWAY)
+    };
+    assert!(no_error(&seen), "{seen:?}");
+    assert!(no_error(&until_it_ends(&mut idle).await), "and who asked for nothing is told, too");
+    assert!(gateway.program.ended().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

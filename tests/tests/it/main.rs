@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test panics to fail")]
 
 mod accounts;
+mod api_keys;
 mod balance;
 mod chaos;
 mod chart;
@@ -16,6 +17,7 @@ mod permissions;
 mod reload;
 mod replicas;
 mod retries;
+mod revocations;
 mod slow;
 mod startup;
 mod stores;

@@ -22,8 +22,8 @@ path = "/{*rest}"
 upstream = "backend"
 "#;
 
-/// Attacks go on for so long.
-const TIME: Duration = Duration::from_secs(8);
+/// Honest clients ask for so long.
+const TIME: Duration = Duration::from_secs(4);
 
 /// Ten honest clients for a while.
 async fn honest(gateway: SocketAddr, time: Duration) -> Vec<Sample> {
@@ -38,7 +38,7 @@ async fn a_thousand_slow_clients_cost_nobody_else_a_request_and_take_a_bound() {
     let Some(slowhttptest) = tool("slowhttptest") else { return };
     let environment = [("PALISADE_GATEWAY__LOG__ACCESS", "off")];
     let gateway = Gateway::start(streams().await, POLICY, &environment).await;
-    let quiet = honest(gateway.address, TIME / 2).await;
+    let quiet = honest(gateway.address, TIME).await;
     println!("quiet: {:?}, p99 {:?}", count(&quiet), quantile(&quiet, 0.99));
     let modes = [
         ("headers", "/down/100", vec!["-H", "-i", "1"]),
@@ -49,18 +49,19 @@ async fn a_thousand_slow_clients_cost_nobody_else_a_request_and_take_a_bound() {
         let url = format!("http://{}{path}", gateway.address);
         let mut attack = Command::new(&slowhttptest);
         attack.args(["-c", "1000", "-r", "500", "-p", "2", "-v", "0", "-u", &url]).args(arguments);
-        attack.args(["-l", &TIME.as_secs().to_string()]).kill_on_drop(true);
+        attack.args(["-l", "60"]).kill_on_drop(true);
         attack.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         let before = gateway.memory();
         let mut attack = attack.spawn().unwrap();
         let refused =
             "palisade_stage_denials_total{code=\"too_many_connections\",rule=\"none\",stage=\"accept\"}";
         let sofar = gateway.metric(refused).await;
+        // Places become free while they come, so that more than a hundred of them may have had one.
         tests::eventually("all of them have come", || async {
-            gateway.metric(refused).await - sofar > 890.0
+            gateway.metric(refused).await - sofar > 500.0
         })
         .await;
-        let (begun, samples) = (Instant::now(), honest(gateway.address, TIME / 2).await);
+        let (begun, samples) = (Instant::now(), honest(gateway.address, TIME).await);
         let grown = gateway.memory().saturating_sub(before);
         println!(
             "slow {mode}: {:?} in {:?}, p99 {:?}, {grown} KiB more",
