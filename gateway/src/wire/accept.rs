@@ -13,6 +13,7 @@ use pingora_proxy::HttpProxy;
 use policy::refusal::{Code, Refusal};
 use policy::requests::RequestRule;
 use policy::stage::Stage;
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -35,6 +36,10 @@ const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// So many new bytes of a header are looked at even without the end of a line among them.
 const WORTH_A_LOOK: usize = 1024;
+
+/// Bytes that the system takes of an answer beyond what is on its way to the client. It would take megabytes for each
+/// client that does not read, which count as ours.
+const UNSENT: u32 = 128 * 1024;
 
 /// For what the system has accepted or received when the gateway is told to leave.
 const LAST_LOOK: Duration = Duration::from_millis(50);
@@ -119,6 +124,7 @@ impl Door {
 
     async fn serve(self, mut socket: TcpStream, peer: SocketAddr) {
         let _ = socket.set_nodelay(true);
+        let _ = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT);
         let policy = self.gateway.policy();
         let requests = policy.rules.requests;
         // Whoever is slow at what comes before the first header is not waited for longer than for that.
