@@ -59,6 +59,11 @@ pub(crate) fn clean_request(request: &mut RequestHeader, handshake: bool) -> Res
     Ok(())
 }
 
+/// Whether a request's body comes in chunks, of HTTP/1.1.
+pub(crate) fn is_chunked(request: &RequestHeader) -> bool {
+    request.version == Version::HTTP_11 && request.headers.contains_key("transfer-encoding")
+}
+
 /// Makes the request that the upstream gets: the normal path, our word for who is asking, and nothing that the client
 /// could have made up about it.
 pub(crate) fn rewrite(

@@ -37,6 +37,7 @@ pub mod probe;
 pub mod proxy;
 pub mod reload;
 mod reply;
+mod request_body;
 pub mod retries;
 pub mod revocations;
 pub mod run;

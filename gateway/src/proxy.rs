@@ -31,15 +31,13 @@ use crate::grpc;
 use crate::observe::access::AccessLog;
 use crate::observe::telemetry;
 use crate::reply::refuse;
+use crate::request_body;
 use crate::stale::{self, Keeping};
 use crate::tunnels::Open;
 use crate::upstreams::Upstreams;
 
 /// A WebSocket through which the service says nothing for so long is closed.
 const QUIET_TUNNEL: Duration = Duration::from_hours(1);
-
-/// The largest body that is kept before it is sent; pingora keeps no more.
-const KEPT_BODY: u64 = 64 * 1024;
 
 /// The answer will not do, and the request is sent again.
 const SENT_AGAIN: ErrorType = ErrorType::new("SentAgain");
@@ -83,7 +81,7 @@ impl ProxyHttp for Proxy {
             if let Some(most) = exchange.max_judged_body {
                 judged = exchange.check_announced_length(session.req_header());
                 if judged.is_ok() {
-                    let body = read_body(session, most, exchange.request_timeout()).await?;
+                    let body = request_body::read(session, most, exchange.request_timeout()).await?;
                     // What is not JSON is the upstream's business.
                     exchange.body = serde_json::from_slice(&body).ok();
                 }
@@ -97,14 +95,8 @@ impl ProxyHttp for Proxy {
                 let deadline = exchange.started + exchange.request_timeout();
                 connection.set_body_deadline(tokio::time::Instant::from_std(deadline));
             }
-            if exchange.max_judged_body.is_none() && announces_little(session.req_header()) {
-                // Over HTTP/2 the data may be less or more than announced: the upstream should not learn it half-way.
-                read_body(session, KEPT_BODY, exchange.request_timeout()).await?;
-            }
-            if expects_continue(session) && exchange.max_judged_body.is_none() {
-                session.set_close_on_response_before_downstream_finish(false);
-                session.write_continue_response().await?;
-                session.set_close_on_response_before_downstream_finish(true);
+            if exchange.max_judged_body.is_none() {
+                request_body::look_ahead(session, exchange.request_timeout()).await?;
             }
             return Ok(false);
         };
@@ -212,6 +204,11 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         let Some(exchange) = ctx else { return Ok(()) };
+        let empty = forward::is_chunked(session.req_header()) && session.as_mut().is_body_empty();
+        if empty && request.version == Version::HTTP_11 {
+            // pingora takes a body that has been read and is empty for none at all.
+            request.insert_header("transfer-encoding", "chunked")?;
+        }
         forward::rewrite(request, session.req_header(), exchange, self.signer.as_ref())?;
         if let Some(parent) = telemetry::traceparent(&exchange.span) {
             request.insert_header("traceparent", parent)?;
@@ -400,40 +397,4 @@ fn keep(request: &RequestHeader, response: &ResponseHeader, exchange: &Exchange)
     }
     let key = stale::key(&admission.route, &admission.subject, &exchange.target, request);
     Keeping::begin(key, response, clock::now())
-}
-
-fn expects_continue(session: &Session) -> bool {
-    let header = session.req_header();
-    let expects = header
-        .headers
-        .get("expect")
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    expects && header.version == Version::HTTP_11
-}
-
-/// A body over HTTP/2 whose length is known and small.
-fn announces_little(header: &RequestHeader) -> bool {
-    let announced =
-        header.headers.get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    header.version == Version::HTTP_2 && announced.is_some_and(|length| length <= KEPT_BODY)
-}
-
-/// Reads a body of at most `most` bytes before anything is sent; pingora keeps it for the upstream.
-async fn read_body(session: &mut Session, most: u64, patience: Duration) -> Result<Vec<u8>> {
-    if expects_continue(session) {
-        session.write_continue_response().await?;
-    }
-    session.enable_retry_buffering();
-    let mut body = Vec::new();
-    let read = async {
-        while let Some(piece) = session.read_request_body().await.map_err(Error::into_down)? {
-            body.extend_from_slice(&piece);
-            if body.len() as u64 > most {
-                return Err(Error::new_down(BODY_TOO_LARGE));
-            }
-        }
-        Ok(())
-    };
-    tokio::time::timeout(patience, read).await.unwrap_or_else(|_| Err(Error::new_down(BODY_TOO_SLOW)))?;
-    Ok(body)
 }

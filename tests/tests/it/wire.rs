@@ -97,6 +97,44 @@ async fn a_bad_chunk_is_400_and_closes() {
 }
 
 #[tokio::test]
+async fn a_short_chunked_body_is_sound_before_the_upstream_hears_of_it_and_a_slow_one_is_passed_on() {
+    let answer: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let upstream = RawUpstream::start(vec![(Duration::ZERO, answer)], false).await;
+    let policy = "version = 1\n[[routes]]\nname = \"all\"\npath = \"/{*rest}\"\nupstream = \"backend\"\n";
+    let gateway = Gateway::start(upstream.address, policy, &[]).await;
+    let head = b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let pieces = async |pieces: &[&[u8]]| {
+        let mut stream = gateway.client().connect().await;
+        stream.set_nodelay(true).unwrap();
+        stream.write_all(head).await.unwrap();
+        for piece in pieces {
+            tokio::time::sleep(Duration::from_millis(20)).await; // a segment of its own
+            stream.write_all(piece).await.unwrap();
+        }
+        stream
+    };
+    for bad in
+        [&[b"5\r\nhello\r\n".as_slice(), b"0\r\nA: b\r\n fold\r\n\r\n"], &[b"5\r\nhel", b"loX\r\n0\r\n\r\n"]]
+    {
+        let mut stream = pieces(bad).await;
+        let refused = read_for(&mut stream, Duration::from_millis(500)).await;
+        assert!(refused.starts_with("HTTP/1.1 400 "), "{refused}");
+    }
+    assert!(upstream.heard().is_empty(), "{:?}", upstream.heard());
+    let _unfinished = pieces(&[b"5\r\nhello\r\n"]).await;
+    tests::eventually("a body that takes longer is sent as it comes", || async {
+        upstream.heard().iter().any(|heard| heard.ends_with("hello\r\n"))
+    })
+    .await;
+    let mut empty = pieces(&[b"0\r\n\r\n"]).await;
+    assert!(read_for(&mut empty, Duration::from_millis(500)).await.starts_with("HTTP/1.1 200 "));
+    assert!(
+        upstream.heard().iter().any(|heard| heard.ends_with("\r\n\r\n0\r\n\r\n")),
+        "an empty body is one"
+    );
+}
+
+#[tokio::test]
 async fn a_header_that_trickles_is_cut_off_at_its_deadline() {
     let stack = Stack::start().await;
     let mut stream = stack.gateway.client().connect().await;

@@ -1,0 +1,85 @@
+//! Reading a request's body, or its beginning, before the upstream hears of the request. pingora keeps what is read here
+//! and sends it first.
+
+use std::time::Duration;
+
+use http::Version;
+use pingora_core::{Error, Result};
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+
+use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW};
+use crate::forward;
+
+/// The largest body that is kept before it is sent; pingora keeps no more.
+const KEPT: u64 = 64 * 1024;
+
+/// So much of a chunked body is looked at; another piece of it fits into what is kept.
+const LOOKED_AT: usize = 48 * 1024;
+
+/// A chunked body that takes longer is sent as it comes.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Reads a body of at most `most` bytes.
+pub(crate) async fn read(session: &mut Session, most: u64, patience: Duration) -> Result<Vec<u8>> {
+    if expects_continue(session) {
+        session.write_continue_response().await?;
+    }
+    session.enable_retry_buffering();
+    let mut body = Vec::new();
+    let read = async {
+        while let Some(piece) = session.read_request_body().await.map_err(Error::into_down)? {
+            body.extend_from_slice(&piece);
+            if body.len() as u64 > most {
+                return Err(Error::new_down(BODY_TOO_LARGE));
+            }
+        }
+        Ok(())
+    };
+    tokio::time::timeout(patience, read).await.unwrap_or_else(|_| Err(Error::new_down(BODY_TOO_SLOW)))?;
+    Ok(body)
+}
+
+/// Reads what of a body has to be sound before the upstream hears of it. Over HTTP/2 there may be less or more than was
+/// announced; a chunked body may turn out to be malformed, and when it is short and comes at once that is known soon.
+pub(crate) async fn look_ahead(session: &mut Session, patience: Duration) -> Result<()> {
+    if announces_little(session.req_header()) {
+        return read(session, KEPT, patience).await.map(drop);
+    }
+    if expects_continue(session) {
+        session.set_close_on_response_before_downstream_finish(false);
+        session.write_continue_response().await?;
+        session.set_close_on_response_before_downstream_finish(true);
+    }
+    if forward::is_chunked(session.req_header()) {
+        session.enable_retry_buffering();
+        let mut length = 0;
+        let look = async {
+            while let Some(piece) = session.read_request_body().await.map_err(Error::into_down)? {
+                length += piece.len();
+                if length > LOOKED_AT {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        return tokio::time::timeout(LOOK, look).await.unwrap_or(Ok(()));
+    }
+    Ok(())
+}
+
+fn expects_continue(session: &Session) -> bool {
+    let header = session.req_header();
+    let expects = header
+        .headers
+        .get("expect")
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    expects && header.version == Version::HTTP_11
+}
+
+/// A body over HTTP/2 whose length is known and small.
+fn announces_little(header: &RequestHeader) -> bool {
+    let announced =
+        header.headers.get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    header.version == Version::HTTP_2 && announced.is_some_and(|length| length <= KEPT)
+}
