@@ -88,7 +88,7 @@ impl Exchange {
         self.tries += 1;
         self.first_try.get_or_insert_with(Instant::now);
         self.received = 0; // the body is sent again
-        self.outcome = None;
+        (self.outcome, self.upstream_fault) = (None, None);
         self.next_try_in.take()
     }
 }

@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use policy::canary::{CanaryRule, LONGEST_WINDOW, Tally};
 use tokio::time::Instant;
-use tracing::info;
 
 use crate::gateway::Gateway;
 use crate::reload::{Loaded, Reloader};
@@ -53,9 +52,10 @@ pub struct Canary(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// What had been counted when, second by second; the policy that counted it.
+    /// What the policy in force had counted when, second by second: from when it came into force, or one look before the
+    /// longest window.
     history: VecDeque<(Instant, Tally)>,
-    of: Option<Arc<Loaded>>,
+    of: Option<Arc<Counts>>,
     trial: Option<Trial>,
 }
 
@@ -75,79 +75,77 @@ pub struct TrialState {
     errors: u64,
 }
 
+/// What came of a look at a trial.
+pub(crate) enum Verdict {
+    /// It has stood it.
+    Stood,
+    /// It has left its band, as is said, and this one is to be put back.
+    Left(String, Arc<Loaded>),
+}
+
 impl State {
-    /// Notes what `policy` has counted; begins anew with another policy.
-    fn note(&mut self, policy: &Arc<Loaded>, now: Instant) {
-        if !self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, policy)) {
-            self.of = Some(Arc::clone(policy));
-            self.history.clear();
-            self.trial = None;
+    /// Notes what has been counted; begins anew with another policy, whose counts may be old.
+    fn note(&mut self, counts: &Arc<Counts>, now: Instant) {
+        if !self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, counts)) {
+            // The first policy of all has counted nothing before.
+            let begin = if self.of.is_none() { Tally::default() } else { counts.tally() };
+            *self = Self { of: Some(Arc::clone(counts)), history: [(now, begin)].into(), trial: None };
         }
-        self.history.push_back((now, policy.counts.tally()));
-        while self.history.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > LONGEST_WINDOW)
-        {
+        self.history.push_back((now, counts.tally()));
+        let past = |at: &Instant| now.saturating_duration_since(*at) > LONGEST_WINDOW;
+        while self.history.get(1).is_some_and(|(at, _)| past(at)) {
             self.history.pop_front();
         }
     }
 
-    /// What the policy counted within `window`.
+    /// What was counted within `window`, or since the policy came into force.
     fn within(&self, window: Duration, now: Instant) -> Tally {
-        let recent = self.history.iter().find(|(at, _)| now.saturating_duration_since(*at) <= window);
-        let (Some((_, first)), Some((_, last))) = (recent, self.history.back()) else {
+        let old = |at: &Instant| now.saturating_duration_since(*at) >= window;
+        let begin = self.history.iter().take_while(|(at, _)| old(at)).last().or(self.history.front());
+        let (Some((_, first)), Some((_, last))) = (begin, self.history.back()) else {
             return Tally::default();
         };
-        // Until the history is as long as the window all that was counted counts.
-        let whole = self.history.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) <= window);
-        if whole { *last } else { last.since(*first) }
+        last.since(*first)
     }
 }
 
 impl Canary {
-    /// Another policy takes the place of `before`.
-    pub(crate) fn begin(&self, before: &Arc<Loaded>, candidate: &Arc<Loaded>) {
+    /// Another policy takes the place of `before`. Whether it is on trial.
+    pub(crate) fn begin(&self, before: &Arc<Loaded>, candidate: &Loaded) -> bool {
         let (mut state, now) = (self.0.lock(), Instant::now());
-        state.note(before, now);
-        let Some(rule) = candidate.rules.canary else { return };
-        // A trial goes on against what was usual before it, whatever comes meanwhile.
-        let trial = state.trial.take().filter(|trial| trial.rule == rule);
+        state.note(&before.counts, now);
+        let Some(rule) = candidate.rules.canary else { return false };
+        // One that has not stood its trial is nothing to go back to, nor what is usual.
+        let trial = state.trial.take();
         let usual = trial.as_ref().map_or_else(|| state.within(rule.window, now), |trial| trial.usual);
         let before = trial.map_or_else(|| Arc::clone(before), |trial| trial.before);
-        state.note(candidate, now);
+        state.note(&candidate.counts, now);
         state.trial = Some(Trial { rule, before, usual, until: now + rule.window });
-    }
-
-    /// The policy in force is laid out anew, with other overrides: a trial goes on.
-    pub(crate) fn go_on(&self, before: &Arc<Loaded>, candidate: &Arc<Loaded>) {
-        if self.0.lock().trial.is_some() {
-            self.begin(before, candidate);
-        }
+        true
     }
 
     /// The trial that goes on, if any.
     pub fn describe(&self) -> Option<TrialState> {
         let state = self.0.lock();
-        let (trial, of) = state.trial.as_ref().zip(state.of.as_ref())?;
+        let (trial, counts) = state.trial.as_ref().zip(state.of.as_ref())?;
         let until = SystemTime::now() + trial.until.saturating_duration_since(Instant::now());
-        let Tally { requests, refusals, errors } = of.counts.tally();
+        let Tally { requests, refusals, errors } = counts.tally();
         let until = humantime::format_rfc3339_seconds(until).to_string();
         Some(TrialState { until, requests, refusals, errors })
     }
 
-    /// What the policy in force has to answer for, and the policy to go back to.
-    fn look(&self, in_force: &Arc<Loaded>) -> Option<(String, Arc<Loaded>)> {
+    /// Looks at the policy in force; a verdict ends its trial.
+    pub(crate) fn look(&self, in_force: &Loaded) -> Option<Verdict> {
         let (mut state, now) = (self.0.lock(), Instant::now());
-        state.note(in_force, now);
+        state.note(&in_force.counts, now);
         let trial = state.trial.as_ref()?;
-        if let Some(departure) = trial.rule.judge(trial.usual, in_force.counts.tally()) {
-            let before = Arc::clone(&trial.before);
-            state.trial = None;
-            return Some((departure, before));
-        }
-        if now >= trial.until {
-            info!(sha256 = in_force.sha256, "the policy has stood its trial");
-            state.trial = None;
-        }
-        None
+        let verdict = match trial.rule.judge(trial.usual, in_force.counts.tally()) {
+            Some(departure) => Verdict::Left(departure, Arc::clone(&trial.before)),
+            None if now >= trial.until => Verdict::Stood,
+            None => return None,
+        };
+        state.trial = None;
+        Some(verdict)
     }
 }
 
@@ -156,12 +154,34 @@ impl Reloader {
     pub async fn watch_trials(self: Arc<Self>, gateway: Arc<Gateway>) {
         loop {
             tokio::time::sleep(LOOK).await;
-            let in_force = gateway.policy();
-            if let Some((departure, before)) = self.canary.look(&in_force) {
-                let (reloader, gateway) = (Arc::clone(&self), Arc::clone(&gateway));
-                let back = move || reloader.roll_back(&gateway, &in_force, before, &departure);
-                let _ = tokio::task::spawn_blocking(back).await;
-            }
+            let (reloader, gateway) = (Arc::clone(&self), Arc::clone(&gateway));
+            let _ = tokio::task::spawn_blocking(move || reloader.look_at_trial(&gateway)).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_usual_is_what_happened_within_the_window() {
+        let (mut state, begun) = (State::default(), Instant::now());
+        state.note(&Arc::default(), begun);
+        let counts = Arc::new(Counts::default());
+        (0..1_000).for_each(|_| counts.record(403, true)); // long before, as of a policy that is put back
+        let window = Duration::from_secs(10);
+        for second in 0..1_000 {
+            state.note(&counts, begun + Duration::from_secs(second));
+            counts.record(200, false);
+        }
+        let now = begun + Duration::from_secs(999);
+        assert_eq!(state.within(window, now), Tally { requests: 10, refusals: 0, errors: 0 });
+        let longest = state.within(LONGEST_WINDOW, now);
+        assert_eq!(longest, Tally { requests: 600, refusals: 0, errors: 0 });
+        assert!(state.history.len() < 610, "{}", state.history.len());
+        let other = Arc::new(Counts::default());
+        state.note(&other, now);
+        assert_eq!(state.within(window, now), Tally::default(), "another policy begins anew");
     }
 }

@@ -258,9 +258,34 @@ impl Exchange {
         Refusal::new(Stage::Forward, Code::BodyTooLarge, detail)
     }
 
-    /// Keeps why the upstream's part failed.
+    /// Tells the breaker how it goes, as far as others should know before it is over.
+    pub(crate) fn settle_early(&mut self, outcome: Outcome) {
+        if let Some(admission) = &mut self.admission {
+            admission.pass.settle_early(outcome, clock::now());
+        }
+    }
+
+    /// Keeps why the upstream's part failed. Of a connection that was not made all is said; of an answer only what kind of
+    /// fault it was, for the rest may quote the answer.
     pub(crate) fn upstream_failed(&mut self, fault: &pingora_core::Error) {
-        self.upstream_fault = Some(fault.to_string().chars().take(LONGEST_FAULT).collect());
+        use pingora_core::ErrorType::{
+            BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, InvalidCert,
+            SocketError, TLSHandshakeFailure, TLSHandshakeTimedout,
+        };
+        let connecting = matches!(
+            fault.etype(),
+            BindError
+                | ConnectError
+                | ConnectNoRoute
+                | ConnectRefused
+                | ConnectTimedout
+                | InvalidCert
+                | SocketError
+                | TLSHandshakeFailure
+                | TLSHandshakeTimedout
+        );
+        let text = if connecting { fault.to_string() } else { fault.etype().as_str().to_owned() };
+        self.upstream_fault = Some(text.chars().take(LONGEST_FAULT).collect());
     }
 
     /// How a call of gRPC went, if the answer is one and `fields`, its header or its trailers, say so.

@@ -24,7 +24,8 @@ pub(crate) fn connection(session: &Session) -> Option<&Connection> {
 /// What a fault of pingora's means: our code for the client and the breaker's outcome. `None`: the client is gone.
 pub(crate) fn understand(session: &mut Session, fault: &Error) -> Option<(Code, Outcome)> {
     use ErrorType::{
-        ConnectTimedout, ConnectionClosed, H2Error, ReadError, ReadTimedout, WriteError, WriteTimedout,
+        ConnectTimedout, ConnectionClosed, H2Error, InvalidHTTPHeader, ReadError, ReadTimedout, WriteError,
+        WriteTimedout,
     };
     match connection(session).and_then(Connection::fault) {
         Some(BodyFault::LATE) => return Some((Code::BodyTimeout, Outcome::ClientLeft)),
@@ -42,7 +43,10 @@ pub(crate) fn understand(session: &mut Session, fault: &Error) -> Option<(Code, 
         (ReadError | WriteError | WriteTimedout | ConnectionClosed | H2Error, ErrorSource::Downstream) => {
             return None;
         }
-        (_, ErrorSource::Downstream) => (Code::MalformedRequest, Outcome::ClientLeft),
+        // Unset: a Host that HTTP/2 has no word for, as with a percent sign.
+        (_, ErrorSource::Downstream) | (InvalidHTTPHeader, ErrorSource::Unset) => {
+            (Code::MalformedRequest, Outcome::ClientLeft)
+        }
         (ConnectTimedout | ReadTimedout | WriteTimedout, ErrorSource::Upstream) => {
             (Code::UpstreamTimeout, Outcome::TimedOut)
         }

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -22,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
-use crate::transport::Transport;
+use crate::transport::{PING, Transport};
 
 /// The largest answer that is read.
 const LARGEST: usize = 1 << 20;
@@ -65,9 +66,13 @@ impl fmt::Display for Address {
 /// A client with connections to one place.
 #[derive(Clone)]
 pub struct Fetch {
-    client: Client<Dial, Full<Bytes>>,
+    dial: Dial,
     base: String,
+    /// The client with its connections, and the group of the transport for which they were made.
+    pool: Arc<ArcSwap<Pool>>,
 }
+
+type Pool = (u64, Client<Dial, Full<Bytes>>);
 
 impl Fetch {
     /// A client of the service at `address`.
@@ -77,12 +82,16 @@ impl Fetch {
             Address::Unix(path) => (Some(path.clone()), "localhost".to_owned()),
         };
         let base = format!("{}://{host}", transport.scheme());
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
-            .http2_only(transport.speaks_http2_alone())
-            .build(Dial { unix, transport });
-        Self { client, base }
+        let dial = Dial { unix, transport };
+        Self { base, pool: Arc::new(ArcSwap::from_pointee(dial.pool())), dial }
+    }
+
+    /// The client, whose connections were made with the files in force.
+    fn client(&self) -> Client<Dial, Full<Bytes>> {
+        if self.pool.load().0 != self.dial.transport.group() {
+            self.pool.store(Arc::new(self.dial.pool()));
+        }
+        self.pool.load().1.clone()
     }
 
     /// A client of whatever `http://…` and `https://…` addresses it is asked for.
@@ -101,7 +110,7 @@ impl Fetch {
         let request: Request<Full<Bytes>> =
             request.uri(format!("{}{target}", self.base)).body(body.into())?;
         let exchange = async {
-            let (parts, body) = self.client.request(request).await?.into_parts();
+            let (parts, body) = self.client().request(request).await?.into_parts();
             let body = Limited::new(body, LARGEST).collect().await.map_err(|error| anyhow::anyhow!(error))?;
             anyhow::Ok(Response::from_parts(parts, body.to_bytes()))
         };
@@ -126,6 +135,19 @@ struct Dial {
 }
 
 impl Dial {
+    fn pool(&self) -> Pool {
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .http2_only(self.transport.speaks_http2_alone())
+            .http2_keep_alive_interval(PING)
+            .http2_keep_alive_timeout(CONNECT)
+            .http2_keep_alive_while_idle(true)
+            .build(self.clone());
+        (self.transport.group(), client)
+    }
+
     async fn dial(self, uri: Uri) -> io::Result<Socket> {
         let secure = match uri.scheme_str() {
             Some("http") => false,

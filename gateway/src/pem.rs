@@ -16,6 +16,9 @@ use crate::observe::metrics::Metrics;
 /// How often the files are looked at: a mounted secret is swapped in ways that a watch of the file does not see.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// The largest file.
+const LARGEST: u64 = 1 << 20;
+
 /// A file, and the setting that names it.
 #[derive(Clone, Debug)]
 pub struct PemFile {
@@ -31,7 +34,11 @@ impl PemFile {
 
     fn read(&self) -> anyhow::Result<Vec<u8>> {
         let Self { setting, path } = self;
-        std::fs::read(path).with_context(|| format!("{setting}: cannot read `{}`", path.display()))
+        let cannot = || format!("{setting}: cannot read `{}`", path.display());
+        if std::fs::metadata(path).with_context(cannot)?.len() > LARGEST {
+            bail!("{setting}: `{}` has more than {LARGEST} bytes", path.display());
+        }
+        std::fs::read(path).with_context(cannot)
     }
 }
 
@@ -69,12 +76,25 @@ impl<T: Send + Sync + 'static> Made<T> {
         make: impl Fn(&Held<N>) -> anyhow::Result<T>,
         metrics: Metrics,
     ) {
-        let mut refused = None;
+        let (mut refused, mut unreadable) = (None, false);
         let settings: Vec<_> = files.iter().flatten().map(|file| file.setting.as_str()).collect();
         let settings = settings.join(", ");
         loop {
             tokio::time::sleep(LOOK).await;
-            let Ok(held) = read_all(&files) else { continue };
+            let held = match read_all(&files) {
+                Ok(held) => held,
+                Err(error) => {
+                    if !std::mem::replace(&mut unreadable, true) {
+                        error!(
+                            error = format!("{error:#}"),
+                            "certificates cannot be read: those in force stay"
+                        );
+                        metrics.tls_reloads.with_label_values(&["refused"]).inc();
+                    }
+                    continue;
+                }
+            };
+            unreadable = false;
             if held == known || Some(&held) == refused.as_ref() {
                 continue;
             }

@@ -114,6 +114,9 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
         let Some(exchange) = ctx else { return Ok(None) };
+        if let Some(outcome) = exchange.outcome.filter(|_| exchange.is_grpc && body.is_some()) {
+            exchange.settle_early(outcome);
+        }
         if let (Some(keeping), Some(piece)) = (&mut exchange.keeping, body.as_ref())
             && !keeping.take_in(piece)
         {
@@ -136,9 +139,7 @@ impl ProxyHttp for Proxy {
         if let Some(outcome) = exchange.call_status(trailers) {
             exchange.tell_address(outcome);
             exchange.outcome = Some(outcome);
-            if let Some(admission) = &mut exchange.admission {
-                admission.pass.settle_early(outcome, clock::now());
-            }
+            exchange.settle_early(outcome);
         }
         Ok(None)
     }
@@ -204,6 +205,11 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         let Some(exchange) = ctx else { return Ok(()) };
+        let upstream = exchange.admission.as_ref().map(|admission| Arc::clone(&admission.route.upstream));
+        let alone = upstream.is_some_and(|name| self.upstreams.speak_http2_alone(&name));
+        if alone && request.version != Version::HTTP_2 && !exchange.handshake {
+            return Err(Error::explain(ErrorType::H2Error, "the upstream agreed on HTTP/1.1").into_up());
+        }
         let empty = forward::is_chunked(session.req_header()) && session.as_mut().is_body_empty();
         if empty && request.version == Version::HTTP_11 {
             // pingora takes a body that has been read and is empty for none at all.
@@ -245,8 +251,9 @@ impl ProxyHttp for Proxy {
             return Err(Error::new_up(SENT_AGAIN));
         }
         exchange.outcome = Some(outcome);
-        if let Some(admission) = &mut exchange.admission {
-            admission.pass.settle_early(outcome, clock::now());
+        // A call of gRPC may still fail in its trailers: others wait for those, or for its first message.
+        if !exchange.is_grpc || exchange.grpc_status.is_some() {
+            exchange.settle_early(outcome);
         }
         let upgraded = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
         if let (true, Some(connection), Some(admission)) =
@@ -348,10 +355,8 @@ impl ProxyHttp for Proxy {
         if outcome != Outcome::ClientLeft {
             exchange.upstream_failed(fault);
         }
-        if let Some(admission) = &mut exchange.admission
-            && outcome != Outcome::ClientLeft
-        {
-            admission.pass.settle_early(outcome, clock::now());
+        if outcome != Outcome::ClientLeft {
+            exchange.settle_early(outcome);
         }
         let begun = session.response_written().is_some_and(|response| {
             !response.status.is_informational() || response.status == http::StatusCode::SWITCHING_PROTOCOLS

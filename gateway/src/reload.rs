@@ -6,6 +6,8 @@
 //! in the state directory, so that a restart with a broken file still serves. The policy's deny files are watched as
 //! well, and overrides are laid over every text before it is judged.
 
+mod rollback;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -37,9 +39,6 @@ const QUIET: Duration = Duration::from_millis(100);
 /// Where a file system tells nothing of changes, the file is looked at so often.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// In the state directory: the digest of the last policy that did not stand its trial.
-const ROLLED_BACK: &str = "policy.rolled-back";
-
 /// A policy with where it came from.
 #[derive(Debug)]
 pub struct Loaded {
@@ -55,7 +54,7 @@ pub struct Loaded {
     text: String,
     deny_files: DenyFiles,
     /// How requests went under it.
-    pub counts: Counts,
+    pub counts: Arc<Counts>,
 }
 
 impl Loaded {
@@ -126,7 +125,10 @@ impl Reloader {
         }
         let judged = self.read_file().and_then(|text| self.judge(&self.file, &text)?.adopted(&self.keys));
         let faults = match judged.and_then(|loaded| self.unless_rolled_back(loaded)) {
-            Ok(loaded) => return Ok(self.accept(loaded)),
+            Ok(loaded) => {
+                self.keep_for_a_restart(&loaded);
+                return Ok(self.accept(loaded));
+            }
             Err(faults) => faults,
         };
         let (loaded, what) = self
@@ -189,7 +191,7 @@ impl Reloader {
             loaded_at,
             text: text.to_owned(),
             deny_files,
-            counts: Counts::default(),
+            counts: Arc::default(),
         })
     }
 
@@ -224,19 +226,27 @@ impl Reloader {
         }
     }
 
-    /// Puts the text in force again, with the overrides that hold now. What other replicas could accept and this one
-    /// cannot, for its file is another, is refused here.
+    /// Puts the text in force again, with the overrides that hold now.
     pub fn apply_overrides(&self, gateway: &Gateway) {
+        self.lay_anew(gateway, "the overrides");
+    }
+
+    /// Puts the text in force again because `what` has changed. What other replicas could accept and this one cannot, for
+    /// its file is another, is refused here. It is the same policy: it counts on, and a trial goes on.
+    fn lay_anew(&self, gateway: &Gateway, what: &str) {
         let _one_at_a_time = self.reloading.lock();
         let in_force = gateway.policy();
         let judged = self.judge(Path::new(&in_force.file), &in_force.text);
         match judged.and_then(|loaded| loaded.adopted(&self.keys)) {
-            Ok(loaded) => {
-                let loaded = Arc::new(loaded);
+            Ok(mut loaded) => {
+                loaded.counts = Arc::clone(&in_force.counts);
                 self.note_in_force(&loaded);
-                info!(overrides = self.overrides().len(), "policy in force with overrides");
-                self.canary.go_on(&in_force, &loaded);
-                gateway.put_in_force(loaded);
+                info!(what, overrides = self.overrides().len(), "policy in force with what has changed");
+                gateway.put_in_force(Arc::new(loaded));
+                let read = self.last_seen.lock().clone();
+                if read.is_some_and(|read| read.as_deref() == Ok(&*in_force.text)) {
+                    *self.last_refusal.lock() = None; // nothing that was read is refused any more
+                }
             }
             Err(faults) => self.refuse(faults),
         }
@@ -248,9 +258,12 @@ impl Reloader {
         let judged = self.read_file().and_then(|text| self.judge(&self.file, &text)?.adopted(&self.keys));
         match judged {
             Ok(loaded) => {
-                let loaded = self.accept(loaded);
                 let before = gateway.policy();
-                self.canary.begin(&before, &loaded);
+                let on_trial = before.sha256 != loaded.sha256 && self.canary.begin(&before, &loaded);
+                if !on_trial {
+                    self.keep_for_a_restart(&loaded);
+                }
+                let loaded = self.accept(loaded);
                 gateway.audit.write(&Entry {
                     action: "policy_reload",
                     target: &loaded.file,
@@ -268,57 +281,6 @@ impl Reloader {
                 Err(faults)
             }
         }
-    }
-
-    /// Puts `before` back in the place of `candidate`, which has left its band, unless another has come meanwhile. The file
-    /// is not read again until it changes, or an operator says so.
-    pub(crate) fn roll_back(
-        &self,
-        gateway: &Gateway,
-        candidate: &Arc<Loaded>,
-        before: Arc<Loaded>,
-        departure: &str,
-    ) {
-        let _one_at_a_time = self.reloading.lock();
-        if !Arc::ptr_eq(&gateway.policy(), candidate) {
-            return;
-        }
-        let fault = Fault {
-            file: candidate.file.clone(),
-            line: 1,
-            column: 1,
-            key: "canary".to_owned(),
-            message: format!("rolled back: {departure}"),
-        };
-        error!(%fault, sha256 = candidate.sha256, back_to = before.sha256, "the policy did not stand its trial");
-        let kept = self.keep(&before.text).and_then(|()| {
-            Ok(std::fs::write(self.state_dir.join(ROLLED_BACK), candidate.sha256.as_bytes())?)
-        });
-        if let Err(error) = kept.and_then(|()| self.keys.adopt(&before.rules)) {
-            warn!(error = format!("{error:#}"), "the policy that is put back cannot be kept for a restart");
-        }
-        gateway.audit.write(&Entry {
-            action: "policy_roll_back",
-            target: &candidate.file,
-            actor: Actor::Policy,
-            before: candidate.sha256.as_str().into(),
-            after: before.sha256.as_str().into(),
-            request_id: "",
-        });
-        self.metrics.policy_reloads.with_label_values(&["rolled_back"]).inc();
-        self.note_in_force(&before);
-        gateway.put_in_force(before);
-        self.note_refusal(vec![fault]);
-    }
-
-    /// A policy that was rolled back is no policy to start with.
-    fn unless_rolled_back(&self, loaded: Loaded) -> Result<Loaded, Vec<Fault>> {
-        let rolled_back = std::fs::read_to_string(self.state_dir.join(ROLLED_BACK)).unwrap_or_default();
-        if rolled_back == loaded.sha256 {
-            let error = anyhow::anyhow!("it was rolled back: change it, or POST /admin/policy/reload");
-            return Err(vec![whole_file(&self.file, &error)]);
-        }
-        Ok(loaded)
     }
 
     /// The last refusal, unless a good policy has come since.
@@ -354,19 +316,22 @@ impl Reloader {
             let in_force = gateway.policy();
             in_force.deny_files.iter().any(|(file, held)| read_deny_file(file).ok().as_ref() != Some(held))
         };
-        // A policy that was rolled back does not come back with a deny file.
-        let rolled_back = || self.state_dir.join(ROLLED_BACK).exists();
-        if changed || (lists_changed() && !rolled_back()) {
+        if changed {
             let _ = self.reload(gateway);
+        } else if lists_changed() {
+            self.lay_anew(gateway, "a deny file");
+        }
+    }
+
+    fn keep_for_a_restart(&self, loaded: &Loaded) {
+        if let Err(error) = self.keep(&loaded.text) {
+            warn!(error = format!("{error:#}"), "the policy cannot be kept for a restart");
         }
     }
 
     fn accept(&self, loaded: Loaded) -> Arc<Loaded> {
-        if let Err(error) = self.keep(&loaded.text) {
-            warn!(error = format!("{error:#}"), "the policy cannot be kept for a restart");
-        }
         self.metrics.policy_reloads.with_label_values(&["accepted"]).inc();
-        let _ = std::fs::remove_file(self.state_dir.join(ROLLED_BACK));
+        self.forget_rollback();
         let loaded = Arc::new(loaded);
         self.note_in_force(&loaded);
         info!(sha256 = loaded.sha256, file = loaded.file, "policy in force");

@@ -31,7 +31,7 @@ const STREAMS: u16 = 64;
 const STREAM_WINDOW: u32 = 128 * 1024;
 
 /// A connection of HTTP/2 is asked so often whether it still lives.
-const PING: Duration = Duration::from_secs(10);
+pub(crate) const PING: Duration = Duration::from_secs(10);
 
 /// How an upstream is spoken to.
 #[derive(Default)]
@@ -80,7 +80,21 @@ impl Transport {
         self.protocol == UpstreamProtocol::Http2
     }
 
-    /// What a connection of our own to `host` needs for TLS.
+    /// Changes whenever connections that were made before are not to be used any more.
+    pub fn group(&self) -> u64 {
+        self.tls.as_ref().map_or(self.group, |tls| tls.believed.current().group)
+    }
+
+    /// Whether the certificate of `address`, `HOST:PORT`, can be checked: an error says what its name lacks.
+    pub fn check_name(&self, address: &str) -> anyhow::Result<()> {
+        let Some(tls) = &self.tls else { return Ok(()) };
+        let name = tls.name(host_of(address));
+        ServerName::try_from(name)
+            .map(drop)
+            .map_err(|_| anyhow!("a host with a name or an address (got {address:?})"))
+    }
+
+    /// What a connection of our own to `host`, without a port, needs for TLS.
     pub fn tls_to(&self, host: &str) -> io::Result<(Arc<ClientConfig>, ServerName<'static>)> {
         let (config, name) = match &self.tls {
             Some(tls) => (Arc::clone(&tls.believed.current().client), tls.name(host)),
@@ -89,9 +103,9 @@ impl Transport {
         Ok((config, ServerName::try_from(name.to_owned()).map_err(io::Error::other)?))
     }
 
-    /// A peer of pingora's over TCP; `host` is how the settings name it.
-    pub fn peer(&self, address: SocketAddr, host: &str) -> HttpPeer {
-        let name = self.tls.as_ref().map(|tls| tls.name(host).to_owned());
+    /// A peer of pingora's over TCP; `named` is how the settings say `HOST:PORT`.
+    pub fn peer(&self, address: SocketAddr, named: &str) -> HttpPeer {
+        let name = self.tls.as_ref().map(|tls| tls.name(host_of(named)).to_owned());
         self.finish(HttpPeer::new(address, name.is_some(), name.unwrap_or_default()))
     }
 
@@ -104,7 +118,7 @@ impl Transport {
     }
 
     fn finish(&self, mut peer: HttpPeer) -> HttpPeer {
-        peer.group_key = self.group;
+        peer.group_key = self.group();
         let options = &mut peer.options;
         options.alpn = match (self.protocol, &self.tls) {
             (UpstreamProtocol::Http1, _) | (UpstreamProtocol::Auto, None) => ALPN::H1,
@@ -119,7 +133,7 @@ impl Transport {
             let believed = tls.believed.current();
             options.ca.clone_from(&believed.authorities);
             peer.client_cert_key.clone_from(&believed.identity);
-            peer.group_key = believed.group;
+            peer.group_key = believed.group; // of the same files, whatever has changed meanwhile
         }
         peer
     }
@@ -151,14 +165,16 @@ impl Tls {
         Ok(Self { server_name: Some(server_name.clone()).filter(|name| !name.is_empty()), believed })
     }
 
-    /// Whose certificate is expected of `host`, which may be followed by a port.
+    /// Whose certificate is expected of `host`, which has no port and no brackets.
     fn name<'a>(&'a self, host: &'a str) -> &'a str {
-        let without_port = match host.rsplit_once(':') {
-            Some((host, port)) if port.parse::<u16>().is_ok() => host,
-            _ => host,
-        };
-        self.server_name.as_deref().unwrap_or(without_port.trim_matches(['[', ']']))
+        self.server_name.as_deref().unwrap_or(host)
     }
+}
+
+/// The host of `HOST:PORT`, without the brackets of IPv6.
+fn host_of(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _port)| host);
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 impl Believed {
@@ -175,7 +191,7 @@ impl Believed {
             None => machine_roots()?,
         };
         let builder = ClientConfig::builder().with_root_certificates(roots);
-        let (client, identity) = match identity {
+        let (mut client, identity) = match identity {
             None => (builder.with_no_client_auth(), None),
             Some((certificate, key)) => {
                 let chain = pem::certificates(certificate).with_context(|| certificate_setting.clone())?;
@@ -192,7 +208,6 @@ impl Believed {
             wrapped.collect::<anyhow::Result<Vec<_>>>()
         });
         let authorities = authorities.transpose().with_context(|| ca_setting.clone())?.map(Into::into);
-        let mut client = client;
         client.alpn_protocols = match protocol {
             UpstreamProtocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             UpstreamProtocol::Http1 => vec![b"http/1.1".to_vec()],
@@ -229,4 +244,22 @@ fn machine_client() -> io::Result<Arc<ClientConfig>> {
     }
     let client = ClientConfig::builder().with_root_certificates(machine_roots()?).with_no_client_auth();
     Ok(Arc::clone(CLIENT.get_or_init(|| Arc::new(client))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_of_an_address_has_no_port_and_no_brackets() {
+        for (address, host) in [
+            ("api.internal:443", "api.internal"),
+            ("10.0.0.1:443", "10.0.0.1"),
+            ("[::1]:8443", "::1"),
+            ("[2001:db8::1:5]:443", "2001:db8::1:5"),
+            (":8443", ""),
+        ] {
+            assert_eq!(host_of(address), host);
+        }
+    }
 }

@@ -118,6 +118,9 @@ impl Upstreams {
             let transport = Transport::load(name, upstream, metrics)?;
             let parse = |text: &String| {
                 let address = Address::parse(text)?;
+                if let Address::Tcp(address) = &address {
+                    transport.check_name(address)?;
+                }
                 Ok((address.clone(), Fetch::of(&address, Arc::clone(&transport)), Arc::default()))
             };
             let addresses = upstream.addresses.iter().map(parse).collect::<anyhow::Result<Vec<_>>>();
@@ -134,6 +137,11 @@ impl Upstreams {
     /// The names, for the policy to refer to.
     pub fn names(&self) -> Vec<String> {
         self.0.keys().cloned().collect()
+    }
+
+    /// Whether the upstream called `name` is to be spoken to in HTTP/2 and nothing else.
+    pub fn speak_http2_alone(&self, name: &str) -> bool {
+        self.find(name).is_ok_and(|upstream| upstream.transport.speaks_http2_alone())
     }
 
     fn find(&self, name: &str) -> anyhow::Result<&Upstream> {

@@ -222,8 +222,8 @@ impl Pot {
         self.empty_until = Self::refill(gcra, grant.debt).map_or_else(Timestamp::default, |wait| now + wait);
     }
 
-    /// How long nothing is worth asking for, when the bucket's debt is `debt`; `None` when there is a token. Until one token is there, and for a
-    /// bucket that is leased from until some more are, for at most [`HORIZON`].
+    /// How long nothing is worth asking for, when the bucket's debt is `debt`; `None` when there is a token. It lasts until
+    /// one token is there, and for a bucket that is leased from until some more are, for at most [`HORIZON`].
     fn refill(gcra: Gcra, debt: Duration) -> Option<Duration> {
         let interval = nanos(gcra.interval());
         let full_debt = interval.saturating_mul(u64::from(gcra.burst()));

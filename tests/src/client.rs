@@ -135,6 +135,16 @@ impl Client {
     }
 }
 
+/// What comes until `wanted` is in it.
+pub async fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
+    let mut bytes = Vec::new();
+    while !String::from_utf8_lossy(&bytes).contains(wanted) {
+        let read = tokio::time::timeout(crate::PATIENCE, stream.read_buf(&mut bytes)).await;
+        assert!(read.expect("it comes").unwrap() > 0, "closed after {:?}", String::from_utf8_lossy(&bytes));
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// What comes within `quiet` of silence.
 pub async fn read_for(stream: &mut TcpStream, quiet: Duration) -> String {
     let mut text = Vec::new();

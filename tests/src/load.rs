@@ -116,6 +116,7 @@ impl Client {
             let gateway = {
                 let gateways = self.gateways.borrow();
                 self.number += 1;
+                anyhow::ensure!(!gateways.is_empty(), "no gateway is ready");
                 gateways[self.number % gateways.len()]
             };
             let socket = TcpSocket::new_v4()?;

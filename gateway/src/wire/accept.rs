@@ -148,13 +148,8 @@ impl Door {
         let connection = Box::new(Connection::new(socket, peer));
         if place.is_none() {
             let detail = format!("this address holds {most} connections already");
-            refuse(
-                &self,
-                address,
-                connection,
-                &Refusal::new(Stage::Accept, Code::TooManyConnections, detail),
-            )
-            .await;
+            let refusal = Refusal::new(Stage::Accept, Code::TooManyConnections, detail);
+            refuse(&self, address, connection, &refusal).await;
             return;
         }
         self.gateway.metrics.connections.inc();

@@ -7,10 +7,11 @@
 
 use tokio::time::Instant;
 
-/// A client has [`RESETS`] to begin with, each costs [`RESET_COSTS`], and each request that it lets be earns one: half of
-/// all requests may be reset, without end.
+/// A client has [`RESETS`] to begin with, each costs [`RESET_COSTS`], each request and each tenth of a second earns one: half
+/// of all requests may be reset, and five a second besides, without end.
 const RESETS: u32 = 200;
 const RESET_COSTS: u32 = 2;
+const RESETS_PER_SECOND: u32 = 10;
 
 /// Frames that ask for nothing: so many to begin with, and so many more each second, for each request, for each piece of a
 /// body, and for each KiB of answers.
@@ -83,19 +84,22 @@ impl Frames {
     pub(super) fn received(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Excess> {
         let seconds = now.saturating_duration_since(self.counted_at).as_secs();
         if seconds > 0 {
-            let more = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(IDLE_PER_SECOND);
-            self.earn(more);
+            let seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
+            self.earn(seconds.saturating_mul(IDLE_PER_SECOND));
+            self.resets = self.resets.saturating_add(seconds.saturating_mul(RESETS_PER_SECOND)).min(RESETS);
             self.counted_at = now;
         }
-        while let Some(frame) = self.from_client.next(&mut bytes) {
-            self.count(frame, now)?;
+        loop {
+            self.from_client.skip(&mut bytes);
+            if self.from_client.is_between_headers() {
+                self.header_deadline = None;
+            }
+            let Some(frame) = self.from_client.next(&mut bytes) else { break };
+            self.count(frame)?;
         }
         // A frame has begun that may become a header: it has until then to be whole.
-        if self.header_deadline.is_none() && self.from_client.is_within_a_header() {
-            self.header_deadline = Some(now + self.header_timeout);
-        }
-        if self.header_deadline.is_some() && self.from_client.is_between_headers() {
-            self.header_deadline = None;
+        if !self.from_client.is_between_headers() {
+            self.header_deadline.get_or_insert(now + self.header_timeout);
         }
         Ok(())
     }
@@ -125,22 +129,20 @@ impl Frames {
         self.idle = self.idle.saturating_add(more).min(IDLE);
     }
 
-    fn count(&mut self, frame: Frame, now: Instant) -> Result<(), Excess> {
+    fn count(&mut self, frame: Frame) -> Result<(), Excess> {
         match frame.kind {
             HEADERS if frame.stream > self.last_stream => {
                 self.last_stream = frame.stream;
                 self.resets = (self.resets + 1).min(RESETS);
                 self.earn(IDLE_PER_REQUEST);
             }
-            DATA if frame.length > 0 => self.earn(IDLE_PER_PIECE),
+            // What is padded may be nothing but padding.
+            DATA if frame.length > 0 && !frame.padded => self.earn(IDLE_PER_PIECE),
             RST_STREAM => {
                 // The request that is reset has earned one, too.
                 self.resets = self.resets.checked_sub(RESET_COSTS).ok_or(Excess::Resets)?;
             }
             _ => self.idle = self.idle.checked_sub(1).ok_or(Excess::Idle)?,
-        }
-        if matches!(frame.kind, HEADERS | CONTINUATION) && !frame.ends_headers {
-            self.header_deadline.get_or_insert(now + self.header_timeout);
         }
         Ok(())
     }
@@ -152,6 +154,7 @@ const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
 const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 /// Bytes of the client's preface (RFC 9113, 3.4).
@@ -166,6 +169,7 @@ struct Frame {
     stream: u32,
     length: usize,
     ends_headers: bool,
+    padded: bool,
 }
 
 /// Goes from frame to frame through bytes that come in pieces of any size.
@@ -179,11 +183,16 @@ struct Walk {
 }
 
 impl Walk {
-    /// The next frame that begins in `bytes`, once its header is whole.
-    fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
+    /// Goes to the end of the frame.
+    fn skip(&mut self, bytes: &mut &[u8]) {
         let skipped = self.skip.min(bytes.len());
         self.skip -= skipped;
         *bytes = &bytes[skipped..];
+    }
+
+    /// The next frame that begins in `bytes`, once its header is whole.
+    fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
+        self.skip(bytes);
         let taken = (FRAME_HEADER - self.have).min(bytes.len());
         self.header[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
         self.have += taken;
@@ -195,7 +204,13 @@ impl Walk {
         let [a, b, c, kind, flags, stream @ ..] = self.header;
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
         let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
-        let frame = Frame { kind, stream, length, ends_headers: flags & END_HEADERS != 0 };
+        let frame = Frame {
+            kind,
+            stream,
+            length,
+            ends_headers: flags & END_HEADERS != 0,
+            padded: flags & PADDED != 0,
+        };
         self.skip = length;
         self.last = Some(frame);
         Some(frame)
@@ -205,11 +220,7 @@ impl Walk {
         self.have == 0 && self.skip == 0
     }
 
-    /// Whether a header, or what may become one, is not all there.
-    fn is_within_a_header(&self) -> bool {
-        self.have > 0 || !self.is_between_headers()
-    }
-
+    /// Whether no header, nor what may become one, is only there in part.
     fn is_between_headers(&self) -> bool {
         let in_block = self.last.is_some_and(|last| {
             let carries = matches!(last.kind, HEADERS | CONTINUATION);
@@ -262,6 +273,12 @@ mod tests {
         });
         assert_eq!(ended, Some(RESETS - 1), "a client that resets all that it asks");
         assert_eq!(frames.last_stream, (RESETS - 1) * 2 + 1);
+        let mut frames = opened(now);
+        for second in 0..10_000 {
+            let later = now + Duration::from_secs(u64::from(second));
+            frames.received(&request(second), later).unwrap();
+            frames.received(&frame(RST_STREAM, 0, second * 2 + 1, &[0; 4]), later).unwrap();
+        }
     }
 
     #[test]
@@ -279,6 +296,9 @@ mod tests {
         assert_eq!(count(&mut frames, later), 16 * IDLE_PER_KIB, "window updates for what was taken");
         let (empty, mut frames) = (frame(DATA, 0, 1, b""), opened(now));
         let ended = (0..100_000).find(|_| frames.received(&empty, now) == Err(Excess::Idle));
+        assert_eq!(ended, Some(IDLE));
+        let (padding, mut frames) = (frame(DATA, PADDED, 1, &[0]), opened(now));
+        let ended = (0..100_000).find(|_| frames.received(&padding, now) == Err(Excess::Idle));
         assert_eq!(ended, Some(IDLE));
     }
 
@@ -301,6 +321,11 @@ mod tests {
         }
         frames.received(&frame(DATA, 0, 1, b"a body")[..12], now).unwrap();
         assert_eq!(frames.header_deadline(), None, "a body has a deadline of its own");
+        let mut frames = opened(now);
+        frames.received(&bytes[..20], now).unwrap();
+        let (later, next) = (now + Duration::from_secs(5), request(9));
+        frames.received(&[&bytes[20..], &next[..3]].concat(), later).unwrap();
+        assert_eq!(frames.header_deadline(), Some(later + TIMEOUT), "the next header's own");
     }
 
     #[test]

@@ -101,6 +101,30 @@ async fn a_call_is_refused_in_the_words_of_grpc_and_its_failures_count_for_the_b
 }
 
 #[tokio::test]
+async fn a_trial_that_fails_in_its_trailers_closes_no_breaker() {
+    let Some(python) = python() else { return };
+    let (_server, address) = grpc_server(&python, &[]).await;
+    let policy = POLICY.replace("cooldown = \"1h\"", "cooldown = \"1s\"");
+    let gateway = Gateway::start(address, &policy, &HTTP2).await;
+    let failing = [call("Both", &["fail:14"]), call("Both", &["fail:14"]), call("Both", &["fail:14"])];
+    grpc_calls(&python, gateway.address, None, &failing).await;
+    let state = async || gateway.metric("palisade_circuit_breaker_state{breaker=\"backend\"}").await;
+    assert!((state().await - 1.0).abs() < 0.1, "open");
+    eventually("a trial is made, and fails", || async {
+        grpc_calls(&python, gateway.address, None, &[call("Both", &["fail:14"])]).await;
+        let moves =
+            "palisade_circuit_breaker_transitions_total{breaker=\"backend\",from=\"half-open\",to=\"open\"}";
+        gateway.metric(moves).await > 0.5
+    })
+    .await;
+    eventually("one that succeeds closes it", || async {
+        grpc_calls(&python, gateway.address, None, &[call("Both", &["a"])]).await;
+        state().await < 0.5
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn calls_pass_over_tls_on_both_sides() {
     let Some(python) = python() else { return };
     let authority = Authority::new().await;

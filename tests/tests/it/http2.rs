@@ -103,13 +103,16 @@ async fn a_client_that_asks_only_to_take_it_back_is_ended_and_hurts_nobody() {
     let mut asked = 0;
     while ended(&gateway, "resets").await < 0.5 {
         let id = asked * 2 + 1;
-        stream.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, id, &header("/a"))).await.unwrap();
+        let _ = stream.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, id, &header("/a"))).await;
         asked += 1;
         // In the service's hands it is more than HTTP/2's own bookkeeping that is kept busy.
-        eventually("it is asked", || async { upstream.heard().len() == asked as usize }).await;
-        stream.write_all(&frame(RST_STREAM, 0, id, &[0, 0, 0, 8])).await.unwrap();
+        eventually("it is asked, or the end has come", || async {
+            upstream.heard().len() == asked as usize || ended(&gateway, "resets").await > 0.5
+        })
+        .await;
+        let _ = stream.write_all(&frame(RST_STREAM, 0, id, &[0, 0, 0, 8])).await;
     }
-    assert!((200..210).contains(&asked), "{asked}");
+    assert!((200..400).contains(&asked), "{asked}, with those that time has earned it");
     let (code, why) = ending(&mut stream).await.expect("it is told why");
     assert_eq!((code, why.as_str()), (ENHANCE_YOUR_CALM, "too many requests were reset"));
     let other = gateway.client().at([127, 0, 0, 9]).raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;

@@ -165,7 +165,10 @@ async fn deny_files_are_watched_and_their_faults_named() {
 async fn a_policy_that_leaves_its_band_is_rolled_back_and_stays_so_over_a_restart() {
     const CANARY: &str = "[canary]\nwindow = \"1m\"\nmin_requests = 20\n";
     let backend = Backend::start(&[]).await;
-    let gateway = Gateway::start(backend.address, &format!("{POLICY}\n{CANARY}"), &[]).await;
+    let list = tempfile::NamedTempFile::new().unwrap();
+    let deny_files = format!("deny_files = [{:?}]\ndeny = [", list.path());
+    let policy_with_list = POLICY.replacen("deny = [", &deny_files, 1);
+    let gateway = Gateway::start(backend.address, &format!("{policy_with_list}\n{CANARY}"), &[]).await;
     let ask = async |gateway: &Gateway| gateway.client().get("/.well-known/jwks.json", None).await.status();
     let policy = async |gateway: &Gateway| gateway.operator().get("/admin/policy", None).await.json();
     let before = gateway.policy_in_force().await;
@@ -176,12 +179,20 @@ async fn a_policy_that_leaves_its_band_is_rolled_back_and_stays_so_over_a_restar
     gateway.edit_policy(|text| text.replace("127.66.0.0/16", "127.0.0.0/8"));
     eventually("the slip is in force", || async { gateway.policy_in_force().await != before }).await;
     let slip = gateway.policy_in_force().await;
-    assert!(policy(&gateway).await["trial"]["until"].is_string());
-    for _ in 0..30 {
-        assert_eq!(ask(&gateway).await, 403);
+    assert_eq!(gateway.operator().ask("POST", "/admin/readonly", &[], "").await.status(), 200);
+    assert!(policy(&gateway).await["trial"]["until"].is_string(), "an override ends no trial");
+    for _ in 0..20 {
+        assert_eq!(ask(&gateway).await, 403); // one fewer says nothing
     }
     eventually("it is rolled back", || async { gateway.policy_in_force().await == before }).await;
     assert_eq!(ask(&gateway).await, 200);
+    let written = gateway.client().ask("POST", "/v1/auth/logout", &[], "{}").await;
+    assert_eq!(written.code(), "read_only", "what an operator said meanwhile holds");
+    std::fs::write(list.path(), "127.0.0.77\n").unwrap();
+    let denied = async || {
+        gateway.client().at([127, 0, 0, 77]).get("/.well-known/jwks.json", None).await.status() == 403
+    };
+    eventually("deny files are read while the file is refused", denied).await;
     assert!(gateway.metric("palisade_policy_reloads_total{result=\"rolled_back\"}").await > 0.5);
     let state = policy(&gateway).await;
     let said = state["last_refusal"]["faults"][0]["message"].as_str().unwrap();

@@ -440,3 +440,23 @@ async fn crumbs_of_an_http2_cookie_are_joined_and_its_header_is_checked() {
     assert_eq!(ask(&["-H", "Host: a:99999"]).await, "400");
     assert_eq!(ask(&["--request-target", "/a?b\\c"]).await, "400");
 }
+
+#[tokio::test]
+async fn what_a_malformed_answer_says_is_nowhere_in_the_log() {
+    let answer: &[u8] =
+        b"HTTP/1.1 200 OK\r\nSet-Cookie: session=hush\r\nBad Header: x\r\nContent-Length: 0\r\n\r\n";
+    let upstream = RawUpstream::start(vec![(Duration::ZERO, answer)], false).await;
+    let policy = "version = 1\n[[routes]]\nname = \"all\"\npath = \"/{*rest}\"\nupstream = \"backend\"\n";
+    let gateway = Gateway::start(upstream.address, policy, &[]).await;
+    let refused = gateway.client().get("/a", None).await;
+    assert_eq!((refused.status(), refused.code().as_str()), (502, "upstream_unreachable"));
+    tests::eventually("it is logged", || async {
+        gateway
+            .program
+            .events()
+            .iter()
+            .any(|line| line["status"] == 502 && line["upstream_fault"].is_string())
+    })
+    .await;
+    assert!(!gateway.program.log().iter().any(|line| line.contains("hush")), "{:?}", gateway.program.log());
+}
