@@ -30,7 +30,7 @@ use crate::gateway::{Gateway, Handle};
 use crate::grpc;
 use crate::observe::access::AccessLog;
 use crate::observe::telemetry;
-use crate::reply::refuse;
+use crate::reply::{end_call, refuse};
 use crate::request_body;
 use crate::stale::{self, Keeping};
 use crate::tunnels::Open;
@@ -363,6 +363,9 @@ impl ProxyHttp for Proxy {
         });
         let refusal = describe(code, session, exchange);
         if begun {
+            if exchange.is_grpc && exchange.grpc_status.is_none() {
+                let _ = end_call(session, exchange, &refusal).await;
+            }
             exchange.refusal = Some(refusal);
             return done(0);
         }

@@ -144,7 +144,7 @@ impl Reloader {
     }
 
     /// What to start with when the file with the overrides will not do.
-    fn fallbacks(&self) -> [(&'static str, Option<Loaded>); 2] {
+    fn fallbacks(&self) -> [(&'static str, Option<Loaded>); 3] {
         let kept = self.kept_file();
         let usable =
             |loaded: Result<Loaded, Vec<Fault>>| loaded.and_then(|loaded| loaded.adopted(&self.keys)).ok();
@@ -153,7 +153,12 @@ impl Reloader {
             self.unless_rolled_back(loaded).ok()
         };
         let last_good = || usable(self.judge(&kept, &read(&kept).ok()?));
-        [("the file without the overrides", without()), ("the last good one", last_good())]
+        let last_good_without = || usable(self.judge_with(&kept, &read(&kept).ok()?, &[]));
+        [
+            ("the file without the overrides", without()),
+            ("the last good one", last_good()),
+            ("the last good one without the overrides", last_good_without()),
+        ]
     }
 
     fn read_file(&self) -> Result<String, Vec<Fault>> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::Version;
+use http::{HeaderMap, HeaderValue, Version};
 use pingora_core::Result;
 use pingora_core::protocols::http::HttpTask;
 use pingora_http::ResponseHeader;
@@ -93,5 +93,22 @@ pub(crate) async fn refuse(session: &mut Session, exchange: &mut Exchange, refus
         session.set_total_drain_timeout(Some(DRAIN));
         let _ = session.drain_request_body().await;
     }
+    Ok(())
+}
+
+/// Ends a call of gRPC whose answer has begun: a stream that is only reset looks as if the caller had ended it.
+pub(crate) async fn end_call(
+    session: &mut Session,
+    exchange: &mut Exchange,
+    refusal: &Refusal,
+) -> Result<()> {
+    let mut trailers = HeaderMap::new();
+    for (name, value) in grpc::refusal_fields(refusal).filter(|(name, _)| *name != "content-type") {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            trailers.insert(name, value);
+        }
+    }
+    exchange.grpc_status = Some(grpc::of_refusal(refusal));
+    session.write_response_tasks(vec![HttpTask::Trailer(Some(Box::new(trailers)))]).await?;
     Ok(())
 }

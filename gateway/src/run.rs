@@ -45,6 +45,10 @@ const KEPT_CONNECTIONS: usize = 1024;
 /// Bytes of an answer over HTTP/2 that wait for a client which reads slowly, for each of at most 100 streams.
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 
+/// Small pieces of bodies that wait for the upstream: 256 bytes less its own for each, so a stream's whole window may hold
+/// messages of a byte.
+const HTTP2_SMALL_PIECES: usize = 4 * 1024 * 1024;
+
 /// The most tries that a policy may want; whether there is another one is decided for each, in `proxy.rs`.
 const TRIES: usize = policy::retry::MOST_ATTEMPTS as usize;
 
@@ -163,7 +167,7 @@ fn with_pingora(proxy: Proxy, idle_timeout: Duration) -> Arc<HttpProxy<Proxy>> {
     options.h2_idle_timeout = Some(idle_timeout);
     proxy.server_options = Some(options);
     let mut http2 = default_h2_options();
-    http2.max_send_buffer_size(HTTP2_SEND_BUFFER);
+    http2.max_send_buffer_size(HTTP2_SEND_BUFFER).data_frame_budget(HTTP2_SMALL_PIECES);
     proxy.h2_options = Some(http2);
     Arc::new(proxy)
 }

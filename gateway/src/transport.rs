@@ -23,12 +23,15 @@ use crate::observe::metrics::Metrics;
 use crate::pem::{self, Made, PemFile};
 use crate::settings::{UpstreamProtocol, UpstreamSettings, UpstreamTlsSettings};
 
-/// Streams of one connection to an upstream. Each may have [`STREAM_WINDOW`] bytes on the way, and the connection has
-/// room for all of them: clients that read slowly hold up nobody else's answers.
+/// Streams of one connection to an upstream.
 const STREAMS: u16 = 64;
 
 /// Bytes that an upstream may send ahead of a client that reads slowly.
 const STREAM_WINDOW: u32 = 128 * 1024;
+
+/// Bytes of all streams together: no bound but theirs, so that clients that read slowly hold up nobody else's answers. h2
+/// also allows small pieces that wait by it, and would end the connection for all of them otherwise.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// A connection of HTTP/2 is asked so often whether it still lives.
 pub(crate) const PING: Duration = Duration::from_secs(10);
@@ -127,7 +130,7 @@ impl Transport {
         };
         options.max_h2_streams = usize::from(STREAMS);
         options.h2_stream_window_size = Some(STREAM_WINDOW);
-        options.h2_connection_window_size = Some(STREAM_WINDOW * u32::from(STREAMS));
+        options.h2_connection_window_size = Some(CONNECTION_WINDOW);
         options.h2_ping_interval = Some(PING);
         if let Some(tls) = &self.tls {
             let believed = tls.believed.current();

@@ -117,7 +117,8 @@ impl Door {
             }
         }
         // Who has been accepted by the system already is served as well.
-        while let Ok(Ok((socket, peer))) = timeout(LAST_LOOK, listener.accept()).await {
+        let end = Instant::now() + LAST_LOOK;
+        while let Ok(Ok((socket, peer))) = timeout_at(end, listener.accept()).await {
             tokio::spawn(self.clone().serve(socket, peer));
         }
     }

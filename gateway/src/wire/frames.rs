@@ -5,20 +5,24 @@
 //! sending and taking may do them as often as such clients do; beyond that its connection ends with
 //! `ENHANCE_YOUR_CALM`. A header that trickles has the same deadline as over HTTP/1.
 
+use std::collections::BTreeSet;
+
 use tokio::time::Instant;
 
-/// A client has [`RESETS`] to begin with, each costs [`RESET_COSTS`], each request and each tenth of a second earns one: half
-/// of all requests may be reset, and five a second besides, without end.
+/// Requests that are taken back before they are answered: a client has [`RESETS`] to begin with, each costs
+/// [`RESET_COSTS`], each request and each tenth of a second earns one. So half of all requests may be taken back, and five a
+/// second besides, without end.
 const RESETS: u32 = 200;
 const RESET_COSTS: u32 = 2;
 const RESETS_PER_SECOND: u32 = 10;
 
 /// Frames that ask for nothing: so many to begin with, and so many more each second, for each request, for each piece of a
-/// body, and for each KiB of answers.
+/// body, and for each piece of an answer: clients answer that with window updates, and some with a ping.
 const IDLE: u32 = 1_000;
 const IDLE_PER_SECOND: u32 = 10;
 const IDLE_PER_REQUEST: u32 = 10;
 const IDLE_PER_PIECE: u32 = 2;
+const IDLE_PER_PIECE_TAKEN: u32 = 4;
 const IDLE_PER_KIB: u32 = 2;
 
 /// What ends a connection.
@@ -57,6 +61,8 @@ pub(super) struct Frames {
     idle: u32,
     counted_at: Instant,
     sent: u64,
+    /// Streams whose answer has begun and goes on; as many as may be open, at most.
+    answered: BTreeSet<u32>,
 }
 
 impl Frames {
@@ -72,6 +78,7 @@ impl Frames {
             idle: IDLE,
             counted_at: now,
             sent: 0,
+            answered: BTreeSet::new(),
         }
     }
 
@@ -111,7 +118,18 @@ impl Frames {
             self.earn(u32::try_from(self.sent / 1024).unwrap_or(u32::MAX).saturating_mul(IDLE_PER_KIB));
             self.sent %= 1024;
         }
-        while self.to_client.next(&mut bytes).is_some() {}
+        while let Some(frame) = self.to_client.next(&mut bytes) {
+            match frame.kind {
+                DATA => self.earn(IDLE_PER_PIECE_TAKEN),
+                HEADERS => {
+                    self.answered.insert(frame.stream);
+                }
+                _ => {}
+            }
+            if frame.kind == RST_STREAM || (matches!(frame.kind, DATA | HEADERS) && frame.ends_stream) {
+                self.answered.remove(&frame.stream);
+            }
+        }
     }
 
     /// The frame with which the connection ends; `None` in the middle of another frame.
@@ -138,6 +156,8 @@ impl Frames {
             }
             // What is padded may be nothing but padding.
             DATA if frame.length > 0 && !frame.padded => self.earn(IDLE_PER_PIECE),
+            // Who has had enough of an answer may say so.
+            RST_STREAM if self.answered.remove(&frame.stream) => {}
             RST_STREAM => {
                 // The request that is reset has earned one, too.
                 self.resets = self.resets.checked_sub(RESET_COSTS).ok_or(Excess::Resets)?;
@@ -155,6 +175,7 @@ const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
+const END_STREAM: u8 = 1;
 const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 /// Bytes of the client's preface (RFC 9113, 3.4).
@@ -170,6 +191,7 @@ struct Frame {
     length: usize,
     ends_headers: bool,
     padded: bool,
+    ends_stream: bool,
 }
 
 /// Goes from frame to frame through bytes that come in pieces of any size.
@@ -210,6 +232,7 @@ impl Walk {
             length,
             ends_headers: flags & END_HEADERS != 0,
             padded: flags & PADDED != 0,
+            ends_stream: flags & END_STREAM != 0,
         };
         self.skip = length;
         self.last = Some(frame);
@@ -282,6 +305,22 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_has_begun_may_be_ended_at_any_time() {
+        let now = Instant::now();
+        let mut frames = opened(now);
+        for number in 0..10_000 {
+            let stream = number * 2 + 1;
+            frames.received(&request(number), now).unwrap();
+            frames.wrote(&frame(HEADERS, END_HEADERS, stream, b"a"));
+            frames.wrote(&frame(DATA, 0, stream, b"first"));
+            frames.received(&frame(RST_STREAM, 0, stream, &[0; 4]), now).unwrap();
+        }
+        frames.wrote(&frame(HEADERS, END_HEADERS, 1, b"a"));
+        frames.wrote(&frame(DATA, END_STREAM, 1, b"all"));
+        assert!(frames.answered.is_empty(), "nothing is remembered of what is over");
+    }
+
+    #[test]
     fn frames_that_ask_for_nothing_have_a_bound_that_grows_with_what_is_asked_and_taken() {
         let now = Instant::now();
         let ping = frame(6, 0, 0, &[0; 8]);
@@ -293,7 +332,15 @@ mod tests {
         let later = now + Duration::from_secs(7);
         assert_eq!(count(&mut frames, later), 7 * IDLE_PER_SECOND);
         frames.wrote(&frame(DATA, 0, 1, &[0; 16_384]));
-        assert_eq!(count(&mut frames, later), 16 * IDLE_PER_KIB, "window updates for what was taken");
+        let earned = 16 * IDLE_PER_KIB + IDLE_PER_PIECE_TAKEN;
+        assert_eq!(count(&mut frames, later), earned, "window updates for what was taken");
+        // A client that tells of each small piece, in both windows, and pings as well.
+        let (update, mut frames) = (frame(8, 0, 0, &[0; 4]), opened(now));
+        for _ in 0..100_000 {
+            frames.wrote(&frame(DATA, 0, 1, b"small"));
+            (0..2).for_each(|_| frames.received(&update, now).unwrap());
+            frames.received(&ping, now).unwrap();
+        }
         let (empty, mut frames) = (frame(DATA, 0, 1, b""), opened(now));
         let ended = (0..100_000).find(|_| frames.received(&empty, now) == Err(Excess::Idle));
         assert_eq!(ended, Some(IDLE));

@@ -35,6 +35,32 @@ async fn sigterm_finishes_what_is_in_flight_and_ends() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_keep_coming_do_not_keep_it() {
+    let Stack { backend: _backend, mut gateway } = Stack::start().await;
+    let client = gateway.client();
+    let coming = tokio::spawn(async move {
+        let mut served = 0_u32;
+        let request =
+            || http::Request::get("/nowhere").header("host", "a").body(http_body_util::Full::default());
+        while client.send(request().unwrap()).await.is_ok() {
+            served += 1;
+        }
+        served
+    });
+    eventually("they come", || async {
+        gateway
+            .metric("palisade_stage_denials_total{code=\"route_not_found\",rule=\"none\",stage=\"route\"}")
+            .await
+            > 10.0
+    })
+    .await;
+    gateway.program.signal("TERM");
+    assert!(coming.await.unwrap() > 10);
+    assert!(gateway.program.ended().await.success());
+    assert!(gateway.program.events().iter().any(|event| event["message"] == "all requests are answered"));
+}
+
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let Stack { backend, mut gateway } = Stack::start().await;
