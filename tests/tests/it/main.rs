@@ -8,6 +8,7 @@ mod chaos;
 mod chart;
 mod degraded;
 mod drain;
+mod framing;
 mod grpc;
 mod http2;
 mod identity;
