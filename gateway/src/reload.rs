@@ -246,6 +246,7 @@ impl Reloader {
             Ok(mut loaded) => {
                 loaded.counts = Arc::clone(&in_force.counts);
                 self.note_in_force(&loaded);
+                audit(gateway, "policy_refresh", &in_force, &loaded);
                 info!(what, overrides = self.overrides().len(), "policy in force with what has changed");
                 gateway.put_in_force(Arc::new(loaded));
                 let read = self.last_seen.lock().clone();
@@ -262,21 +263,15 @@ impl Reloader {
         let _one_at_a_time = self.reloading.lock();
         let judged = self.read_file().and_then(|text| self.judge(&self.file, &text)?.adopted(&self.keys));
         match judged {
-            Ok(loaded) => {
+            Ok(mut loaded) => {
                 let before = gateway.policy();
-                let on_trial = before.sha256 != loaded.sha256 && self.canary.begin(&before, &loaded);
-                if !on_trial {
+                if before.sha256 == loaded.sha256 {
+                    loaded.counts = Arc::clone(&before.counts);
+                } else if !self.canary.begin(&before, &loaded) {
                     self.keep_for_a_restart(&loaded);
                 }
                 let loaded = self.accept(loaded);
-                gateway.audit.write(&Entry {
-                    action: "policy_reload",
-                    target: &loaded.file,
-                    actor: Actor::Policy,
-                    before: before.sha256.as_str().into(),
-                    after: loaded.sha256.as_str().into(),
-                    request_id: "",
-                });
+                audit(gateway, "policy_reload", &before, &loaded);
                 gateway.put_in_force(loaded);
                 *self.last_refusal.lock() = None;
                 Ok(())
@@ -374,6 +369,17 @@ impl Reloader {
         std::fs::write(&beside, text)?;
         Ok(std::fs::rename(beside, self.kept_file())?)
     }
+}
+
+fn audit(gateway: &Gateway, action: &str, before: &Loaded, after: &Loaded) {
+    gateway.audit.write(&Entry {
+        action,
+        target: &after.file,
+        actor: Actor::Policy,
+        before: before.sha256.as_str().into(),
+        after: after.sha256.as_str().into(),
+        request_id: "",
+    });
 }
 
 /// Waits for something to look at: a change and then quiet, or time to look anyway. `false` when nobody watches.

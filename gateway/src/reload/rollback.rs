@@ -7,10 +7,9 @@ use std::sync::Arc;
 use policy::document::Fault;
 use tracing::{error, info, warn};
 
-use super::{Loaded, Reloader};
+use super::{Loaded, Reloader, audit};
 use crate::canary::Verdict;
 use crate::gateway::Gateway;
-use crate::observe::audit::{Actor, Entry};
 use crate::policy_files::{lines, whole_file};
 
 /// In the state directory: the digest of the last policy that did not stand its trial.
@@ -59,14 +58,7 @@ impl Reloader {
         if let Err(error) = std::fs::write(self.state_dir.join(ROLLED_BACK), candidate.sha256.as_bytes()) {
             warn!(%error, "the policy that was rolled back would be back after a restart");
         }
-        gateway.audit.write(&Entry {
-            action: "policy_roll_back",
-            target: &candidate.file,
-            actor: Actor::Policy,
-            before: candidate.sha256.as_str().into(),
-            after: before.sha256.as_str().into(),
-            request_id: "",
-        });
+        audit(gateway, "policy_roll_back", candidate, &before);
         self.metrics.policy_reloads.with_label_values(&["rolled_back"]).inc();
         self.note_in_force(&before);
         gateway.put_in_force(before);
