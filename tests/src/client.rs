@@ -135,6 +135,22 @@ impl Client {
     }
 }
 
+/// Asks on a connection that is kept: the answer's status, and whether the connection ends with it.
+pub async fn ask_on(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<(u16, bool)> {
+    stream.write_all(request).await?;
+    let mut answer = Vec::with_capacity(1024);
+    loop {
+        anyhow::ensure!(stream.read_buf(&mut answer).await? > 0, "closed");
+        let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+        let head = std::str::from_utf8(&answer[..end])?.to_ascii_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
+        if answer.len() >= end + 4 + length.trim().parse::<usize>()? {
+            let status = head.get(9..12).unwrap_or_default().parse()?;
+            return Ok((status, head.contains("\r\nconnection: close")));
+        }
+    }
+}
+
 /// What comes until `wanted` is in it.
 pub async fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
     let mut bytes = Vec::new();

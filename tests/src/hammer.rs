@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
+
+use crate::client::ask_on;
 
 /// What came of hammering.
 #[derive(Clone, Debug, Default)]
@@ -70,15 +71,5 @@ async fn ask(stream: &mut Option<TcpStream>, gateway: SocketAddr, request: &[u8]
         Some(stream) => stream,
         None => stream.insert(TcpSocket::new_v4()?.connect(gateway).await?),
     };
-    stream.write_all(request).await?;
-    let mut answer = Vec::with_capacity(1024);
-    loop {
-        anyhow::ensure!(stream.read_buf(&mut answer).await? > 0, "closed");
-        let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
-        let head = std::str::from_utf8(&answer[..end])?.to_ascii_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
-        if answer.len() >= end + 4 + length.trim().parse::<usize>()? {
-            return Ok(head.get(9..12).unwrap_or_default().parse()?);
-        }
-    }
+    Ok(ask_on(stream, request).await?.0)
 }

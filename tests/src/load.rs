@@ -3,13 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
+
+use crate::client::ask_on;
+use crate::eventually;
 
 /// One request: when it was sent, how long it took, and its answer's status; 0: none.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +30,7 @@ pub struct Sample {
 pub struct Load {
     end: watch::Sender<bool>,
     clients: Vec<JoinHandle<Vec<Sample>>>,
+    done: Arc<AtomicUsize>,
 }
 
 /// The address that the load comes from, which is nobody else's.
@@ -43,13 +48,23 @@ impl Load {
         per_second: u64,
     ) -> Self {
         let (end, ending) = watch::channel(false);
+        let done = Arc::<AtomicUsize>::default();
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
         let client = |number| {
-            let client =
-                Client { gateways: gateways.clone(), number, stream: None, request: request.clone() };
+            let (gateways, request, done) = (gateways.clone(), request.clone(), Arc::clone(&done));
+            let client = Client { gateways, number, stream: None, request, done };
             tokio::spawn(client.go(per_second, ending.clone()))
         };
-        Self { end, clients: (0..clients).map(client).collect() }
+        Self { end, clients: (0..clients).map(client).collect(), done }
+    }
+
+    /// Waits until so many more requests are over.
+    pub async fn goes_on(&self, requests: usize) {
+        let until = self.done.load(Ordering::Relaxed) + requests;
+        eventually(&format!("{requests} requests more"), || async {
+            self.done.load(Ordering::Relaxed) >= until
+        })
+        .await;
     }
 
     /// Ends it; every request, by the time it was sent.
@@ -91,6 +106,7 @@ struct Client {
     number: usize,
     stream: Option<TcpStream>,
     request: String,
+    done: Arc<AtomicUsize>,
 }
 
 impl Client {
@@ -107,6 +123,7 @@ impl Client {
                 self.stream = None;
             }
             samples.push(Sample { at, took: at.elapsed(), status });
+            self.done.fetch_add(1, Ordering::Relaxed);
         }
         samples
     }
@@ -124,19 +141,10 @@ impl Client {
             self.stream = Some(socket.connect(gateway).await?);
         }
         let Some(stream) = &mut self.stream else { unreachable!("connected above") };
-        stream.write_all(self.request.as_bytes()).await?;
-        let mut answer = Vec::with_capacity(1024);
-        loop {
-            anyhow::ensure!(stream.read_buf(&mut answer).await? > 0, "closed");
-            let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
-            let head = std::str::from_utf8(&answer[..end])?.to_ascii_lowercase();
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
-            if answer.len() >= end + 4 + length.trim().parse::<usize>()? {
-                if head.contains("\r\nconnection: close") {
-                    self.stream = None;
-                }
-                return Ok(head.get(9..12).unwrap_or_default().parse()?);
-            }
+        let (status, ends) = ask_on(stream, self.request.as_bytes()).await?;
+        if ends {
+            self.stream = None;
         }
+        Ok(status)
     }
 }

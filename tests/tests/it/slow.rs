@@ -2,7 +2,7 @@
 //! the others are refused, again and again.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tests::load::{Load, Sample, count, quantile};
 use tests::stack::{Gateway, tool};
@@ -22,14 +22,11 @@ path = "/{*rest}"
 upstream = "backend"
 "#;
 
-/// Honest clients ask for so long.
-const TIME: Duration = Duration::from_secs(4);
-
-/// Ten honest clients for a while.
-async fn honest(gateway: SocketAddr, time: Duration) -> Vec<Sample> {
+/// Ten honest clients for some four seconds.
+async fn honest(gateway: SocketAddr) -> Vec<Sample> {
     let (_keep, gateways) = watch::channel(vec![gateway]);
     let load = Load::start(&gateways, "/down/100", 10, 50);
-    tokio::time::sleep(time).await;
+    load.goes_on(2_000).await;
     load.finish().await
 }
 
@@ -38,7 +35,7 @@ async fn a_thousand_slow_clients_cost_nobody_else_a_request_and_take_a_bound() {
     let Some(slowhttptest) = tool("slowhttptest") else { return };
     let environment = [("PALISADE_GATEWAY__LOG__ACCESS", "off")];
     let gateway = Gateway::start(streams().await, POLICY, &environment).await;
-    let quiet = honest(gateway.address, TIME).await;
+    let quiet = honest(gateway.address).await;
     println!("quiet: {:?}, p99 {:?}", count(&quiet), quantile(&quiet, 0.99));
     let modes = [
         ("headers", "/down/100", vec!["-H", "-i", "1"]),
@@ -61,7 +58,7 @@ async fn a_thousand_slow_clients_cost_nobody_else_a_request_and_take_a_bound() {
             gateway.metric(refused).await - sofar > 500.0
         })
         .await;
-        let (begun, samples) = (Instant::now(), honest(gateway.address, TIME).await);
+        let (begun, samples) = (Instant::now(), honest(gateway.address).await);
         let grown = gateway.memory().saturating_sub(before);
         println!(
             "slow {mode}: {:?} in {:?}, p99 {:?}, {grown} KiB more",

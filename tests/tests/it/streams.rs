@@ -30,10 +30,11 @@ async fn gateway(upstream: SocketAddr) -> Gateway {
 async fn grows<T>(gateway: &Gateway, work: impl Future<Output = T>) -> (T, u64) {
     let before = gateway.memory();
     let (mut most, mut work) = (before, std::pin::pin!(work));
+    let mut look = tokio::time::interval(Duration::from_millis(20));
     loop {
         tokio::select! {
             done = &mut work => return (done, most.max(gateway.memory()).saturating_sub(before)),
-            () = tokio::time::sleep(Duration::from_millis(20)) => most = most.max(gateway.memory()),
+            _ = look.tick() => most = most.max(gateway.memory()),
         }
     }
 }
