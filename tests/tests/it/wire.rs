@@ -107,8 +107,10 @@ async fn a_short_chunked_body_is_sound_before_the_upstream_hears_of_it_and_a_slo
         let mut stream = gateway.client().connect().await;
         stream.set_nodelay(true).unwrap();
         stream.write_all(head).await.unwrap();
-        for byte in pieces.concat() {
-            stream.write_all(&[byte]).await.unwrap(); // a segment of its own
+        for piece in pieces {
+            // Has to last: in that time the header would go up, were it not held.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            stream.write_all(piece).await.unwrap();
         }
         stream
     };
