@@ -1,10 +1,10 @@
 //! Whether a request that failed is sent again: what the policy says of it, while the client has been sent nothing, the
 //! breaker agrees and the budget holds.
 
+use pingora_core::protocols::http::ServerSession as Session;
 use std::time::{Duration, Instant};
 
 use pingora_http::ResponseHeader;
-use pingora_proxy::Session;
 use policy::breaker::Outcome;
 use policy::request::Headers;
 use policy::retry::is_repeatable;
@@ -53,7 +53,7 @@ fn may_be_repeated(session: &Session, exchange: &Exchange) -> bool {
     let begun = session.response_written().is_some_and(|response| !response.status.is_informational());
     !exchange.handshake
         && !begun
-        && !session.as_ref().retry_buffer_truncated()
+        && !session.retry_buffer_truncated()
         && is_repeatable(header.method.as_str(), Headers::new(&fields))
 }
 

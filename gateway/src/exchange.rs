@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, Version};
+use pingora_core::protocols::http::ServerSession as Session;
 use pingora_http::RequestHeader;
-use pingora_proxy::Session;
 use policy::breaker::Outcome;
 use policy::path;
 use policy::pipeline::{Admission, admit, wants_body};
@@ -35,7 +35,7 @@ use crate::wire::head;
 const LONGEST_FAULT: usize = 300;
 
 /// One request, from its header to its log line.
-pub struct Exchange {
+pub(crate) struct Exchange {
     pub(crate) policy: Arc<Loaded>,
     pub(crate) started: Instant,
     pub(crate) started_at: SystemTime,

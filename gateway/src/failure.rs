@@ -1,7 +1,7 @@
 //! What a fault of pingora's means: the client's, the upstream's or ours.
 
+use pingora_core::protocols::http::ServerSession as Session;
 use pingora_core::{Error, ErrorSource, ErrorType};
-use pingora_proxy::Session;
 use policy::breaker::Outcome;
 use policy::refusal::{Code, Refusal};
 use policy::stage::Stage;
@@ -22,7 +22,7 @@ pub(crate) fn connection(session: &Session) -> Option<&Connection> {
 }
 
 /// What a fault of pingora's means: our code for the client and the breaker's outcome. `None`: the client is gone.
-pub(crate) fn understand(session: &mut Session, fault: &Error) -> Option<(Code, Outcome)> {
+pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outcome)> {
     use ErrorType::{
         ConnectTimedout, ConnectionClosed, H2Error, InvalidHTTPHeader, ReadError, ReadTimedout, WriteError,
         WriteTimedout,
@@ -32,14 +32,10 @@ pub(crate) fn understand(session: &mut Session, fault: &Error) -> Option<(Code, 
         Some(_) => return Some((Code::MalformedRequest, Outcome::ClientLeft)),
         None => {}
     }
-    // An upstream that waits for a body which the client does not send has not failed.
-    let incomplete = !session.is_body_done();
-    let client_stalls = connection(session).map_or(incomplete, Connection::waits_for_client);
     Some(match (fault.etype(), fault.esource()) {
         (kind, _) if *kind == BODY_TOO_LARGE => (Code::BodyTooLarge, Outcome::ClientLeft),
         (kind, _) if *kind == BODY_TOO_SLOW => (Code::BodyTimeout, Outcome::ClientLeft),
         (ReadTimedout, ErrorSource::Downstream) => (Code::BodyTimeout, Outcome::ClientLeft),
-        (ReadTimedout, ErrorSource::Upstream) if client_stalls => (Code::BodyTimeout, Outcome::ClientLeft),
         (ReadError | WriteError | WriteTimedout | ConnectionClosed | H2Error, ErrorSource::Downstream) => {
             return None;
         }

@@ -8,9 +8,15 @@ use policy::authenticate::KEY_FIELD;
 
 use crate::assertion::{self, Assertion, Signer};
 use crate::exchange::Exchange;
+use crate::observe::telemetry;
 
-/// Fields of an answer that concern one connection (RFC 9110, 7.6.1). `Transfer-Encoding` is pingora's business.
-const HOP_BY_HOP: [&str; 5] = ["keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer"];
+/// Fields that concern one connection (RFC 9110, 7.6.1), besides those that frame a message or upgrade.
+const HOP_BY_HOP: [&str; 6] =
+    ["http2-settings", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te"];
+
+/// Fields that are no trailers: they frame a message, or say where it goes (RFC 9110, 6.5.1).
+const NO_TRAILERS: [&str; 6] =
+    ["content-length", "host", "trailer", "transfer-encoding", "connection", "upgrade"];
 
 /// Fields that we rely on: a client cannot have them dropped by naming them in `Connection`.
 const RELIED_ON: [&str; 9] = [
@@ -64,9 +70,44 @@ pub(crate) fn is_chunked(request: &RequestHeader) -> bool {
     request.version == Version::HTTP_11 && request.headers.contains_key("transfer-encoding")
 }
 
+/// The header that the upstream gets, in HTTP/2 or in HTTP/1.1.
+pub(crate) fn outgoing(
+    received: &RequestHeader,
+    exchange: &Exchange,
+    signer: Option<&Signer>,
+    http2: bool,
+    has_body: bool,
+) -> Result<Box<RequestHeader>> {
+    let mut request = Box::new(received.clone());
+    request.set_version(Version::HTTP_11);
+    for name in HOP_BY_HOP.into_iter().chain(["connection", "trailer", "transfer-encoding", "upgrade"]) {
+        request.remove_header(name);
+    }
+    rewrite(&mut request, received, exchange, signer)?;
+    // Trailers are passed on, if the client takes them.
+    let takes_trailers = received.headers.get_all("te").iter().any(|value| value.as_bytes() == b"trailers");
+    if http2 {
+        if takes_trailers {
+            request.insert_header("te", "trailers")?;
+        }
+        return Ok(request);
+    }
+    if is_chunked(received) || (has_body && !request.headers.contains_key("content-length")) {
+        request.insert_header("transfer-encoding", "chunked")?;
+    }
+    if exchange.handshake {
+        request.insert_header("connection", "upgrade")?;
+        request.insert_header("upgrade", "websocket")?;
+    } else if takes_trailers {
+        request.insert_header("connection", "te")?;
+        request.insert_header("te", "trailers")?;
+    }
+    Ok(request)
+}
+
 /// Makes the request that the upstream gets: the normal path, our word for who is asking, and nothing that the client
 /// could have made up about it.
-pub(crate) fn rewrite(
+fn rewrite(
     request: &mut RequestHeader,
     received: &RequestHeader,
     exchange: &Exchange,
@@ -104,10 +145,11 @@ pub(crate) fn rewrite(
         request.insert_header(assertion::FIELD, word)?;
     }
     forwarded(request, received, exchange, admission.client.behind_proxy)?;
-    if request.headers.get("host").is_none() {
-        // HTTP/2 names it elsewhere, HTTP/1.0 need not name it.
-        let host = host(received).unwrap_or_else(|| admission.route.upstream.to_string());
-        request.insert_header("host", host)?;
+    // HTTP/2 names it elsewhere, HTTP/1.0 need not name it.
+    let host = host(received).unwrap_or_else(|| admission.route.upstream.to_string());
+    request.insert_header("host", host)?;
+    if let Some(parent) = telemetry::traceparent(&exchange.span) {
+        request.insert_header("traceparent", parent)?;
     }
     Ok(())
 }
@@ -151,10 +193,10 @@ fn forwarded(
     Ok(())
 }
 
-/// The host that the client asked for.
+/// The host that the client asked for: `:authority` goes before `Host` (RFC 9113, 8.3.1).
 fn host(received: &RequestHeader) -> Option<String> {
-    let field = received.headers.get("host").and_then(|value| value.to_str().ok()).map(str::to_owned);
-    field.or_else(|| received.uri.authority().map(ToString::to_string))
+    let field = || received.headers.get("host").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    received.uri.authority().map(ToString::to_string).or_else(field)
 }
 
 /// Takes out of an answer what concerns the connection to the upstream alone.
@@ -174,12 +216,37 @@ pub(crate) fn clean_answer(response: &mut ResponseHeader, upgraded: bool) {
     }
 }
 
-/// Whether an answer can be passed on: framed in a way that everybody understands, and no change of protocol that nobody
-/// asked for.
+/// Whether an answer can be passed on: it is no change of protocol that nobody asked for.
 pub(crate) fn is_sound(response: &ResponseHeader, handshake: bool) -> bool {
-    let codings = response.headers.get_all("transfer-encoding").iter();
-    let framed = codings.into_iter().all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
     let websocket =
         || response.headers.get("upgrade").is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    framed && (response.status != http::StatusCode::SWITCHING_PROTOCOLS || (handshake && websocket()))
+    response.status != http::StatusCode::SWITCHING_PROTOCOLS || (handshake && websocket())
+}
+
+/// Frames an answer for the client: whoever does not say how long it is sends it in chunks.
+pub(crate) fn frame(response: &mut ResponseHeader, client: &RequestHeader, is_empty: bool) -> Result<()> {
+    response.set_version(Version::HTTP_11);
+    if client.version == Version::HTTP_10 {
+        // Such a client knows no chunks: the end of the connection is the end of the body.
+        response.remove_header("transfer-encoding");
+    }
+    let status = response.status.as_u16();
+    let has_no_body = client.method == http::Method::HEAD || matches!(status, 101 | 204 | 304);
+    let is_framed =
+        ["content-length", "transfer-encoding"].iter().any(|name| response.headers.contains_key(*name));
+    if client.version == Version::HTTP_2 || has_no_body || is_framed {
+        return Ok(());
+    }
+    match (is_empty, client.version == Version::HTTP_10) {
+        (true, _) => response.insert_header("content-length", "0"),
+        (false, false) => response.insert_header("transfer-encoding", "chunked"),
+        (false, true) => Ok(()),
+    }
+}
+
+/// Takes out of an answer's trailers what is none.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    for name in NO_TRAILERS.into_iter().chain(HOP_BY_HOP) {
+        while trailers.remove(name).is_some() {}
+    }
 }

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Version};
 use pingora_core::Result;
-use pingora_core::protocols::http::HttpTask;
+use pingora_core::protocols::http::{HttpTask, ServerSession as Session};
 use pingora_http::ResponseHeader;
-use pingora_proxy::Session;
 use policy::refusal::Refusal;
 
 use crate::answer;
@@ -45,9 +44,14 @@ impl Proxy {
         if session.req_header().version == Version::HTTP_10 {
             session.set_keepalive(None);
         }
-        session.write_response_header(Box::new(header), body.is_none()).await?;
-        if body.is_some() {
-            session.write_response_body(body, true).await?;
+        match body {
+            Some(body) => {
+                session.write_response_header(Box::new(header)).await?;
+                session.write_response_body(body, true).await?;
+            }
+            None => {
+                session.response_duplex_vec(vec![HttpTask::Header(Box::new(header), true)]).await?;
+            }
         }
         Ok(true)
     }
@@ -82,11 +86,11 @@ pub(crate) async fn refuse(session: &mut Session, exchange: &mut Exchange, refus
     exchange.refusal = Some(refusal);
     match body {
         Some(body) => {
-            session.write_response_header(Box::new(header), false).await?;
-            session.write_response_body(Some(body.into()), true).await?;
+            session.write_response_header(Box::new(header)).await?;
+            session.write_response_body(body.into(), true).await?;
         }
         None => {
-            session.write_response_tasks(vec![HttpTask::Header(Box::new(header), true)]).await?;
+            session.response_duplex_vec(vec![HttpTask::Header(Box::new(header), true)]).await?;
         }
     }
     if session.is_http2() && !session.is_body_done() {
@@ -109,6 +113,6 @@ pub(crate) async fn end_call(
         }
     }
     exchange.grpc_status = Some(grpc::of_refusal(refusal));
-    session.write_response_tasks(vec![HttpTask::Trailer(Some(Box::new(trailers)))]).await?;
+    session.response_duplex_vec(vec![HttpTask::Trailer(Some(Box::new(trailers)))]).await?;
     Ok(())
 }

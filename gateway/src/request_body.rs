@@ -1,12 +1,12 @@
 //! Reading a request's body, or its beginning, before the upstream hears of the request. pingora keeps what is read here
 //! and sends it first.
 
+use pingora_core::protocols::http::ServerSession as Session;
 use std::time::Duration;
 
 use http::Version;
 use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
-use pingora_proxy::Session;
 
 use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW};
 use crate::forward;

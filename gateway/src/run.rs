@@ -7,10 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use pingora_core::apps::HttpServerOptions;
-use pingora_core::protocols::http::v2::server::default_h2_options;
-use pingora_core::server::configuration::ServerConf;
-use pingora_proxy::{HttpProxy, http_proxy};
 use policy::authorize::PermissionRule;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -21,6 +17,7 @@ use crate::admin::{self, Admin};
 use crate::assertion::Signer;
 use crate::clock;
 use crate::gateway::Gateway;
+use crate::hop::Pool;
 use crate::keys::Keys;
 use crate::ledger::Ledger;
 use crate::observe::access::AccessLog;
@@ -28,7 +25,7 @@ use crate::observe::audit::AuditLog;
 use crate::observe::metrics::Metrics;
 use crate::observe::telemetry;
 use crate::permissions::Permissions;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, serving};
 use crate::reload::Reloader;
 use crate::secrets::{REDIS_PASSWORD, Secrets};
 use crate::settings::{Profile, RedisSettings, ServerSettings, Settings};
@@ -41,16 +38,6 @@ use crate::wire::tls::Tls;
 
 /// Connections to upstreams that are kept while nobody uses them, all together.
 const KEPT_CONNECTIONS: usize = 1024;
-
-/// Bytes of an answer over HTTP/2 that wait for a client which reads slowly, for each of at most 100 streams.
-const HTTP2_SEND_BUFFER: usize = 64 * 1024;
-
-/// Small pieces of bodies that wait for the upstream: 256 bytes less its own for each, so a stream's whole window may hold
-/// messages of a byte.
-const HTTP2_SMALL_PIECES: usize = 4 * 1024 * 1024;
-
-/// The most tries that a policy may want; whether there is another one is decided for each, in `proxy.rs`.
-const TRIES: usize = policy::retry::MOST_ATTEMPTS as usize;
 
 /// Serves until SIGTERM or Ctrl-C.
 pub async fn run(
@@ -128,14 +115,15 @@ pub async fn run(
     tokio::spawn(upstreams.clone().keep_checking());
     start_background(&gateway, shared.clone(), &keys, &permissions);
 
-    let proxy = Proxy {
+    let proxy = Arc::new(Proxy {
         gateway: Arc::clone(&gateway),
         upstreams,
+        pool: Pool::new(KEPT_CONNECTIONS),
         signer: signer(),
         access: access.clone(),
         leaving: Arc::clone(&leaving),
-    };
-    let proxy = with_pingora(proxy, gateway.policy().rules.requests.idle_timeout);
+        serving: serving(gateway.policy().rules.requests.idle_timeout),
+    });
     let opening = Opening {
         proxy_protocol: settings.server.proxy_protocol,
         tls: Tls::load(&settings.server.tls, gateway.metrics.clone())?,
@@ -152,24 +140,6 @@ pub async fn run(
     stop_admin.send_replace(true);
     let _ = tokio::time::timeout(Duration::from_secs(1), admin_task).await;
     leave_nothing_behind(shared).await
-}
-
-fn with_pingora(proxy: Proxy, idle_timeout: Duration) -> Arc<HttpProxy<Proxy>> {
-    let settings = ServerConf {
-        threads: 1,
-        upstream_keepalive_pool_size: KEPT_CONNECTIONS,
-        max_retries: TRIES,
-        ..ServerConf::default()
-    };
-    let mut proxy = http_proxy(&Arc::new(settings), proxy);
-    let mut options = HttpServerOptions::default();
-    options.h2c = true;
-    options.h2_idle_timeout = Some(idle_timeout);
-    proxy.server_options = Some(options);
-    let mut http2 = default_h2_options();
-    http2.max_send_buffer_size(HTTP2_SEND_BUFFER).data_frame_budget(HTTP2_SMALL_PIECES);
-    proxy.h2_options = Some(http2);
-    Arc::new(proxy)
 }
 
 /// Waits for a signal, then until every request is answered, or `drain_timeout` has passed.

@@ -139,11 +139,6 @@ impl Upstreams {
         self.0.keys().cloned().collect()
     }
 
-    /// Whether the upstream called `name` is to be spoken to in HTTP/2 and nothing else.
-    pub fn speak_http2_alone(&self, name: &str) -> bool {
-        self.find(name).is_ok_and(|upstream| upstream.transport.speaks_http2_alone())
-    }
-
     fn find(&self, name: &str) -> anyhow::Result<&Upstream> {
         self.0.get(name).ok_or_else(|| anyhow!("no upstream is called `{name}`"))
     }
@@ -155,8 +150,8 @@ impl Upstreams {
         Ok(&upstream.addresses[turn.member()].1)
     }
 
-    /// An address for a request, for pingora, and the request's turn at it; it must answer within `patience`. Not `last`,
-    /// if there is another.
+    /// An address for a request and the request's turn at it; it must be reached within `patience`. Not `last`, if there
+    /// is another.
     pub async fn peer(
         &self,
         name: &str,
@@ -179,8 +174,6 @@ impl Upstreams {
         };
         peer.options.connection_timeout = Some(CONNECT.min(patience));
         peer.options.total_connection_timeout = Some(CONNECT.min(patience));
-        peer.options.read_timeout = Some(patience);
-        peer.options.write_timeout = Some(patience);
         peer.options.idle_timeout = Some(KEEP);
         Ok((peer, turn))
     }

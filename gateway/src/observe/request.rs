@@ -1,7 +1,7 @@
 //! What is written down of a request when it is over: metrics, the busiest, its span, its line in the access log.
 
 use http::Version;
-use pingora_proxy::Session;
+use pingora_core::protocols::http::ServerSession as Session;
 
 use super::access::Line;
 use super::metrics::method_label;

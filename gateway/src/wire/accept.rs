@@ -9,7 +9,6 @@ use bytes::BytesMut;
 use pingora_core::apps::{HttpServerApp, ServerApp as _};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
-use pingora_proxy::HttpProxy;
 use policy::refusal::{Code, Refusal};
 use policy::requests::RequestRule;
 use policy::stage::Stage;
@@ -48,7 +47,7 @@ const LAST_LOOK: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub struct Door {
     gateway: Arc<Gateway>,
-    proxy: Arc<HttpProxy<Proxy>>,
+    proxy: Arc<Proxy>,
     places: Places,
     opening: Arc<Opening>,
     shutdown: watch::Receiver<bool>,
@@ -86,7 +85,7 @@ impl Door {
     /// A door to `proxy`. The receiver ends when the door and all its connections are gone.
     pub fn new(
         gateway: Arc<Gateway>,
-        proxy: Arc<HttpProxy<Proxy>>,
+        proxy: Arc<Proxy>,
         opening: Opening,
         shutdown: watch::Receiver<bool>,
     ) -> (Self, mpsc::Receiver<()>) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf as _, BytesMut};
 use futures_util::task::AtomicWaker;
+use http::HeaderMap;
 use parking_lot::Mutex;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::SslDigest;
@@ -30,6 +31,9 @@ use super::socket::Socket;
 /// Bytes taken from the socket at a time, and answers gathered before they are sent. Neither buffer outlives its use:
 /// an idle connection holds none.
 const PIECE: usize = 8 * 1024;
+
+/// How pingora ends a body in chunks.
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// For reading on after an early answer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -70,8 +74,8 @@ pub struct Connection {
     /// When the body must be there, and the alarm for it, set while it is waited for.
     body_deadline: Mutex<Option<Instant>>,
     alarm: Option<Pin<Box<Sleep>>>,
-    /// Whether the last read had to wait for the client.
-    waits_for_client: AtomicBool,
+    /// Trailers of the answer, as lines, until the last chunk goes out.
+    trailers: Mutex<Option<BytesMut>>,
     /// Written, not yet sent.
     answer: BytesMut,
     /// Once it speaks HTTP/2, what the client does to it.
@@ -96,7 +100,7 @@ impl Connection {
             fault: None,
             body_deadline: Mutex::new(None),
             alarm: None,
-            waits_for_client: AtomicBool::new(false),
+            trailers: Mutex::default(),
             answer: BytesMut::new(),
             frames: None,
             excess: Arc::default(),
@@ -114,9 +118,16 @@ impl Connection {
         *self.body_deadline.lock() = Some(deadline);
     }
 
-    /// Whether the rest of the body is the client's to send, and it does not.
-    pub fn waits_for_client(&self) -> bool {
-        self.waits_for_client.load(Ordering::Relaxed)
+    /// Sends these after the last chunk of the answer, which is all that is still to be sent of it. pingora 0.9.1 has no
+    /// trailers in HTTP/1.
+    pub fn set_trailers(&self, trailers: &HeaderMap) {
+        let mut lines = BytesMut::new();
+        for (name, value) in trailers {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                lines.extend_from_slice(part);
+            }
+        }
+        *self.trailers.lock() = Some(lines);
     }
 
     /// Wakes the reader when the body is late, or a header of HTTP/2; an error when it is.
@@ -191,7 +202,7 @@ impl Connection {
         self.outbox = BytesMut::new();
         self.alarm = None;
         *self.body_deadline.get_mut() = None;
-        *self.waits_for_client.get_mut() = false;
+        *self.trailers.get_mut() = None;
     }
 
     fn socket(&mut self) -> io::Result<Pin<&mut Socket>> {
@@ -259,13 +270,11 @@ impl AsyncRead for Connection {
             }
             match this.poll_fill(cx) {
                 Poll::Ready(filled) => {
-                    this.waits_for_client.store(false, Ordering::Relaxed);
                     if filled? == 0 {
                         return Poll::Ready(Ok(())); // the client has closed
                     }
                 }
                 Poll::Pending => {
-                    this.waits_for_client.store(!this.gate.is_done(), Ordering::Relaxed);
                     let late = ready!(this.poll_deadline(cx));
                     if this.frames.is_some() {
                         return Poll::Ready(Err(this.end(Excess::SlowHeader)));
@@ -286,6 +295,13 @@ impl AsyncWrite for Connection {
         }
         let taken = if bytes.len() >= PIECE {
             ready!(this.socket()?.poll_write(cx, bytes))?
+        } else if bytes == LAST_CHUNK
+            && let Some(trailers) = this.trailers.get_mut().take()
+        {
+            for part in [&LAST_CHUNK[..3], &trailers, &LAST_CHUNK[3..]] {
+                this.answer.extend_from_slice(part);
+            }
+            bytes.len()
         } else {
             this.answer.extend_from_slice(bytes);
             bytes.len()

@@ -1,0 +1,194 @@
+//! The header of an answer in HTTP/1, and how its body ends (RFC 9112, 6.3).
+
+use http::Version;
+use pingora_core::{Error, ErrorType, OrErr as _, Result};
+use pingora_http::ResponseHeader;
+
+/// Fields of a header, and its bytes.
+const MAX_FIELDS: usize = 256;
+const MAX_LENGTH: usize = 256 * 1024;
+
+/// A header.
+#[derive(Debug)]
+pub(super) struct AnswerHead {
+    pub(super) header: ResponseHeader,
+    /// Its bytes, with the empty line.
+    pub(super) length: usize,
+    pub(super) body: Body,
+    /// Whether the connection can be used again after it.
+    pub(super) keeps: bool,
+}
+
+/// How the body ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Body {
+    /// There is another header to come: this one is informational.
+    Later,
+    None,
+    Length(u64),
+    Chunked,
+    UntilClose,
+    /// What follows is another protocol.
+    Tunnel,
+}
+
+fn malformed<T>(detail: &'static str) -> Result<T> {
+    Err(Error::explain(ErrorType::InvalidHTTPHeader, detail).into_up())
+}
+
+/// Reads the header at the start of `bytes`, of an answer to HEAD or to something else: `None` while it is not complete.
+pub(super) fn parse(bytes: &[u8], head_only: bool) -> Result<Option<AnswerHead>> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut answer = httparse::Response::new(&mut fields);
+    let length = match answer.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) if bytes.len() < MAX_LENGTH => return Ok(None),
+        Ok(httparse::Status::Partial) => return malformed("the header is too large"),
+        Err(_) => return malformed("the header breaks the grammar"),
+    };
+    let status = answer.code.unwrap_or_default();
+    let mut header = ResponseHeader::build(status, Some(answer.headers.len()))
+        .or_err(ErrorType::InvalidHTTPHeader, "the status")
+        .map_err(Error::into_up)?;
+    let http_11 = answer.version == Some(1);
+    header.set_version(if http_11 { Version::HTTP_11 } else { Version::HTTP_10 });
+    // An unusual one is passed on; one that cannot be is no loss.
+    let _ = header.set_reason_phrase(answer.reason);
+    for field in answer.headers.iter() {
+        if header.append_header(field.name.to_owned(), field.value).is_err() {
+            return malformed("a field breaks the grammar");
+        }
+    }
+    let body = body(&mut header, head_only)?;
+    let keeps = is_kept(&header);
+    Ok(Some(AnswerHead { header, length, body, keeps }))
+}
+
+/// Whether the connection is kept: in HTTP/1.1 unless it says `close`, in HTTP/1.0 only if it says `keep-alive`.
+fn is_kept(header: &ResponseHeader) -> bool {
+    let says = |wanted: &str| {
+        let mut values = header.headers.get_all("connection").iter();
+        values.any(|value| {
+            let mut words = value.as_bytes().split(|byte| *byte == b',');
+            words.any(|word| word.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes()))
+        })
+    };
+    !says("close") && (header.version == Version::HTTP_11 || says("keep-alive"))
+}
+
+fn body(header: &mut ResponseHeader, head_only: bool) -> Result<Body> {
+    let status = header.status.as_u16();
+    let length = content_length(header)?;
+    let chunked = is_chunked(header)?;
+    if chunked && length.is_some() {
+        return malformed("both Content-Length and Transfer-Encoding");
+    }
+    Ok(match (status, length) {
+        (101, _) => Body::Tunnel,
+        (100..=199, _) => Body::Later,
+        (204 | 304, _) => Body::None,
+        _ if head_only => Body::None,
+        _ if chunked => Body::Chunked,
+        (_, Some(0)) => Body::None,
+        (_, Some(length)) => Body::Length(length),
+        (_, None) => Body::UntilClose,
+    })
+}
+
+/// The length, if there is one. The same one said twice is said once from here on (RFC 9110, 8.6).
+fn content_length(header: &mut ResponseHeader) -> Result<Option<u64>> {
+    let mut length = None;
+    let mut times = 0;
+    for value in header.headers.get_all("content-length") {
+        for one in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            let digits = !one.is_empty() && one.iter().all(u8::is_ascii_digit);
+            let number = std::str::from_utf8(one).ok().filter(|_| digits).and_then(|one| one.parse().ok());
+            let Some(number): Option<u64> = number else { return malformed("Content-Length is no number") };
+            if length.replace(number).is_some_and(|before| before != number) {
+                return malformed("two different Content-Lengths");
+            }
+            times += 1;
+        }
+    }
+    if times > 1
+        && let Some(length) = length
+    {
+        header.insert_header("content-length", length.to_string())?;
+    }
+    Ok(length)
+}
+
+/// Whether it comes in chunks; nothing but one plain `chunked` is understood.
+fn is_chunked(header: &ResponseHeader) -> Result<bool> {
+    let mut codings = header.headers.get_all("transfer-encoding").iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(false),
+        (Some(coding), None)
+            if coding.as_bytes().eq_ignore_ascii_case(b"chunked") && header.version == Version::HTTP_11 =>
+        {
+            Ok(true)
+        }
+        _ => malformed("Transfer-Encoding is not one `chunked` of HTTP/1.1"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<(Body, bool)> {
+        parse(text.as_bytes(), false).map(|head| {
+            let head = head.expect("a complete header");
+            (head.body, head.keeps)
+        })
+    }
+
+    #[test]
+    fn the_end_of_a_body_is_found_as_the_standard_says() {
+        for (text, body, keeps) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Body::Length(5), true),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\nContent-Length: 5\r\n\r\n", Body::Length(5), true),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", Body::None, true),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n", Body::Chunked, true),
+            ("HTTP/1.1 200\r\nConnection: x, Close\r\n\r\n", Body::UntilClose, false),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", Body::Length(5), false),
+            ("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\n", Body::Length(5), true),
+            ("HTTP/1.1 204 None\r\nContent-Length: 5\r\n\r\n", Body::None, true),
+            ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", Body::None, true),
+            ("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", Body::Later, true),
+            ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n", Body::Tunnel, true),
+        ] {
+            assert_eq!(read(text).unwrap(), (body, keeps), "{text}");
+        }
+        let head = parse(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true).unwrap().unwrap();
+        assert_eq!((head.body, head.length), (Body::None, 38), "an answer to HEAD");
+        assert!(parse(b"HTTP/1.1 200 OK\r\nContent-Le", false).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_same_length_said_twice_is_passed_on_once() {
+        let head = parse(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", false);
+        let header = head.unwrap().unwrap().header;
+        assert_eq!(header.headers.get_all("content-length").iter().count(), 1);
+    }
+
+    #[test]
+    fn what_could_end_in_two_places_is_no_answer() {
+        for text in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
+            "HTTP/2 200 OK\r\n\r\n",
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+        let large = format!("HTTP/1.1 200 OK\r\nA: {}", "b".repeat(MAX_LENGTH));
+        assert!(parse(large.as_bytes(), false).is_err());
+    }
+}

@@ -1,0 +1,273 @@
+//! A hop in HTTP/1.1 (RFC 9112), on a stream of pingora's.
+
+use std::collections::VecDeque;
+use std::future::Future as _;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::HeaderMap;
+use pingora_core::protocols::Stream;
+use pingora_core::protocols::http::v1::client::http_req_header_to_wire;
+use pingora_core::{Error, ErrorType, OrErr as _, Result};
+use pingora_http::RequestHeader;
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+
+use super::Event;
+use super::answer_head::{self, AnswerHead, Body};
+use crate::chunked::{Chunks, Part};
+
+/// Bytes that are read of an answer at a time, at first and when they keep coming.
+const FIRST_PIECE: usize = 4 * 1024;
+const PIECE: usize = 32 * 1024;
+
+/// Bytes of chunk extensions and trailers in an answer.
+const OVERHEAD: usize = 64 * 1024;
+
+/// One request and its answer.
+pub(super) struct Http1 {
+    stream: Stream,
+    /// Not sent yet.
+    outgoing: VecDeque<Bytes>,
+    /// Whether the request's body goes out in chunks.
+    chunked: bool,
+    sending: bool,
+    /// Whether the whole request is out.
+    sent: bool,
+    /// Why no more can be sent.
+    broken: Option<io::Error>,
+    head_only: bool,
+    /// Read, not yet understood.
+    inbox: BytesMut,
+    /// So much is read next.
+    piece: usize,
+    reading: Reading,
+    /// Whether any byte of an answer came.
+    heard: bool,
+    /// Whether the upstream lets the connection be used again.
+    keeps: bool,
+}
+
+enum Reading {
+    Head,
+    Length(u64),
+    Chunks(Chunks),
+    UntilClose,
+    Tunnel,
+    Over,
+}
+
+impl Http1 {
+    pub(super) fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            outgoing: VecDeque::new(),
+            chunked: false,
+            sending: false,
+            sent: false,
+            broken: None,
+            head_only: false,
+            inbox: BytesMut::new(),
+            piece: FIRST_PIECE,
+            reading: Reading::Head,
+            heard: false,
+            keeps: false,
+        }
+    }
+
+    pub(super) fn begin(&mut self, request: &RequestHeader) -> Result<()> {
+        let head = http_req_header_to_wire(request);
+        let head = head.ok_or_else(|| Error::explain(ErrorType::InvalidHTTPHeader, "unfit for HTTP/1.1"))?;
+        self.chunked = request.headers.contains_key("transfer-encoding");
+        self.head_only = request.method == http::Method::HEAD;
+        self.outgoing.push_back(head.freeze());
+        self.sending = true;
+        Ok(())
+    }
+
+    pub(super) fn send(&mut self, piece: Bytes, end: bool) {
+        if self.broken.is_some() {
+            return;
+        }
+        if self.chunked && !piece.is_empty() {
+            self.outgoing.push_back(format!("{:x}\r\n", piece.len()).into());
+        }
+        let ends_chunk = self.chunked && !piece.is_empty();
+        if !piece.is_empty() {
+            self.outgoing.push_back(piece);
+        }
+        match (ends_chunk, self.chunked && end) {
+            (true, true) => self.outgoing.push_back(Bytes::from_static(b"\r\n0\r\n\r\n")),
+            (true, false) => self.outgoing.push_back(Bytes::from_static(b"\r\n")),
+            (false, true) => self.outgoing.push_back(Bytes::from_static(b"0\r\n\r\n")),
+            (false, false) => {}
+        }
+        self.sending = true;
+        self.sent = end;
+    }
+
+    pub(super) fn is_sending(&self) -> bool {
+        self.sending
+    }
+
+    pub(super) fn takes_more(&self) -> bool {
+        self.broken.is_none()
+    }
+
+    /// Whether any byte of an answer came.
+    pub(super) fn heard(&self) -> bool {
+        self.heard
+    }
+
+    /// The stream, if it can be used again.
+    pub(super) fn into_kept(self) -> Option<Stream> {
+        let over = matches!(self.reading, Reading::Over) && self.inbox.is_empty();
+        (over && self.keeps && self.sent && !self.sending && self.broken.is_none()).then_some(self.stream)
+    }
+
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+        if self.sending
+            && let Poll::Ready(sent) = self.poll_send(cx)
+        {
+            // An upstream that takes no more of a request may have answered already.
+            if let Err(error) = sent {
+                self.outgoing.clear();
+                self.broken = Some(error);
+            }
+            self.sending = false;
+            return Poll::Ready(Ok(Event::Sent));
+        }
+        if matches!(self.reading, Reading::Over) {
+            return Poll::Pending; // the rest of the request is on its way
+        }
+        loop {
+            if let Some(event) = self.understand()? {
+                return Poll::Ready(Ok(event));
+            }
+            let filled = match ready!(self.poll_fill(cx)) {
+                Ok(filled) => filled,
+                Err(error) => return Poll::Ready(self.lost(error)),
+            };
+            if filled == 0 {
+                return Poll::Ready(self.closed());
+            }
+        }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(piece) = self.outgoing.front_mut() {
+            let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, piece))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            piece.advance(sent);
+            if piece.is_empty() {
+                self.outgoing.pop_front();
+            }
+        }
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.inbox.reserve(self.piece);
+        let filled = ready!(pin!(self.stream.read_buf(&mut self.inbox)).poll(cx))?;
+        if filled >= self.piece {
+            self.piece = PIECE;
+        }
+        self.heard |= filled > 0;
+        Poll::Ready(Ok(filled))
+    }
+
+    /// What the bytes that are there mean, if there are enough of them.
+    fn understand(&mut self) -> Result<Option<Event>> {
+        match &mut self.reading {
+            Reading::Head => {
+                let Some(AnswerHead { header, length, body, keeps }) =
+                    answer_head::parse(&self.inbox, self.head_only)?
+                else {
+                    return Ok(None);
+                };
+                self.inbox.advance(length);
+                self.keeps = keeps;
+                self.reading = match body {
+                    Body::Later => Reading::Head,
+                    Body::None => Reading::Over,
+                    Body::Length(length) => Reading::Length(length),
+                    Body::Chunked => Reading::Chunks(Chunks::new(OVERHEAD)),
+                    Body::UntilClose => Reading::UntilClose,
+                    Body::Tunnel => {
+                        // What follows is not HTTP, in either direction.
+                        (self.chunked, self.sent) = (false, false);
+                        Reading::Tunnel
+                    }
+                };
+                Ok(Some(Event::Head(Box::new(header), matches!(self.reading, Reading::Over))))
+            }
+            Reading::Length(left) => {
+                if self.inbox.is_empty() {
+                    return Ok(None);
+                }
+                let count = self.inbox.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= count as u64;
+                let end = *left == 0;
+                if end {
+                    self.reading = Reading::Over;
+                }
+                Ok(Some(Event::Piece(self.inbox.split_to(count).freeze(), end)))
+            }
+            Reading::Chunks(chunks) => loop {
+                let part = chunks.next(&mut self.inbox, PIECE);
+                match part.or_err(ErrorType::ReadError, "in an answer").map_err(Error::into_up)? {
+                    None => return Ok(None),
+                    Some(Part::Data(data)) => return Ok(Some(Event::Piece(data.freeze(), false))),
+                    Some(Part::End) => {
+                        let trailers = trailers(chunks.trailers())?;
+                        self.reading = Reading::Over;
+                        return Ok(Some(Event::End(trailers)));
+                    }
+                    Some(Part::Size(_) | Part::ChunkEnd) => {}
+                }
+            },
+            Reading::UntilClose | Reading::Tunnel => {
+                let piece = self.inbox.split().freeze();
+                Ok((!piece.is_empty()).then_some(Event::Piece(piece, false)))
+            }
+            // What comes after an answer belongs to no request.
+            Reading::Over => Ok(None),
+        }
+    }
+
+    /// The upstream closes.
+    fn closed(&mut self) -> Result<Event> {
+        match self.reading {
+            Reading::UntilClose | Reading::Tunnel => {
+                self.reading = Reading::Over;
+                Ok(Event::End(None))
+            }
+            _ => self.lost(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// The connection ended before the answer did. What went wrong first is why.
+    fn lost(&mut self, error: io::Error) -> Result<Event> {
+        let why = self.broken.take().unwrap_or(error);
+        Err(Error::because(ErrorType::ConnectionClosed, "before the end of the answer", why).into_up())
+    }
+}
+
+fn trailers(lines: &[u8]) -> Result<Option<HeaderMap>> {
+    if lines.is_empty() {
+        return Ok(None);
+    }
+    let mut trailers = HeaderMap::new();
+    for line in lines.split(|byte| *byte == b'\n') {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        let invalid = ErrorType::InvalidHTTPHeader;
+        let name = http::HeaderName::from_bytes(name).or_err(invalid.clone(), "a trailer's name")?;
+        let value = http::HeaderValue::from_bytes(value).or_err(invalid, "a trailer's value")?;
+        trailers.append(name, value);
+    }
+    Ok(Some(trailers))
+}

@@ -1,0 +1,124 @@
+//! The hop to an upstream: one request and its answer on one connection.
+//!
+//! Both directions move at once. While a body waits until the upstream takes more of it, the answer is read on; so an
+//! upstream that answers while it reads holds up nobody. Of an answer one piece is read at a time, and the next one when
+//! the client has taken it: a client that does not read holds that piece and no more.
+
+mod answer_head;
+mod http1;
+mod http2;
+mod pool;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use pingora_core::protocols::Stream;
+use pingora_core::protocols::http::v2::client::Http2Session;
+use pingora_core::{Error, ErrorType, Result, RetryType};
+use pingora_http::{RequestHeader, ResponseHeader};
+
+use http1::Http1;
+use http2::Http2;
+pub use pool::Pool;
+
+/// What happens on a hop.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// What was to be sent is sent, or cannot be.
+    Sent,
+    /// A header, informational or not, and whether nothing follows it.
+    Head(Box<ResponseHeader>, bool),
+    /// A piece of the answer's body, and whether it is the last.
+    Piece(Bytes, bool),
+    /// The end of the answer.
+    End(Option<HeaderMap>),
+}
+
+/// One request and its answer on one connection.
+pub(crate) struct Hop {
+    wire: Wire,
+    /// Whether the connection served others before.
+    reused: bool,
+}
+
+enum Wire {
+    Http1(Box<Http1>),
+    Http2(Box<Http2>),
+}
+
+impl Hop {
+    fn http1(stream: Stream, reused: bool) -> Self {
+        Self { wire: Wire::Http1(Box::new(Http1::new(stream))), reused }
+    }
+
+    fn http2(stream: Http2Session, reused: bool) -> Self {
+        Self { wire: Wire::Http2(Box::new(Http2::new(stream))), reused }
+    }
+
+    /// Whether it is one of HTTP/2.
+    pub(crate) fn is_http2(&self) -> bool {
+        matches!(self.wire, Wire::Http2(_))
+    }
+
+    /// Begins with the request's header; `ends` when there is no body, not even an empty one.
+    pub(crate) fn begin(&mut self, request: Box<RequestHeader>, scheme: &str, ends: bool) -> Result<()> {
+        match &mut self.wire {
+            Wire::Http1(hop) => {
+                hop.begin(&request)?;
+                if ends {
+                    hop.send(Bytes::new(), true);
+                }
+                Ok(())
+            }
+            Wire::Http2(hop) => hop.begin(request, scheme, ends),
+        }
+    }
+
+    /// Gives it a piece of the request's body, when the one before is [sent](Event::Sent).
+    pub(crate) fn send(&mut self, piece: Bytes, end: bool) {
+        match &mut self.wire {
+            Wire::Http1(hop) => hop.send(piece, end),
+            Wire::Http2(hop) => hop.send(piece, end),
+        }
+    }
+
+    /// Whether something waits to be sent.
+    pub(crate) fn is_sending(&self) -> bool {
+        match &self.wire {
+            Wire::Http1(hop) => hop.is_sending(),
+            Wire::Http2(hop) => hop.is_sending(),
+        }
+    }
+
+    /// Whether the upstream still takes what is sent to it; it may answer nevertheless.
+    pub(crate) fn takes_more(&self) -> bool {
+        match &self.wire {
+            Wire::Http1(hop) => hop.takes_more(),
+            Wire::Http2(hop) => hop.takes_more(),
+        }
+    }
+
+    /// Moves what can be moved in either direction until something happens. Nothing is lost when it is dropped before.
+    pub(crate) async fn next(&mut self) -> Result<Event> {
+        std::future::poll_fn(|cx| match &mut self.wire {
+            Wire::Http1(hop) => hop.poll_next(cx),
+            Wire::Http2(hop) => hop.poll_next(cx),
+        })
+        .await
+    }
+
+    /// Whether `fault` is that of a kept connection which the upstream closed at the moment when the request came, most
+    /// likely.
+    pub(crate) fn is_stale(&self, fault: &Error) -> bool {
+        self.reused
+            && match &self.wire {
+                Wire::Http1(hop) => !hop.heard() && *fault.etype() == ErrorType::ConnectionClosed,
+                Wire::Http2(_) => matches!(fault.retry, RetryType::ReusedOnly),
+            }
+    }
+
+    /// Whether `fault` says that the upstream did not look at the request (RFC 9113, 6.8 and 8.7).
+    pub(crate) fn is_untouched(&self, fault: &Error) -> bool {
+        let says_so = matches!(fault.etype(), ErrorType::H2Error | ErrorType::H2Downgrade);
+        self.is_http2() && says_so && matches!(fault.retry, RetryType::Decided(true))
+    }
+}

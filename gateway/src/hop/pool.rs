@@ -1,0 +1,82 @@
+//! Connections to upstreams, which are pingora's: made, kept while nobody uses them, and shared where they speak HTTP/2.
+
+use std::sync::Arc;
+
+use pingora_core::connectors::ConnectorOptions;
+use pingora_core::connectors::http::v2::{Connector, H2HandshakeSettings, handshake};
+use pingora_core::protocols::{ALPN, Stream};
+use pingora_core::upstreams::peer::{HttpPeer, Peer as _};
+use pingora_core::{Error, ErrorType, OkOrErr as _, Result};
+
+use super::{Hop, Wire};
+
+/// The connections of all upstreams.
+#[derive(Clone)]
+pub struct Pool(Arc<Connector>);
+
+impl Pool {
+    /// Keeps at most so many that nobody uses, all upstreams together.
+    pub fn new(kept: usize) -> Self {
+        Self(Arc::new(Connector::new(Some(ConnectorOptions::new(kept)))))
+    }
+
+    /// A connection to `peer`, or a stream of one; a new one if `fresh`.
+    pub(crate) async fn connect(&self, peer: &HttpPeer, fresh: bool) -> Result<Hop> {
+        let (http1, http2) = match peer.options.alpn {
+            ALPN::H1 => (true, false),
+            ALPN::H2 => (false, true),
+            _ => (true, true),
+        };
+        if !fresh {
+            if http2 && let Some(stream) = self.0.reused_http_session(peer).await? {
+                return Ok(Hop::http2(stream, true));
+            }
+            if http1 && let Some(stream) = self.0.transport().reused_stream(peer).await {
+                return Ok(Hop::http1(stream, true));
+            }
+        }
+        let stream = self.0.transport().new_stream(peer).await?;
+        match stream.selected_alpn_proto() {
+            Some(ALPN::H2) => self.open(stream, peer).await,
+            // Without TLS nobody is asked.
+            None if !http1 && !peer.is_tls() => self.open(stream, peer).await,
+            _ if http1 => Ok(Hop::http1(stream, false)),
+            _ => Error::e_explain(ErrorType::H2Error, "the upstream agreed on HTTP/1.1"),
+        }
+    }
+
+    /// Begins to speak HTTP/2.
+    async fn open(&self, stream: Stream, peer: &HttpPeer) -> Result<Hop> {
+        let options = &peer.options;
+        let mut settings = H2HandshakeSettings::new();
+        settings.max_streams = options.max_h2_streams;
+        settings.ping_interval = options.h2_ping_interval;
+        settings.stream_window_size = options.h2_stream_window_size;
+        settings.connection_window_size = options.h2_connection_window_size;
+        let connection = handshake(stream, settings).await?;
+        let stream = connection.spawn_stream().await?;
+        let stream = stream.or_err(ErrorType::H2Error, "a new connection takes no request")?;
+        if connection.more_streams_allowed() {
+            self.0.in_use_pool().insert(peer.reuse_hash(), connection);
+        }
+        Ok(Hop::http2(stream, false))
+    }
+
+    /// Takes a hop back: what can serve another request is kept.
+    pub(crate) fn release(&self, hop: Hop, peer: &HttpPeer, timed_out: bool) {
+        let idle = peer.options.idle_timeout;
+        match hop.wire {
+            Wire::Http1(hop) => {
+                if let Some(stream) = hop.into_kept() {
+                    self.0.transport().release_stream(stream, peer.reuse_hash(), idle);
+                }
+            }
+            Wire::Http2(hop) => self.0.release_http_session(hop.end(timed_out), peer, idle),
+        }
+    }
+
+    /// The upstream wants HTTP/1.1 for what it was asked in HTTP/2, where both are allowed.
+    pub(crate) fn prefer_http1(&self, peer: &HttpPeer) {
+        self.0.prefer_h1(peer);
+    }
+}

@@ -1,0 +1,234 @@
+//! Passing a request on to its upstream and the answer back, as often as it takes.
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use pingora_core::protocols::http::{HttpTask, ServerSession as Session};
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use tokio::time::{Instant as Alarm, sleep};
+use tracing::error;
+
+use crate::again::try_again;
+use crate::exchange::Exchange;
+use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, understand};
+use crate::forward;
+use crate::hop::{Event, Hop};
+use crate::proxy::Proxy;
+
+/// A WebSocket through which nothing passes for so long is closed.
+const QUIET_TUNNEL: Duration = Duration::from_hours(1);
+
+/// How a try ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Try {
+    Answered,
+    Again,
+}
+
+impl Proxy {
+    /// Sends an admitted request to its upstream, again where the policy says so, and the client the answer.
+    pub(crate) async fn relay(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
+        session.enable_retry_buffering();
+        loop {
+            let peer = self.next_peer(exchange).await?;
+            let tried = self.try_once(session, exchange, &peer).await;
+            if tried.as_ref().is_ok_and(|tried| *tried == Try::Answered) {
+                return Ok(());
+            }
+            exchange.upstream_is_done();
+            let Err(fault) = tried else { continue };
+            let again = understand(session, &fault).is_some_and(|(_, outcome)| {
+                exchange.tell_address(outcome);
+                try_again(&self.gateway, session, exchange, outcome, None)
+            });
+            if !again {
+                return Err(fault);
+            }
+        }
+    }
+
+    /// Where the next try goes, when it is time for it.
+    async fn next_peer(&self, exchange: &mut Exchange) -> Result<HttpPeer> {
+        let internal = || Error::explain(ErrorType::InternalError, "not admitted");
+        let admission = exchange.admission.as_ref().ok_or_else(internal)?;
+        let route = std::sync::Arc::clone(&admission.route);
+        if let Some(wait) = exchange.begin_try() {
+            tokio::time::sleep(wait).await;
+        }
+        if let Some(rule) = route.retry.as_deref().filter(|_| exchange.tries == 1) {
+            self.gateway.retry_budgets.pay_in(&route.upstream, rule);
+        }
+        let last = exchange.turn.take().map(|turn| turn.member());
+        let found = self.upstreams.peer(&route.upstream, exchange.try_timeout(), last).await;
+        exchange.asked_upstream = Some(Instant::now());
+        let (mut peer, turn) = found.map_err(|error| {
+            error!(upstream = &*route.upstream, error = format!("{error:#}"), "no address");
+            Error::new_up(ErrorType::ConnectError)
+        })?;
+        exchange.turn = Some(turn);
+        if exchange.handshake {
+            peer.options.set_http_version(1, 1); // HTTP/2 has no such upgrade
+        }
+        Ok(peer)
+    }
+
+    /// One try. A kept connection that was closed meanwhile is nobody's failure: the request goes over a new one.
+    async fn try_once(&self, session: &mut Session, exchange: &mut Exchange, peer: &HttpPeer) -> Result<Try> {
+        let mut fresh = false;
+        loop {
+            let mut hop = self.pool.connect(peer, fresh).await.map_err(Error::into_up)?;
+            let carried = self.carry(session, exchange, &mut hop, peer).await;
+            let Err(fault) = &carried else {
+                self.pool.release(hop, peer, false);
+                return carried;
+            };
+            if *fault.etype() == ErrorType::H2Downgrade {
+                self.pool.prefer_http1(peer);
+            }
+            let repeatable = session.req_header().method.is_idempotent();
+            let unheard = hop.is_untouched(fault) || (hop.is_stale(fault) && repeatable);
+            self.pool.release(hop, peer, is_timeout(fault));
+            if fresh || !unheard || session.retry_buffer_truncated() {
+                return carried;
+            }
+            (fresh, exchange.received) = (true, 0);
+        }
+    }
+
+    /// Carries the request's body up and the answer down, both at once.
+    async fn carry(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        hop: &mut Hop,
+        peer: &HttpPeer,
+    ) -> Result<Try> {
+        let read_before = session.get_retry_buffer();
+        let mut read_whole = session.is_body_done();
+        let (signer, has_body) = (self.signer.as_ref(), !session.is_body_empty());
+        let request = forward::outgoing(session.req_header(), exchange, signer, hop.is_http2(), has_body)?;
+        let scheme = if peer.is_tls() { "https" } else { "http" };
+        hop.begin(request, scheme, read_whole && read_before.is_none())?;
+        if let Some(piece) = read_before {
+            exchange.take_in(&piece)?;
+            hop.send(piece, read_whole);
+        }
+        let mut patience = exchange.try_timeout();
+        let mut alarm = pin!(sleep(patience));
+        let (mut answered, mut tunnel) = (false, false);
+        loop {
+            let sent = !hop.takes_more() || (read_whole && !hop.is_sending());
+            if answered && sent {
+                return Ok(Try::Answered);
+            }
+            // A client that has sent everything is listened to as well: it may leave.
+            let listens = read_whole || (hop.takes_more() && !hop.is_sending());
+            tokio::select! {
+                event = hop.next(), if !answered || hop.is_sending() => match event? {
+                    Event::Sent => {}
+                    Event::Head(header, false) if is_informational(&header) => {
+                        session.write_response_header(header).await.map_err(Error::into_down)?;
+                    }
+                    Event::Head(mut header, end) => {
+                        if !self.take_head(session, exchange, &mut header, end)? {
+                            return Ok(Try::Again);
+                        }
+                        if header.status == StatusCode::SWITCHING_PROTOCOLS {
+                            (tunnel, read_whole, patience) = (true, false, QUIET_TUNNEL);
+                        }
+                        if self.is_leaving() {
+                            session.set_keepalive(None);
+                        }
+                        session.response_duplex_vec(vec![HttpTask::Header(header, end)]).await?;
+                        answered = end;
+                    }
+                    Event::Piece(piece, end) => {
+                        self.take_piece(exchange, &piece, end);
+                        let task = if tunnel { HttpTask::UpgradedBody } else { HttpTask::Body };
+                        session.response_duplex_vec(vec![task(Some(piece), end)]).await?;
+                        answered = end;
+                    }
+                    Event::End(trailers) => {
+                        self.take_piece(exchange, &Bytes::new(), true);
+                        end_answer(session, exchange, trailers).await?;
+                        if tunnel {
+                            return Ok(Try::Answered);
+                        }
+                        answered = true;
+                    }
+                },
+                piece = session.read_body_or_idle(read_whole), if listens => {
+                    let piece = piece.map_err(Error::into_down)?;
+                    if tunnel && piece.is_none() {
+                        return Ok(Try::Answered);
+                    }
+                    read_whole = !tunnel && (piece.is_none() || session.is_body_done());
+                    let piece = piece.unwrap_or_default();
+                    if !tunnel {
+                        exchange.take_in(&piece)?;
+                    }
+                    if !piece.is_empty() || read_whole {
+                        hop.send(piece, read_whole);
+                    }
+                }
+                () = &mut alarm => return late(hop, read_whole),
+            }
+            alarm.as_mut().reset(Alarm::now() + patience);
+        }
+    }
+}
+
+/// Ends the answer, with its trailers where the client can be told of them.
+async fn end_answer(
+    session: &mut Session,
+    exchange: &mut Exchange,
+    trailers: Option<HeaderMap>,
+) -> Result<()> {
+    let Some(mut trailers) = trailers else {
+        return session.response_duplex_vec(vec![HttpTask::Done]).await.map(drop);
+    };
+    Proxy::take_trailers(exchange, &mut trailers);
+    if let Some(connection) = connection(session) {
+        connection.set_trailers(&trailers);
+    }
+    session.response_duplex_vec(vec![HttpTask::Trailer(Some(Box::new(trailers)))]).await.map(drop)
+}
+
+/// Informational, and not the last word.
+fn is_informational(header: &ResponseHeader) -> bool {
+    header.status.is_informational() && header.status != StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// Nothing moved for too long. Who was to move: an upstream that waits for a body which does not come has not failed.
+fn late(hop: &Hop, read_whole: bool) -> Result<Try> {
+    if hop.is_sending() {
+        Err(Error::new_up(ErrorType::WriteTimedout))
+    } else if read_whole || !hop.takes_more() {
+        Err(Error::new_up(ErrorType::ReadTimedout))
+    } else {
+        Err(Error::new_down(BODY_TOO_SLOW))
+    }
+}
+
+fn is_timeout(fault: &Error) -> bool {
+    matches!(fault.etype(), ErrorType::WriteTimedout | ErrorType::ReadTimedout)
+        && *fault.esource() == pingora_core::ErrorSource::Upstream
+}
+
+impl Exchange {
+    /// Takes in a piece of the request's body.
+    fn take_in(&mut self, piece: &Bytes) -> Result<()> {
+        self.received += piece.len() as u64;
+        if self.received > self.max_body() {
+            return Err(Error::new_down(BODY_TOO_LARGE));
+        }
+        if !piece.is_empty() && self.started.elapsed() > self.request_timeout() {
+            return Err(Error::new_down(BODY_TOO_SLOW));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! What becomes of an upstream's answer: what it says about the upstream, and what of it the client gets.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+use pingora_core::protocols::http::ServerSession as Session;
+use pingora_core::{Error, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use policy::authorize::Permission;
+use policy::breaker::Outcome;
+use policy::routes::WhenOpen;
+
+use crate::again::{retry_after, try_again};
+use crate::answer;
+use crate::clock;
+use crate::exchange::Exchange;
+use crate::failure::connection;
+use crate::forward;
+use crate::grpc;
+use crate::proxy::Proxy;
+use crate::stale::{self, Keeping};
+use crate::tunnels::Open;
+
+impl Proxy {
+    /// Takes the header of an answer and makes it the client's; `false` when the request is sent again in its place.
+    pub(crate) fn take_head(
+        &self,
+        session: &Session,
+        exchange: &mut Exchange,
+        header: &mut ResponseHeader,
+        is_empty: bool,
+    ) -> Result<bool> {
+        if !forward::is_sound(header, exchange.handshake) {
+            return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
+        }
+        let mut outcome = Outcome::Answered(header.status.as_u16());
+        exchange.is_grpc = grpc::is_grpc(&header.headers);
+        if let Some(called) = exchange.call_status(&header.headers) {
+            outcome = called;
+        }
+        if header.remove_header(answer::READ_ONLY).is_some() {
+            // The service refuses to change something, but it is well: its breaker has nothing to count.
+            outcome = Outcome::ClientLeft;
+        }
+        // A call of gRPC may still fail in its trailers: others wait for those, or for its first message.
+        let is_told = !exchange.is_grpc || exchange.grpc_status.is_some();
+        if is_told {
+            exchange.tell_address(outcome);
+        }
+        if try_again(&self.gateway, session, exchange, outcome, retry_after(header)) {
+            return Ok(false);
+        }
+        exchange.outcome = Some(outcome);
+        if is_told {
+            exchange.settle_early(outcome);
+        }
+        let upgraded = header.status == StatusCode::SWITCHING_PROTOCOLS;
+        if upgraded {
+            self.note_tunnel(session, exchange);
+        }
+        forward::clean_answer(header, upgraded);
+        forward::frame(header, session.req_header(), is_empty)?;
+        add_fields(exchange, header)?;
+        exchange.keeping = keep(session.req_header(), header, exchange);
+        Ok(true)
+    }
+
+    fn note_tunnel(&self, session: &Session, exchange: &mut Exchange) {
+        let (Some(connection), Some(admission)) = (connection(session), &exchange.admission) else { return };
+        let (route, subject) = (&admission.route, &admission.subject);
+        let (path, id, cut) = (exchange.path(), &exchange.request_id, connection.cut());
+        exchange.tunnel = Some(Open::new(&self.gateway, route, subject, path, id, cut));
+    }
+
+    /// Takes a piece of an answer's body, the last one or not.
+    pub(crate) fn take_piece(&self, exchange: &mut Exchange, piece: &Bytes, end: bool) {
+        if let Some(outcome) = exchange.outcome.filter(|_| exchange.is_grpc && !piece.is_empty()) {
+            exchange.settle_early(outcome);
+        }
+        if exchange.keeping.as_mut().is_some_and(|keeping| !keeping.take_in(piece)) {
+            exchange.keeping = None;
+        }
+        if let Some(keeping) = exchange.keeping.take_if(|_| end) {
+            self.gateway.last_good.keep(keeping);
+        }
+    }
+
+    /// Takes the trailers of an answer: a call of gRPC says last how it went.
+    pub(crate) fn take_trailers(exchange: &mut Exchange, trailers: &mut HeaderMap) {
+        forward::clean_trailers(trailers);
+        if let Some(outcome) = exchange.call_status(trailers) {
+            exchange.tell_address(outcome);
+            exchange.outcome = Some(outcome);
+            exchange.settle_early(outcome);
+        }
+    }
+}
+
+/// What every answer says, whoever made it.
+fn add_fields(exchange: &Exchange, header: &mut ResponseHeader) -> Result<()> {
+    for (name, value) in answer::common(&exchange.request_id, &exchange.rules().headers) {
+        header.insert_header(name, value)?;
+    }
+    let admission = exchange.admission.as_ref();
+    let quotas = admission.map(|admission| admission.quotas.as_slice()).unwrap_or_default();
+    for (name, value) in answer::rate_limit(quotas) {
+        header.insert_header(name, value)?;
+    }
+    if admission.is_some_and(|one| one.permission == Permission::LastKnown) {
+        header.append_header("warning", answer::PERMISSION_LAST_KNOWN)?;
+    }
+    Ok(())
+}
+
+/// Begins to keep an answer, where the route wants the last good one while its breaker is open.
+fn keep(request: &RequestHeader, response: &ResponseHeader, exchange: &Exchange) -> Option<Keeping> {
+    let admission = exchange.admission.as_ref()?;
+    let wanted = admission.route.when_open == WhenOpen::Stale && request.method == Method::GET;
+    if !wanted || admission.permission == Permission::LastKnown {
+        return None;
+    }
+    let key = stale::key(&admission.route, &admission.subject, &exchange.target, request);
+    Keeping::begin(key, response, clock::now())
+}
