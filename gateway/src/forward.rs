@@ -84,10 +84,9 @@ pub(crate) fn outgoing(
         request.remove_header(name);
     }
     rewrite(&mut request, received, exchange, signer)?;
-    // Trailers are passed on, if the client takes them.
-    let takes_trailers = received.headers.get_all("te").iter().any(|value| value.as_bytes() == b"trailers");
     if http2 {
-        if takes_trailers {
+        // gRPC asks for it, and HTTP/2 knows no other (RFC 9113, 8.2.2).
+        if received.headers.get_all("te").iter().any(|value| value.as_bytes() == b"trailers") {
             request.insert_header("te", "trailers")?;
         }
         return Ok(request);
@@ -98,9 +97,6 @@ pub(crate) fn outgoing(
     if exchange.handshake {
         request.insert_header("connection", "upgrade")?;
         request.insert_header("upgrade", "websocket")?;
-    } else if takes_trailers {
-        request.insert_header("connection", "te")?;
-        request.insert_header("te", "trailers")?;
     }
     Ok(request)
 }

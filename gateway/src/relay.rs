@@ -117,9 +117,9 @@ impl Proxy {
             exchange.take_in(&piece)?;
             hop.send(piece, read_whole);
         }
-        let mut patience = exchange.try_timeout();
+        let patience = exchange.try_timeout();
         let mut alarm = pin!(sleep(patience));
-        let (mut answered, mut tunnel) = (false, false);
+        let mut answered = false;
         loop {
             let sent = !hop.takes_more() || (read_whole && !hop.is_sending());
             if answered && sent {
@@ -137,40 +137,32 @@ impl Proxy {
                         if !self.take_head(session, exchange, &mut header, end)? {
                             return Ok(Try::Again);
                         }
-                        if header.status == StatusCode::SWITCHING_PROTOCOLS {
-                            (tunnel, read_whole, patience) = (true, false, QUIET_TUNNEL);
-                        }
                         if self.is_leaving() {
                             session.set_keepalive(None);
                         }
-                        session.response_duplex_vec(vec![HttpTask::Header(header, end)]).await?;
+                        let upgraded = header.status == StatusCode::SWITCHING_PROTOCOLS;
+                        tell(session, HttpTask::Header(header, end)).await?;
+                        if upgraded {
+                            return tunnel(session, hop).await;
+                        }
                         answered = end;
                     }
                     Event::Piece(piece, end) => {
                         self.take_piece(exchange, &piece, end);
-                        let task = if tunnel { HttpTask::UpgradedBody } else { HttpTask::Body };
-                        session.response_duplex_vec(vec![task(Some(piece), end)]).await?;
+                        tell(session, HttpTask::Body(Some(piece), end)).await?;
                         answered = end;
                     }
                     Event::End(trailers) => {
                         self.take_piece(exchange, &Bytes::new(), true);
                         end_answer(session, exchange, trailers).await?;
-                        if tunnel {
-                            return Ok(Try::Answered);
-                        }
                         answered = true;
                     }
                 },
                 piece = session.read_body_or_idle(read_whole), if listens => {
                     let piece = piece.map_err(Error::into_down)?;
-                    if tunnel && piece.is_none() {
-                        return Ok(Try::Answered);
-                    }
-                    read_whole = !tunnel && (piece.is_none() || session.is_body_done());
+                    read_whole = piece.is_none() || session.is_body_done();
                     let piece = piece.unwrap_or_default();
-                    if !tunnel {
-                        exchange.take_in(&piece)?;
-                    }
+                    exchange.take_in(&piece)?;
                     if !piece.is_empty() || read_whole {
                         hop.send(piece, read_whole);
                     }
@@ -182,20 +174,50 @@ impl Proxy {
     }
 }
 
+/// Passes bytes both ways until either side ends.
+async fn tunnel(session: &mut Session, hop: &mut Hop) -> Result<Try> {
+    let mut alarm = pin!(sleep(QUIET_TUNNEL));
+    loop {
+        tokio::select! {
+            event = hop.next() => match event? {
+                Event::Piece(piece, _) => tell(session, HttpTask::UpgradedBody(Some(piece), false)).await?,
+                Event::End(_) => {
+                    tell(session, HttpTask::Done).await?;
+                    return Ok(Try::Answered);
+                }
+                Event::Sent | Event::Head(..) => {}
+            },
+            piece = session.read_body_or_idle(false), if !hop.is_sending() => {
+                match piece.map_err(Error::into_down)? {
+                    Some(piece) => hop.send(piece, false),
+                    None => return Ok(Try::Answered),
+                }
+            }
+            () = &mut alarm => return late(hop, true),
+        }
+        alarm.as_mut().reset(Alarm::now() + QUIET_TUNNEL);
+    }
+}
+
 /// Ends the answer, with its trailers where the client can be told of them.
 async fn end_answer(
     session: &mut Session,
     exchange: &mut Exchange,
     trailers: Option<HeaderMap>,
 ) -> Result<()> {
-    let Some(mut trailers) = trailers else {
-        return session.response_duplex_vec(vec![HttpTask::Done]).await.map(drop);
-    };
+    let mut trailers = trailers.unwrap_or_default();
     Proxy::take_trailers(exchange, &mut trailers);
+    if trailers.is_empty() {
+        return tell(session, HttpTask::Done).await;
+    }
     if let Some(connection) = connection(session) {
         connection.set_trailers(&trailers);
     }
-    session.response_duplex_vec(vec![HttpTask::Trailer(Some(Box::new(trailers)))]).await.map(drop)
+    tell(session, HttpTask::Trailer(Some(Box::new(trailers)))).await
+}
+
+async fn tell(session: &mut Session, task: HttpTask) -> Result<()> {
+    session.response_duplex_vec(vec![task]).await.map(drop).map_err(Error::into_down)
 }
 
 /// Informational, and not the last word.

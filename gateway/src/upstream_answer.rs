@@ -87,7 +87,9 @@ impl Proxy {
     /// Takes the trailers of an answer: a call of gRPC says last how it went.
     pub(crate) fn take_trailers(exchange: &mut Exchange, trailers: &mut HeaderMap) {
         forward::clean_trailers(trailers);
-        if let Some(outcome) = exchange.call_status(trailers) {
+        if exchange.grpc_status.is_none()
+            && let Some(outcome) = exchange.call_status(trailers)
+        {
             exchange.tell_address(outcome);
             exchange.outcome = Some(outcome);
             exchange.settle_early(outcome);

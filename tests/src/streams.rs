@@ -1,6 +1,7 @@
 //! An upstream of long streams: a body as large as one likes either way, and events that go on.
 //!
-//! `GET /down/BYTES` sends so many, `POST /up` counts what it is sent, `GET /events/COUNT` sends an event a second.
+//! `GET /down/BYTES` sends so many, `POST /up` counts what it is sent, `PUT /echo` sends it back as it comes, `GET /events/COUNT`
+//! sends an event a second.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -45,6 +46,18 @@ async fn serve(stream: TcpStream) -> std::io::Result<()> {
             stream.write_all(head.as_bytes()).await?;
             let source = tokio::io::repeat(b'x').take(number);
             tokio::io::copy_buf(&mut BufReader::with_capacity(64 * 1024, source), &mut stream).await?;
+        } else if path == "/echo" {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await?;
+            let mut piece = vec![0; 64 * 1024];
+            while length > 0 {
+                let count = stream.read(&mut piece).await?;
+                if count == 0 {
+                    return Ok(());
+                }
+                stream.write_all(&piece[..count]).await?;
+                length -= count as u64;
+            }
         } else if path.starts_with("/events/") {
             stream
                 .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")

@@ -1,5 +1,7 @@
 //! The header of an answer in HTTP/1, and how its body ends (RFC 9112, 6.3).
 
+use std::mem::MaybeUninit;
+
 use http::Version;
 use pingora_core::{Error, ErrorType, OrErr as _, Result};
 use pingora_http::ResponseHeader;
@@ -38,9 +40,10 @@ fn malformed<T>(detail: &'static str) -> Result<T> {
 
 /// Reads the header at the start of `bytes`, of an answer to HEAD or to something else: `None` while it is not complete.
 pub(super) fn parse(bytes: &[u8], head_only: bool) -> Result<Option<AnswerHead>> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let mut answer = httparse::Response::new(&mut fields);
-    let length = match answer.parse(bytes) {
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut answer = httparse::Response::new(&mut []);
+    let parser = httparse::ParserConfig::default();
+    let length = match parser.parse_response_with_uninit_headers(&mut answer, bytes, &mut fields) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if bytes.len() < MAX_LENGTH => return Ok(None),
         Ok(httparse::Status::Partial) => return malformed("the header is too large"),

@@ -28,7 +28,8 @@ impl Pool {
             _ => (true, true),
         };
         if !fresh {
-            if http2 && let Some(stream) = self.0.reused_http_session(peer).await? {
+            // One that broke meanwhile is as good as none.
+            if http2 && let Ok(Some(stream)) = self.0.reused_http_session(peer).await {
                 return Ok(Hop::http2(stream, true));
             }
             if http1 && let Some(stream) = self.0.transport().reused_stream(peer).await {

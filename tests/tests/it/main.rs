@@ -10,6 +10,7 @@ mod degraded;
 mod drain;
 mod framing;
 mod grpc;
+mod hop;
 mod http2;
 mod identity;
 mod limits;
