@@ -118,6 +118,7 @@ impl Proxy {
             hop.send(piece, read_whole);
         }
         let patience = exchange.try_timeout();
+        let body_deadline = Alarm::from_std(exchange.started + exchange.request_timeout());
         let mut alarm = pin!(sleep(patience));
         let mut answered = false;
         loop {
@@ -125,8 +126,15 @@ impl Proxy {
             if answered && sent {
                 return Ok(Try::Answered);
             }
+            let patient_until = Alarm::now() + patience;
+            let waits_for_body = !read_whole && hop.takes_more() && !hop.is_sending();
+            alarm.as_mut().reset(if waits_for_body {
+                patient_until.min(body_deadline)
+            } else {
+                patient_until
+            });
             // A client that has sent everything is listened to as well: it may leave.
-            let listens = read_whole || (hop.takes_more() && !hop.is_sending());
+            let listens = read_whole || waits_for_body;
             tokio::select! {
                 event = hop.next(), if !answered || hop.is_sending() => match event? {
                     Event::Sent => {}
@@ -167,9 +175,8 @@ impl Proxy {
                         hop.send(piece, read_whole);
                     }
                 }
-                () = &mut alarm => return late(hop, read_whole),
+                () = &mut alarm => return late(hop, waits_for_body),
             }
-            alarm.as_mut().reset(Alarm::now() + patience);
         }
     }
 }
@@ -193,7 +200,7 @@ async fn tunnel(session: &mut Session, hop: &mut Hop) -> Result<Try> {
                     None => return Ok(Try::Answered),
                 }
             }
-            () = &mut alarm => return late(hop, true),
+            () = &mut alarm => return late(hop, false),
         }
         alarm.as_mut().reset(Alarm::now() + QUIET_TUNNEL);
     }
@@ -226,14 +233,14 @@ fn is_informational(header: &ResponseHeader) -> bool {
 }
 
 /// Nothing moved for too long. Who was to move: an upstream that waits for a body which does not come has not failed.
-fn late(hop: &Hop, read_whole: bool) -> Result<Try> {
-    if hop.is_sending() {
-        Err(Error::new_up(ErrorType::WriteTimedout))
-    } else if read_whole || !hop.takes_more() {
-        Err(Error::new_up(ErrorType::ReadTimedout))
+fn late(hop: &Hop, waits_for_body: bool) -> Result<Try> {
+    Err(if waits_for_body {
+        Error::new_down(BODY_TOO_SLOW)
+    } else if hop.is_sending() {
+        Error::new_up(ErrorType::WriteTimedout)
     } else {
-        Err(Error::new_down(BODY_TOO_SLOW))
-    }
+        Error::new_up(ErrorType::ReadTimedout)
+    })
 }
 
 fn is_timeout(fault: &Error) -> bool {

@@ -53,6 +53,22 @@ impl Gate {
         }
     }
 
+    /// So many bytes pass whatever they are.
+    pub(super) fn passes_unseen(&self) -> u64 {
+        match self {
+            Self::Length(left) => *left,
+            Self::Chunked(_) => 0,
+            Self::Open => u64::MAX,
+        }
+    }
+
+    /// So many of them have passed.
+    pub(super) fn passed(&mut self, count: u64) {
+        if let Self::Length(left) = self {
+            *left -= count;
+        }
+    }
+
     /// Lets bytes pass from `inbox` to `outbox`, at most about `room`.
     pub(super) fn pass(
         &mut self,

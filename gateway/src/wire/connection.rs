@@ -217,6 +217,21 @@ impl Connection {
         Poll::Ready(Ok(piece.filled().len()))
     }
 
+    /// Reads more, straight to where it is wanted if there is nothing to look at on the way.
+    fn poll_through(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
+        let free = if self.inbox.is_empty() { self.gate.passes_unseen() } else { 0 };
+        if free == 0 {
+            return self.poll_fill(cx);
+        }
+        let count = into.remaining().min(usize::try_from(free).unwrap_or(usize::MAX));
+        let mut room = ReadBuf::new(into.initialize_unfilled_to(count));
+        ready!(self.socket()?.poll_read(cx, &mut room))?;
+        let filled = room.filled().len();
+        into.advance(filled);
+        self.gate.passed(filled as u64);
+        Poll::Ready(Ok(filled))
+    }
+
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.answer.is_empty() {
             let Some(socket) = &mut self.socket else {
@@ -253,11 +268,11 @@ impl AsyncRead for Connection {
                     this.fault = Some(fault);
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault)));
                 }
-                let counted =
-                    this.frames.as_mut().map(|frames| frames.received(&this.outbox, Instant::now()));
-                if let Some(Err(excess)) = counted {
-                    return Poll::Ready(Err(this.end(excess)));
-                }
+                let counted = this
+                    .frames
+                    .as_mut()
+                    .map_or(Ok(()), |frames| frames.received(&this.outbox, Instant::now()));
+                counted.map_err(|excess| this.end(excess))?;
             }
             if !this.outbox.is_empty() {
                 let count = this.outbox.len().min(into.remaining());
@@ -268,10 +283,19 @@ impl AsyncRead for Connection {
             if this.gate.is_done() && !this.inbox.is_empty() {
                 return Poll::Pending;
             }
-            match this.poll_fill(cx) {
+            let before = into.filled().len();
+            match this.poll_through(cx, into) {
                 Poll::Ready(filled) => {
                     if filled? == 0 {
                         return Poll::Ready(Ok(())); // the client has closed
+                    }
+                    let through = &into.filled()[before..];
+                    if !through.is_empty() {
+                        let counted = this
+                            .frames
+                            .as_mut()
+                            .map_or(Ok(()), |frames| frames.received(through, Instant::now()));
+                        return Poll::Ready(counted.map_err(|excess| this.end(excess)));
                     }
                 }
                 Poll::Pending => {

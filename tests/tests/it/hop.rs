@@ -296,16 +296,16 @@ async fn forgetful() -> (SocketAddr, Arc<AtomicUsize>) {
             let answers = if std::mem::replace(&mut first, false) { 1 } else { usize::MAX };
             let count = Arc::clone(&count);
             tokio::spawn(async move {
-                let mut piece = [0; 4096];
-                for number in 0.. {
-                    let read = stream.read(&mut piece).await.unwrap_or(0);
-                    if read == 0 {
-                        return;
+                let (mut piece, mut number) = ([0; 4096], 0);
+                while let Ok(read @ 1..) = stream.read(&mut piece).await {
+                    if !piece[..read].windows(4).any(|four| four == b"\r\n\r\n") {
+                        continue; // the body
                     }
                     count.fetch_add(1, Ordering::Relaxed);
                     if number >= answers {
                         return;
                     }
+                    number += 1;
                     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
                 }
             });
