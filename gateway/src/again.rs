@@ -1,9 +1,9 @@
 //! Whether a request that failed is sent again: what the policy says of it, while the client has been sent nothing, the
 //! breaker agrees and the budget holds.
 
-use pingora_core::protocols::http::ServerSession as Session;
 use std::time::{Duration, Instant};
 
+use pingora_core::protocols::http::ServerSession as Session;
 use pingora_http::ResponseHeader;
 use policy::breaker::Outcome;
 use policy::request::Headers;

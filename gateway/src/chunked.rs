@@ -28,7 +28,7 @@ pub(crate) struct Chunks {
     state: State,
     /// Bytes of extensions and trailers that are still allowed.
     overhead: usize,
-    trailers: Vec<u8>,
+    trailers: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,12 @@ enum State {
 impl Chunks {
     /// The start of a body; extensions and trailers may have `overhead` bytes together.
     pub(crate) fn new(overhead: usize) -> Self {
-        Self { state: State::Size { digits: 0, size: 0 }, overhead, trailers: Vec::new() }
+        Self { state: State::Size { digits: 0, size: 0 }, overhead, trailers: None }
+    }
+
+    /// Likewise, of a body whose trailers are wanted.
+    pub(crate) fn keeping_trailers(overhead: usize) -> Self {
+        Self { trailers: Some(Vec::new()), ..Self::new(overhead) }
     }
 
     /// Whether the last chunk and the trailers are read.
@@ -58,9 +63,9 @@ impl Chunks {
         matches!(self.state, State::Done)
     }
 
-    /// The trailers, as lines that end with CR LF; nothing of them breaks the grammar.
+    /// The trailers that were kept, as lines that end with CR LF; nothing of them breaks the grammar.
     pub(crate) fn trailers(&self) -> &[u8] {
-        &self.trailers
+        self.trailers.as_deref().unwrap_or_default()
     }
 
     /// Reads on, at most `room` bytes of data; `None` when there is too little to tell, and after the end.
@@ -115,7 +120,10 @@ impl Chunks {
             }
             State::TrailerStart if byte == b'\r' => State::LastLf,
             State::TrailerStart | State::TrailerName | State::TrailerValue | State::TrailerLf => {
-                self.trailers.push(byte);
+                self.count()?;
+                if let Some(trailers) = &mut self.trailers {
+                    trailers.push(byte);
+                }
                 self.trailer(byte)?
             }
             State::LastLf if byte == b'\n' => return Ok((State::Done, Some(Part::End))),
@@ -124,16 +132,10 @@ impl Chunks {
         Ok((state, None))
     }
 
-    fn trailer(&mut self, byte: u8) -> Result<State, ChunkFault> {
+    fn trailer(&self, byte: u8) -> Result<State, ChunkFault> {
         Ok(match (self.state, byte) {
-            (State::TrailerName, b':') | (State::TrailerValue, b'\t' | b' '..=b'~') => {
-                self.count()?;
-                State::TrailerValue
-            }
-            (State::TrailerStart | State::TrailerName, name) if is_token(name) => {
-                self.count()?;
-                State::TrailerName
-            }
+            (State::TrailerName, b':') | (State::TrailerValue, b'\t' | b' '..=b'~') => State::TrailerValue,
+            (State::TrailerStart | State::TrailerName, name) if is_token(name) => State::TrailerName,
             (State::TrailerValue, b'\r') => State::TrailerLf,
             (State::TrailerLf, b'\n') => State::TrailerStart,
             _ => return Err(MALFORMED),
@@ -175,7 +177,7 @@ mod tests {
 
     /// The data of `text`, given in pieces of `piece` bytes, its trailers, and what is left for the next message.
     fn read(text: &[u8], piece: usize) -> Result<[Vec<u8>; 3], ChunkFault> {
-        let mut chunks = Chunks::new(64);
+        let mut chunks = Chunks::keeping_trailers(64);
         let (mut inbox, mut data) = (BytesMut::new(), Vec::new());
         for piece in text.chunks(piece) {
             inbox.extend_from_slice(piece);

@@ -1,4 +1,4 @@
-//! What a fault of pingora's means: the client's, the upstream's or ours.
+//! What a fault means: the client's, the upstream's or ours.
 
 use pingora_core::protocols::http::ServerSession as Session;
 use pingora_core::{Error, ErrorSource, ErrorType};
@@ -21,11 +21,10 @@ pub(crate) fn connection(session: &Session) -> Option<&Connection> {
     session.stream().and_then(|stream| stream.as_any().downcast_ref())
 }
 
-/// What a fault of pingora's means: our code for the client and the breaker's outcome. `None`: the client is gone.
+/// What a fault means: our code for the client and the breaker's outcome. `None`: the client is gone.
 pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outcome)> {
     use ErrorType::{
-        ConnectTimedout, ConnectionClosed, H2Error, InvalidHTTPHeader, ReadError, ReadTimedout, WriteError,
-        WriteTimedout,
+        ConnectTimedout, ConnectionClosed, H2Error, ReadError, ReadTimedout, WriteError, WriteTimedout,
     };
     match connection(session).and_then(Connection::fault) {
         Some(BodyFault::LATE) => return Some((Code::BodyTimeout, Outcome::ClientLeft)),
@@ -39,10 +38,8 @@ pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outc
         (ReadError | WriteError | WriteTimedout | ConnectionClosed | H2Error, ErrorSource::Downstream) => {
             return None;
         }
-        // Unset: a Host that HTTP/2 has no word for, as with a percent sign.
-        (_, ErrorSource::Downstream) | (InvalidHTTPHeader, ErrorSource::Unset) => {
-            (Code::MalformedRequest, Outcome::ClientLeft)
-        }
+        // As a Host that HTTP/2 has no word for, with a percent sign.
+        (_, ErrorSource::Downstream) => (Code::MalformedRequest, Outcome::ClientLeft),
         (ConnectTimedout | ReadTimedout | WriteTimedout, ErrorSource::Upstream) => {
             (Code::UpstreamTimeout, Outcome::TimedOut)
         }

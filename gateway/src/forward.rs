@@ -6,6 +6,7 @@ use pingora_core::{ErrorType, OrErr as _, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use policy::authenticate::KEY_FIELD;
 
+use crate::answer;
 use crate::assertion::{self, Assertion, Signer};
 use crate::exchange::Exchange;
 use crate::observe::telemetry;
@@ -14,9 +15,37 @@ use crate::observe::telemetry;
 const HOP_BY_HOP: [&str; 6] =
     ["http2-settings", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te"];
 
-/// Fields that are no trailers: they frame a message, or say where it goes (RFC 9110, 6.5.1).
-const NO_TRAILERS: [&str; 6] =
-    ["content-length", "host", "trailer", "transfer-encoding", "connection", "upgrade"];
+/// Fields that are no trailers: they frame a message, say how to read it or what to do with it, or prove who somebody is
+/// (RFC 9110, 6.5.1); and those that the gateway writes.
+const NO_TRAILERS: [&str; 27] = [
+    "age",
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "date",
+    "expires",
+    "host",
+    "location",
+    "max-forwards",
+    "pragma",
+    "range",
+    "ratelimit",
+    "ratelimit-policy",
+    "retry-after",
+    "set-cookie",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "vary",
+    "warning",
+    "www-authenticate",
+    "x-request-id",
+    answer::READ_ONLY,
+];
 
 /// Fields that we rely on: a client cannot have them dropped by naming them in `Connection`.
 const RELIED_ON: [&str; 9] = [
@@ -212,6 +241,14 @@ pub(crate) fn clean_answer(response: &mut ResponseHeader, upgraded: bool) {
     }
 }
 
+/// Takes out of an informational answer what it cannot mean.
+pub(crate) fn clean_hint(response: &mut ResponseHeader) {
+    clean_answer(response, false);
+    for name in ["connection", "content-length", "transfer-encoding"] {
+        response.remove_header(name);
+    }
+}
+
 /// Whether an answer can be passed on: it is no change of protocol that nobody asked for.
 pub(crate) fn is_sound(response: &ResponseHeader, handshake: bool) -> bool {
     let websocket =
@@ -227,6 +264,9 @@ pub(crate) fn frame(response: &mut ResponseHeader, client: &RequestHeader, is_em
         response.remove_header("transfer-encoding");
     }
     let status = response.status.as_u16();
+    if status == 204 {
+        response.remove_header("transfer-encoding"); // RFC 9112, 6.1
+    }
     let has_no_body = client.method == http::Method::HEAD || matches!(status, 101 | 204 | 304);
     let is_framed =
         ["content-length", "transfer-encoding"].iter().any(|name| response.headers.contains_key(*name));
@@ -243,6 +283,6 @@ pub(crate) fn frame(response: &mut ResponseHeader, client: &RequestHeader, is_em
 /// Takes out of an answer's trailers what is none.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
     for name in NO_TRAILERS.into_iter().chain(HOP_BY_HOP) {
-        while trailers.remove(name).is_some() {}
+        trailers.remove(name);
     }
 }

@@ -1,7 +1,7 @@
 //! Palisade's gateway: thin adapters around [`policy`], on pingora.
 //!
-//! A request comes in through [`wire`], is judged by the hooks in [`proxy`] in the world that [`gateway`] offers, is
-//! rewritten in [`forward`], and is answered, by the upstream or by [`answer`]. The policy comes from [`reload`]; state
+//! A request comes in through [`wire`], is judged in [`proxy`] in the world that [`gateway`] offers, is
+//! rewritten in [`forward`] and passed on in [`relay`], and is answered, by the upstream or by [`answer`]. The policy comes from [`reload`]; state
 //! that replicas share is in [`store`].
 
 pub mod admin;

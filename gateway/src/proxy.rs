@@ -196,7 +196,8 @@ impl Proxy {
         });
         let refusal = describe(code, session, exchange);
         if begun {
-            if exchange.is_grpc && exchange.grpc_status.is_none() {
+            // Over HTTP/1.1 the missing end says it.
+            if exchange.is_grpc && exchange.grpc_status.is_none() && session.is_http2() {
                 let _ = end_call(session, exchange, &refusal).await;
             }
             exchange.refusal = Some(refusal);

@@ -1,6 +1,7 @@
 //! Passing a request on to its upstream and the answer back, as often as it takes.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use pingora_core::protocols::http::{HttpTask, ServerSession as Session};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
-use tokio::time::{Instant as Alarm, sleep};
+use tokio::time::{self, sleep, sleep_until};
 use tracing::error;
 
 use crate::again::try_again;
@@ -18,6 +19,7 @@ use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, understand};
 use crate::forward;
 use crate::hop::{Event, Hop};
 use crate::proxy::Proxy;
+use crate::tunnels::Open;
 
 /// A WebSocket through which nothing passes for so long is closed.
 const QUIET_TUNNEL: Duration = Duration::from_hours(1);
@@ -55,7 +57,7 @@ impl Proxy {
     async fn next_peer(&self, exchange: &mut Exchange) -> Result<HttpPeer> {
         let internal = || Error::explain(ErrorType::InternalError, "not admitted");
         let admission = exchange.admission.as_ref().ok_or_else(internal)?;
-        let route = std::sync::Arc::clone(&admission.route);
+        let route = Arc::clone(&admission.route);
         if let Some(wait) = exchange.begin_try() {
             tokio::time::sleep(wait).await;
         }
@@ -86,11 +88,9 @@ impl Proxy {
                 self.pool.release(hop, peer, false);
                 return carried;
             };
-            if *fault.etype() == ErrorType::H2Downgrade {
-                self.pool.prefer_http1(peer);
-            }
+            let unfit = self.pool.learn(peer, fault);
             let repeatable = session.req_header().method.is_idempotent();
-            let unheard = hop.is_untouched(fault) || (hop.is_stale(fault) && repeatable);
+            let unheard = hop.is_untouched(fault) || ((unfit || hop.is_stale(fault)) && repeatable);
             self.pool.release(hop, peer, is_timeout(fault));
             if fresh || !unheard || session.retry_buffer_truncated() {
                 return carried;
@@ -113,20 +113,19 @@ impl Proxy {
         let request = forward::outgoing(session.req_header(), exchange, signer, hop.is_http2(), has_body)?;
         let scheme = if peer.is_tls() { "https" } else { "http" };
         hop.begin(request, scheme, read_whole && read_before.is_none())?;
-        if let Some(piece) = read_before {
-            exchange.take_in(&piece)?;
+        if let Some(piece) = exchange.take_in(read_before)? {
             hop.send(piece, read_whole);
         }
         let patience = exchange.try_timeout();
-        let body_deadline = Alarm::from_std(exchange.started + exchange.request_timeout());
-        let mut alarm = pin!(sleep(patience));
+        let body_deadline = time::Instant::from_std(exchange.started + exchange.request_timeout());
+        let mut alarm = pin!(sleep_until(body_deadline));
         let mut answered = false;
         loop {
             let sent = !hop.takes_more() || (read_whole && !hop.is_sending());
             if answered && sent {
                 return Ok(Try::Answered);
             }
-            let patient_until = Alarm::now() + patience;
+            let patient_until = time::Instant::now() + patience;
             let waits_for_body = !read_whole && hop.takes_more() && !hop.is_sending();
             alarm.as_mut().reset(if waits_for_body {
                 patient_until.min(body_deadline)
@@ -138,7 +137,8 @@ impl Proxy {
             tokio::select! {
                 event = hop.next(), if !answered || hop.is_sending() => match event? {
                     Event::Sent => {}
-                    Event::Head(header, false) if is_informational(&header) => {
+                    Event::Head(mut header, false) if is_informational(&header) => {
+                        forward::clean_hint(&mut header);
                         session.write_response_header(header).await.map_err(Error::into_down)?;
                     }
                     Event::Head(mut header, end) => {
@@ -151,7 +151,7 @@ impl Proxy {
                         let upgraded = header.status == StatusCode::SWITCHING_PROTOCOLS;
                         tell(session, HttpTask::Header(header, end)).await?;
                         if upgraded {
-                            return tunnel(session, hop).await;
+                            return tunnel(session, hop, exchange.tunnel.as_ref()).await;
                         }
                         answered = end;
                     }
@@ -167,22 +167,34 @@ impl Proxy {
                     }
                 },
                 piece = session.read_body_or_idle(read_whole), if listens => {
-                    let piece = piece.map_err(Error::into_down)?;
+                    let taken = piece.map_err(Error::into_down).and_then(|piece| exchange.take_in(piece));
+                    let piece = match taken {
+                        Err(_) if answered => return Ok(Try::Answered),
+                        taken => taken?,
+                    };
                     read_whole = piece.is_none() || session.is_body_done();
                     let piece = piece.unwrap_or_default();
-                    exchange.take_in(&piece)?;
                     if !piece.is_empty() || read_whole {
                         hop.send(piece, read_whole);
                     }
                 }
-                () = &mut alarm => return late(hop, waits_for_body),
+                // Whoever has the whole answer has lost nothing.
+                () = &mut alarm => return if answered { Ok(Try::Answered) } else { late(hop, waits_for_body) },
             }
         }
     }
 }
 
-/// Passes bytes both ways until either side ends.
-async fn tunnel(session: &mut Session, hop: &mut Hop) -> Result<Try> {
+/// A tunnel, until either side ends it or what let it in is taken back.
+async fn tunnel(session: &mut Session, hop: &mut Hop, open: Option<&Open>) -> Result<Try> {
+    let cut = open.map(|open| Arc::clone(&open.cut)).unwrap_or_default();
+    tokio::select! {
+        passed = pass_both_ways(session, hop) => passed,
+        () = cut.notified() => Err(Error::new_down(ErrorType::ConnectionClosed)),
+    }
+}
+
+async fn pass_both_ways(session: &mut Session, hop: &mut Hop) -> Result<Try> {
     let mut alarm = pin!(sleep(QUIET_TUNNEL));
     loop {
         tokio::select! {
@@ -200,9 +212,9 @@ async fn tunnel(session: &mut Session, hop: &mut Hop) -> Result<Try> {
                     None => return Ok(Try::Answered),
                 }
             }
-            () = &mut alarm => return late(hop, false),
+            () = &mut alarm => return Ok(Try::Answered), // nobody has failed
         }
-        alarm.as_mut().reset(Alarm::now() + QUIET_TUNNEL);
+        alarm.as_mut().reset(time::Instant::now() + QUIET_TUNNEL);
     }
 }
 
@@ -249,8 +261,9 @@ fn is_timeout(fault: &Error) -> bool {
 }
 
 impl Exchange {
-    /// Takes in a piece of the request's body.
-    fn take_in(&mut self, piece: &Bytes) -> Result<()> {
+    /// Takes in a piece of the request's body, if there is one more.
+    fn take_in(&mut self, piece: Option<Bytes>) -> Result<Option<Bytes>> {
+        let Some(piece) = piece else { return Ok(None) };
         self.received += piece.len() as u64;
         if self.received > self.max_body() {
             return Err(Error::new_down(BODY_TOO_LARGE));
@@ -258,6 +271,6 @@ impl Exchange {
         if !piece.is_empty() && self.started.elapsed() > self.request_timeout() {
             return Err(Error::new_down(BODY_TOO_SLOW));
         }
-        Ok(())
+        Ok(Some(piece))
     }
 }

@@ -1,10 +1,10 @@
-//! Reading a request's body, or its beginning, before the upstream hears of the request. pingora keeps what is read here
-//! and sends it first.
+//! Reading a request's body, or its beginning, before the upstream hears of the request. What is read here is kept and
+//! sent first.
 
-use pingora_core::protocols::http::ServerSession as Session;
 use std::time::Duration;
 
 use http::Version;
+use pingora_core::protocols::http::ServerSession as Session;
 use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 

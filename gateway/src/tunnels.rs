@@ -14,7 +14,6 @@ use tracing::info;
 
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::wire::connection::Cut;
 
 /// The open ones.
 #[derive(Default)]
@@ -31,13 +30,15 @@ struct Tunnel {
     /// What the permission was asked on.
     resource: Option<String>,
     request_id: String,
-    cut: Arc<Cut>,
+    cut: Arc<Notify>,
 }
 
 /// An open one, until this is dropped.
 pub struct Open {
     gateway: Arc<Gateway>,
     number: u64,
+    /// Woken when it has to be closed.
+    pub cut: Arc<Notify>,
 }
 
 impl Open {
@@ -48,21 +49,21 @@ impl Open {
         subject: &Subject,
         path: &str,
         request_id: &str,
-        cut: Arc<Cut>,
     ) -> Self {
+        let cut = Arc::new(Notify::new());
         let resource = route.permission.as_ref().map(|needed| needed.resource.fill(&route.pattern, path));
         let tunnel = Tunnel {
             route: Arc::clone(route),
             subject: subject.clone(),
             resource,
             request_id: request_id.to_owned(),
-            cut,
+            cut: Arc::clone(&cut),
         };
         let tunnels = &gateway.tunnels;
         let number = tunnels.next.fetch_add(1, Ordering::Relaxed);
         tunnels.open.lock().insert(number, Arc::new(tunnel));
         tunnels.look.notify_one(); // what was taken back while it was let in is found now
-        Self { gateway: Arc::clone(gateway), number }
+        Self { gateway: Arc::clone(gateway), number, cut }
     }
 }
 
@@ -96,7 +97,7 @@ pub async fn watch(gateway: Arc<Gateway>) {
             if let Some(why) = taken_back(&gateway, &tunnel).await {
                 info!(request_id = tunnel.request_id, route = &*tunnel.route.name, why, "WebSocket closed");
                 gateway.metrics.tunnels_closed.with_label_values(&[why]).inc();
-                tunnel.cut.cut();
+                tunnel.cut.notify_one();
             }
         }
     }

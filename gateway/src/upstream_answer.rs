@@ -13,7 +13,6 @@ use crate::again::{retry_after, try_again};
 use crate::answer;
 use crate::clock;
 use crate::exchange::Exchange;
-use crate::failure::connection;
 use crate::forward;
 use crate::grpc;
 use crate::proxy::Proxy;
@@ -55,7 +54,7 @@ impl Proxy {
         }
         let upgraded = header.status == StatusCode::SWITCHING_PROTOCOLS;
         if upgraded {
-            self.note_tunnel(session, exchange);
+            self.note_tunnel(exchange);
         }
         forward::clean_answer(header, upgraded);
         forward::frame(header, session.req_header(), is_empty)?;
@@ -64,11 +63,11 @@ impl Proxy {
         Ok(true)
     }
 
-    fn note_tunnel(&self, session: &Session, exchange: &mut Exchange) {
-        let (Some(connection), Some(admission)) = (connection(session), &exchange.admission) else { return };
+    fn note_tunnel(&self, exchange: &mut Exchange) {
+        let Some(admission) = &exchange.admission else { return };
         let (route, subject) = (&admission.route, &admission.subject);
-        let (path, id, cut) = (exchange.path(), &exchange.request_id, connection.cut());
-        exchange.tunnel = Some(Open::new(&self.gateway, route, subject, path, id, cut));
+        let (path, id) = (exchange.path(), &exchange.request_id);
+        exchange.tunnel = Some(Open::new(&self.gateway, route, subject, path, id));
     }
 
     /// Takes a piece of an answer's body, the last one or not.

@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use http::Version;
+use http::{HeaderMap, Version};
 use pingora_core::{Error, ErrorType, OrErr as _, Result};
 use pingora_http::ResponseHeader;
 
@@ -98,8 +98,14 @@ fn body(header: &mut ResponseHeader, head_only: bool) -> Result<Body> {
     })
 }
 
+/// Whether a header or trailers of HTTP/2 have more than those of HTTP/1 may.
+pub(super) fn is_too_large(fields: &HeaderMap) -> bool {
+    let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    fields.len() > MAX_FIELDS || bytes > MAX_LENGTH
+}
+
 /// The length, if there is one. The same one said twice is said once from here on (RFC 9110, 8.6).
-fn content_length(header: &mut ResponseHeader) -> Result<Option<u64>> {
+pub(super) fn content_length(header: &mut ResponseHeader) -> Result<Option<u64>> {
     let mut length = None;
     let mut times = 0;
     for value in header.headers.get_all("content-length") {

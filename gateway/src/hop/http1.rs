@@ -78,7 +78,7 @@ impl Http1 {
 
     pub(super) fn begin(&mut self, request: &RequestHeader) -> Result<()> {
         let head = http_req_header_to_wire(request);
-        let head = head.ok_or_else(|| Error::explain(ErrorType::InvalidHTTPHeader, "unfit for HTTP/1.1"))?;
+        let head = head.ok_or_else(|| Error::new_down(ErrorType::InvalidHTTPHeader))?;
         self.chunked = request.headers.contains_key("transfer-encoding");
         self.head_only = request.method == http::Method::HEAD;
         self.outgoing.push_back(head.freeze());
@@ -194,7 +194,7 @@ impl Http1 {
                     Body::Later => Reading::Head,
                     Body::None => Reading::Over,
                     Body::Length(length) => Reading::Length(length),
-                    Body::Chunked => Reading::Chunks(Chunks::new(OVERHEAD)),
+                    Body::Chunked => Reading::Chunks(Chunks::keeping_trailers(OVERHEAD)),
                     Body::UntilClose => Reading::UntilClose,
                     Body::Tunnel => {
                         // What follows is not HTTP, in either direction.
@@ -222,7 +222,7 @@ impl Http1 {
                     None => return Ok(None),
                     Some(Part::Data(data)) => return Ok(Some(Event::Piece(data.freeze(), false))),
                     Some(Part::End) => {
-                        let trailers = trailers(chunks.trailers())?;
+                        let trailers = trailers(chunks.trailers()).map_err(Error::into_up)?;
                         self.reading = Reading::Over;
                         return Ok(Some(Event::End(trailers)));
                     }

@@ -12,7 +12,7 @@ use pingora_core::protocols::http::v2::client::Http2Session;
 use pingora_core::{Error, ErrorType, OrErr as _, Result};
 use pingora_http::RequestHeader;
 
-use super::Event;
+use super::{Event, answer_head};
 
 /// One request and its answer.
 pub(super) struct Http2 {
@@ -102,7 +102,9 @@ impl Http2 {
                     let read = ready!(pin!(self.stream.read_response_header()).poll(cx));
                     read.map_err(Error::into_up)?;
                     let header = self.stream.response_header().cloned();
-                    let header = header.ok_or_else(|| Error::new_up(ErrorType::InvalidHTTPHeader))?;
+                    let header = header.filter(|header| !answer_head::is_too_large(&header.headers));
+                    let mut header = header.ok_or_else(|| Error::new_up(ErrorType::InvalidHTTPHeader))?;
+                    answer_head::content_length(&mut header)?;
                     let end = self.is_over()?;
                     self.reading = if end { Reading::Over } else { Reading::Body };
                     return Poll::Ready(Ok(Event::Head(Box::new(header), end)));
@@ -122,9 +124,13 @@ impl Http2 {
                     }
                 }
                 Reading::Trailers => {
-                    let trailers = ready!(pin!(self.stream.read_trailers()).poll(cx));
+                    let trailers =
+                        ready!(pin!(self.stream.read_trailers()).poll(cx)).map_err(Error::into_up)?;
+                    if trailers.as_ref().is_some_and(answer_head::is_too_large) {
+                        return Poll::Ready(Err(Error::new_up(ErrorType::InvalidHTTPHeader)));
+                    }
                     self.reading = Reading::Over;
-                    return Poll::Ready(Ok(Event::End(trailers.map_err(Error::into_up)?)));
+                    return Poll::Ready(Ok(Event::End(trailers)));
                 }
                 Reading::Over => return Poll::Pending,
             }

@@ -118,7 +118,7 @@ impl Hop {
 
     /// Whether `fault` says that the upstream did not look at the request (RFC 9113, 6.8 and 8.7).
     pub(crate) fn is_untouched(&self, fault: &Error) -> bool {
-        let says_so = matches!(fault.etype(), ErrorType::H2Error | ErrorType::H2Downgrade);
-        self.is_http2() && says_so && matches!(fault.retry, RetryType::Decided(true))
+        let says_so = *fault.etype() == ErrorType::H2Error && matches!(fault.retry, RetryType::Decided(true));
+        self.is_http2() && says_so
     }
 }

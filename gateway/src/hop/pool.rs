@@ -76,8 +76,13 @@ impl Pool {
         }
     }
 
-    /// The upstream wants HTTP/1.1 for what it was asked in HTTP/2, where both are allowed.
-    pub(crate) fn prefer_http1(&self, peer: &HttpPeer) {
-        self.0.prefer_h1(peer);
+    /// Whether `fault` shows that the upstream is unfit for HTTP/2, and may be asked in HTTP/1.1: it is from now on.
+    pub(crate) fn learn(&self, peer: &HttpPeer, fault: &Error) -> bool {
+        let unfit = matches!(fault.etype(), ErrorType::H2Downgrade | ErrorType::InvalidH2);
+        let may = matches!(peer.options.alpn, ALPN::H2H1);
+        if unfit && may {
+            self.0.prefer_h1(peer);
+        }
+        unfit && may
     }
 }

@@ -164,6 +164,7 @@ impl Door {
         let mut first = true;
         loop {
             let rule = self.gateway.policy().rules.requests;
+            connection.set_write_timeout(rule.write_timeout);
             let head = match self.read_head(&mut connection, &rule, first).await {
                 Read::Head(head) => {
                     // A body that is malformed from the start reaches nobody, not even as a header.
@@ -224,9 +225,8 @@ impl Door {
         session.set_keepalive((!leaving && !head.upgrade).then_some(rule.idle_timeout.as_secs().max(1)));
         session.set_write_timeout(Some(rule.write_timeout));
         let (stream, _) = self.proxy.process_new_http(session, &self.shutdown).await?.consume();
-        let mut connection = stream.into_any().downcast::<Connection>().ok()?;
-        connection.rest();
-        connection.is_between_messages().then_some(connection)
+        let connection = stream.into_any().downcast::<Connection>().ok()?;
+        connection.is_between_messages().then(|| connection.rested())
     }
 
     /// Waits for a whole header. An idle connection waits here, in a future of a few hundred bytes.

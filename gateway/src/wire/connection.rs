@@ -4,14 +4,12 @@ use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf as _, BytesMut};
-use futures_util::task::AtomicWaker;
 use http::HeaderMap;
 use parking_lot::Mutex;
 use pingora_core::protocols::raw_connect::ProxyDigest;
@@ -38,24 +36,22 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// For reading on after an early answer.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Ends a connection through which anything may go, from outside.
-#[derive(Debug, Default)]
-pub struct Cut {
-    cut: AtomicBool,
-    reader: AtomicWaker,
+/// How long a client may take nothing of what is written for it.
+#[derive(Debug)]
+struct Stall {
+    most: Duration,
+    alarm: Option<Pin<Box<Sleep>>>,
 }
 
-impl Cut {
-    /// Ends it.
-    pub fn cut(&self) {
-        self.cut.store(true, Ordering::Release);
-        self.reader.wake();
-    }
-
-    /// Whether it is to end; otherwise the reader is woken when it is.
-    fn poll(&self, cx: &Context<'_>) -> bool {
-        self.reader.register(cx.waker());
-        self.cut.load(Ordering::Acquire)
+impl Stall {
+    /// What comes of a write: one that waits for longer fails.
+    fn watch<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.alarm = None;
+            return written;
+        }
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.most)));
+        alarm.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -81,7 +77,7 @@ pub struct Connection {
     /// Once it speaks HTTP/2, what the client does to it.
     frames: Option<Box<Frames>>,
     excess: Arc<OnceLock<Excess>>,
-    cut: Arc<Cut>,
+    stall: Stall,
 }
 
 impl Connection {
@@ -104,13 +100,13 @@ impl Connection {
             answer: BytesMut::new(),
             frames: None,
             excess: Arc::default(),
-            cut: Arc::default(),
+            stall: Stall { most: Duration::MAX, alarm: None },
         }
     }
 
-    /// By which it can be ended once everything passes.
-    pub fn cut(&self) -> Arc<Cut> {
-        Arc::clone(&self.cut)
+    /// A client that takes nothing for so long is cut off.
+    pub(super) fn set_write_timeout(&mut self, most: Duration) {
+        self.stall.most = most;
     }
 
     /// By when the whole body must be there, however it trickles.
@@ -194,15 +190,17 @@ impl Connection {
         std::future::poll_fn(|cx| self.poll_fill(cx)).await
     }
 
-    /// Frees what only a request in progress needs.
-    pub(super) fn rest(&mut self) {
+    /// Without what only a request in progress needs.
+    pub(super) fn rested(mut self: Box<Self>) -> Box<Self> {
         if self.inbox.is_empty() {
             self.inbox = BytesMut::new();
         }
+        self.gate = Gate::Length(0);
         self.outbox = BytesMut::new();
         self.alarm = None;
         *self.body_deadline.get_mut() = None;
         *self.trailers.get_mut() = None;
+        self
     }
 
     fn socket(&mut self) -> io::Result<Pin<&mut Socket>> {
@@ -237,7 +235,8 @@ impl Connection {
             let Some(socket) = &mut self.socket else {
                 return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
             };
-            let sent = ready!(Pin::new(socket).poll_write(cx, &self.answer))?;
+            let written = Pin::new(socket).poll_write(cx, &self.answer);
+            let sent = ready!(self.stall.watch(written, cx))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -245,7 +244,10 @@ impl Connection {
         }
         self.answer = BytesMut::new();
         match &mut self.socket {
-            Some(socket) if socket.is_encrypted() => Pin::new(socket).poll_flush(cx),
+            Some(socket) if socket.is_encrypted() => {
+                let flushed = Pin::new(socket).poll_flush(cx);
+                self.stall.watch(flushed, cx)
+            }
             _ => Poll::Ready(Ok(())),
         }
     }
@@ -257,9 +259,6 @@ impl AsyncRead for Connection {
         // Who waits for the client has written what there is for now: the client need not wait for more of it.
         if let Poll::Ready(sent) = this.poll_send(cx) {
             sent?;
-        }
-        if matches!(this.gate, Gate::Open) && this.cut.poll(cx) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         loop {
             if this.outbox.is_empty() {
@@ -318,7 +317,8 @@ impl AsyncWrite for Connection {
             ready!(this.poll_send(cx))?;
         }
         let taken = if bytes.len() >= PIECE {
-            ready!(this.socket()?.poll_write(cx, bytes))?
+            let written = this.socket()?.poll_write(cx, bytes);
+            ready!(this.stall.watch(written, cx))?
         } else if bytes == LAST_CHUNK
             && let Some(trailers) = this.trailers.get_mut().take()
         {

@@ -27,6 +27,9 @@ upstream = "backend"
 
 const HTTP2: (&str, &str) = ("PALISADE_GATEWAY__UPSTREAMS__BACKEND__PROTOCOL", "http2");
 
+/// With one thread a connection is kept before anybody can ask again.
+const ONE_THREAD: (&str, &str) = ("PALISADE_GATEWAY__SERVER__THREADS", "1");
+
 /// An upstream that answers `/N` with the N-th of these, `/N/apart` a byte a segment. One that ends with `CLOSE` ends
 /// the connection; the others keep it.
 struct Answers {
@@ -77,7 +80,7 @@ impl Answers {
     }
 
     async fn gateway(&self) -> Gateway {
-        Gateway::start(self.address, POLICY, &[("PALISADE_GATEWAY__LOG__ACCESS", "off")]).await
+        Gateway::start(self.address, POLICY, &[("PALISADE_GATEWAY__LOG__ACCESS", "off"), ONE_THREAD]).await
     }
 }
 
@@ -137,6 +140,7 @@ async fn an_answer_is_passed_on_however_it_is_framed() {
             None,
         ),
         case(b"HTTP/1.1 204 None\r\nContent-Length: 5\r\n\r\n", &["HTTP/1.1 204 "], "", None),
+        case(b"HTTP/1.1 204 None\r\nTransfer-Encoding: chunked\r\n\r\n", &["HTTP/1.1 204 "], "", None),
         case(
             b"HTTP/1.1 304 Same\r\nContent-Length: 5\r\n\r\n",
             &["HTTP/1.1 304 ", "Content-Length: 5\r\n"],
@@ -155,7 +159,7 @@ async fn an_answer_is_passed_on_however_it_is_framed() {
             "wiki",
             Some("x-sum: 1\r\nx-more: \r\n\r\n"),
         ),
-        case(b"HTTP/1.1 200 OK\r\n\r\nuntil the end\xff", &["ransfer-"], "until the end", Some("\r\n")),
+        case(b"HTTP/1.1 200 OK\r\n\r\nuntil the end\xff", &[], "until the end", Some("\r\n")),
         case(b"HTTP/1.0 200 OK\r\n\r\nof old\xff", &["HTTP/1.1 200 "], "of old", Some("\r\n")),
         case(
             b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nend\xff",
@@ -172,6 +176,8 @@ async fn an_answer_is_passed_on_however_it_is_framed() {
             let text = ask(&gateway, "GET", &path).await;
             let (head, rest) = text.split_once("\r\n\r\n").expect(&shown);
             let head = format!("{head}\r\n");
+            let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked\r\n");
+            assert_eq!(is_chunked, after.is_some(), "{shown:?}: {head}");
             assert!(told.iter().all(|told| head.contains(told)), "{shown:?}: {head}");
             assert!(head.to_ascii_lowercase().matches("content-length").count() < 2, "{shown:?}: {head}");
             match after {
@@ -182,7 +188,7 @@ async fn an_answer_is_passed_on_however_it_is_framed() {
             }
         }
     }
-    let text = ask(&gateway, "HEAD", "/3").await;
+    let text = ask(&gateway, "HEAD", "/0").await;
     assert!(text.ends_with("\r\n\r\n"), "{text}");
     let connections = upstream.connections.load(Ordering::Relaxed);
     assert!(connections <= 8, "one for each answer that closes it, and a few: {connections}");
@@ -316,8 +322,6 @@ async fn forgetful() -> (SocketAddr, Arc<AtomicUsize>) {
 
 #[tokio::test]
 async fn a_kept_connection_that_was_closed_meanwhile_costs_no_request_that_may_be_repeated() {
-    // With one thread a connection is kept before anybody can ask again.
-    const ONE_THREAD: (&str, &str) = ("PALISADE_GATEWAY__SERVER__THREADS", "1");
     for (method, status, heard) in [("PUT", 200, 3), ("POST", 502, 2)] {
         let (upstream, requests) = forgetful().await;
         let gateway = Gateway::start(upstream, POLICY, &[ONE_THREAD]).await;
@@ -393,4 +397,38 @@ async fn two_large_bodies_pass_each_other() {
             assert_eq!(text, format!("200 {SIZE} {SIZE}"), "{protocol}, then {hop}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_whole_answer_is_no_failure_whatever_becomes_of_the_request() {
+    // The upstream reads the header, answers, and reads no further.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let holding = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut piece = [0; 512];
+            let _ = stream.read(&mut piece).await;
+            let _ = stream.write_all(b"HTTP/1.1 413 Enough\r\nContent-Length: 2\r\n\r\nno").await;
+            held.push(stream);
+        }
+    });
+    let policy = POLICY.replace("max_body", "upstream_timeout = \"1s\"\nmax_body");
+    let gateway = Gateway::start(upstream, &policy, &[]).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(100_000_000).unwrap();
+    for protocol in ["--http1.1", "--http2-prior-knowledge"] {
+        let mut curl = Command::new("curl");
+        curl.args(["-s", protocol, "-w", " %{http_code}", "-T"]).arg(file.path());
+        let output =
+            curl.arg(format!("http://{}/a", gateway.address)).kill_on_drop(true).output().await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "no 413", "{protocol}");
+    }
+    tests::eventually("both are in the log, and none as a failure", || async {
+        let events = gateway.program.events();
+        let logged: Vec<_> = events.iter().filter(|line| line["path"] == "/a").collect();
+        logged.len() == 2 && logged.iter().all(|line| line["status"] == 413 && line["code"].is_null())
+    })
+    .await;
+    holding.abort();
 }

@@ -7,6 +7,7 @@ use tests::PATIENCE;
 use tests::stack::Gateway;
 use tests::streams::streams;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
 use tokio::process::Command;
 
 const POLICY: &str = r#"
@@ -122,4 +123,19 @@ async fn clients_that_do_not_read_hold_a_bound_and_are_cut_off() {
     println!("{CLIENTS} clients that do not read: {} KiB each", grown / CLIENTS);
     // A piece of 32 KiB on its way, and what a request takes.
     assert!(grown / CLIENTS < 200, "{grown} KiB for {CLIENTS}");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_none_of_many_small_answers_is_cut_off() {
+    let policy = POLICY.replace("max_body", "write_timeout = \"1s\"\nmax_body");
+    let gateway = Gateway::start(streams().await, &policy, &[("PALISADE_GATEWAY__LOG__ACCESS", "off")]).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let (taken, mut asked) = socket.connect(gateway.address).await.unwrap().into_split();
+    let asking = tokio::spawn(async move {
+        let ask = "GET /down/0 HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100);
+        while asked.write_all(ask.as_bytes()).await.is_ok() {}
+    });
+    tests::eventually("it is cut off", || async { asking.is_finished() }).await;
+    drop(taken);
 }
