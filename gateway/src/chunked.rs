@@ -34,6 +34,7 @@ pub(crate) struct Chunks {
 #[derive(Clone, Copy, Debug)]
 enum State {
     Size { digits: u8, size: u64 },
+    SizeBlank { size: u64 },
     Extension { size: u64 },
     SizeEnd { size: u64 },
     Data { left: u64 },
@@ -98,6 +99,15 @@ impl Chunks {
                 }
                 (b'\r', _) if digits > 0 => State::SizeEnd { size },
                 (b';', _) if digits > 0 => State::Extension { size },
+                (b' ' | b'\t', _) if digits > 0 => State::SizeBlank { size },
+                _ => return Err(MALFORMED),
+            },
+            State::SizeBlank { size } => match byte {
+                b';' => State::Extension { size },
+                b' ' | b'\t' => {
+                    self.count()?;
+                    self.state
+                }
                 _ => return Err(MALFORMED),
             },
             State::Extension { size } => match byte {
@@ -194,7 +204,7 @@ mod tests {
 
     #[test]
     fn data_and_trailers_are_read_and_the_next_message_stays_behind() {
-        let body = b"0005;name=value\r\nhello\r\nA\r\n0123456789\r\n0\r\nX-Trailer: y\r\nZ:\r\n\r\nGET / HTTP/1.1\r\n";
+        let body = b"0005 \t;name=value\r\nhello\r\nA\r\n0123456789\r\n0\r\nX-Trailer: y\r\nZ:\r\n\r\nGET / HTTP/1.1\r\n";
         for piece in [1, 2, 7, 1000] {
             let [data, trailers, left] = read(body, piece).unwrap();
             assert_eq!(data, b"hello0123456789");

@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,6 +25,12 @@ use crate::tunnels::Open;
 /// A WebSocket through which nothing passes for so long is closed.
 const QUIET_TUNNEL: Duration = Duration::from_hours(1);
 
+/// For the rest of a request whose answer is whole, while the upstream takes nothing.
+const AFTERWARDS: Duration = Duration::from_secs(1);
+
+/// For what an upstream still says through a tunnel whose client says nothing more.
+const HALF_CLOSED: Duration = Duration::from_secs(5);
+
 /// How a try ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Try {
@@ -35,6 +42,7 @@ impl Proxy {
     /// Sends an admitted request to its upstream, again where the policy says so, and the client the answer.
     pub(crate) async fn relay(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
         session.enable_retry_buffering();
+        session.set_proxy_tasks_enabled(true);
         loop {
             let peer = self.next_peer(exchange).await?;
             let tried = self.try_once(session, exchange, &peer).await;
@@ -121,21 +129,24 @@ impl Proxy {
         let mut alarm = pin!(sleep_until(body_deadline));
         let mut answered = false;
         loop {
+            let told = !session.has_pending_downstream_proxy_tasks();
             let sent = !hop.takes_more() || (read_whole && !hop.is_sending());
-            if answered && sent {
+            if answered && told && sent {
                 return Ok(Try::Answered);
             }
-            let patient_until = time::Instant::now() + patience;
             let waits_for_body = !read_whole && hop.takes_more() && !hop.is_sending();
-            alarm.as_mut().reset(if waits_for_body {
-                patient_until.min(body_deadline)
-            } else {
-                patient_until
+            alarm.as_mut().reset(match (waits_for_body, answered) {
+                (true, _) => body_deadline,
+                (false, false) => time::Instant::now() + patience,
+                (false, true) => time::Instant::now() + AFTERWARDS.min(patience),
             });
-            // A client that has sent everything is listened to as well: it may leave.
-            let listens = read_whole || waits_for_body;
+            let listens = match (waits_for_body, read_whole) {
+                (true, _) => Listens::ForBody,
+                (false, true) => Listens::ForEnd,
+                (false, false) => Listens::No,
+            };
             tokio::select! {
-                event = hop.next(), if !answered || hop.is_sending() => match event? {
+                event = hop.next(told), if hop.is_sending() || (told && !answered) => match event? {
                     Event::Sent => {}
                     Event::Head(mut header, false) if is_informational(&header) => {
                         forward::clean_hint(&mut header);
@@ -166,10 +177,14 @@ impl Proxy {
                         answered = true;
                     }
                 },
-                piece = session.read_body_or_idle(read_whole), if listens => {
-                    let taken = piece.map_err(Error::into_down).and_then(|piece| exchange.take_in(piece));
+                event = client_event(session, listens) => {
+                    let taken = match event {
+                        Ok(FromClient::Took) => continue,
+                        Ok(FromClient::Sent(piece)) => exchange.take_in(piece),
+                        Err(fault) => Err(fault),
+                    };
                     let piece = match taken {
-                        Err(_) if answered => return Ok(Try::Answered),
+                        Err(_) if answered && told => return Ok(Try::Answered),
                         taken => taken?,
                     };
                     read_whole = piece.is_none() || session.is_body_done();
@@ -178,8 +193,11 @@ impl Proxy {
                         hop.send(piece, read_whole);
                     }
                 }
-                // Whoever has the whole answer has lost nothing.
-                () = &mut alarm => return if answered { Ok(Try::Answered) } else { late(hop, waits_for_body) },
+                // While a client is slow to take its answer, an upstream may be slow as well.
+                () = &mut alarm, if told || waits_for_body => {
+                    // Whoever has the whole answer has lost nothing.
+                    return if answered && told { Ok(Try::Answered) } else { late(hop, waits_for_body) };
+                }
             }
         }
     }
@@ -195,27 +213,71 @@ async fn tunnel(session: &mut Session, hop: &mut Hop, open: Option<&Open>) -> Re
 }
 
 async fn pass_both_ways(session: &mut Session, hop: &mut Hop) -> Result<Try> {
-    let mut alarm = pin!(sleep(QUIET_TUNNEL));
+    let (mut listens, mut patience) = (true, QUIET_TUNNEL);
+    let mut alarm = pin!(sleep(patience));
     loop {
+        let told = !session.has_pending_downstream_proxy_tasks();
+        let listens_now = if listens && !hop.is_sending() { Listens::ForBody } else { Listens::No };
         tokio::select! {
-            event = hop.next() => match event? {
+            event = hop.next(told), if hop.is_sending() || told => match event? {
                 Event::Piece(piece, _) => tell(session, HttpTask::UpgradedBody(Some(piece), false)).await?,
                 Event::End(_) => {
-                    tell(session, HttpTask::Done).await?;
+                    session.response_duplex_vec(vec![HttpTask::Done]).await.map_err(Error::into_down)?;
                     return Ok(Try::Answered);
                 }
                 Event::Sent | Event::Head(..) => {}
             },
-            piece = session.read_body_or_idle(false), if !hop.is_sending() => {
-                match piece.map_err(Error::into_down)? {
-                    Some(piece) => hop.send(piece, false),
-                    None => return Ok(Try::Answered),
+            event = client_event(session, listens_now) => match event? {
+                FromClient::Took => {}
+                FromClient::Sent(Some(piece)) => hop.send(piece, false),
+                FromClient::Sent(None) => {
+                    hop.close_sending();
+                    (listens, patience) = (false, HALF_CLOSED);
                 }
-            }
+            },
             () = &mut alarm => return Ok(Try::Answered), // nobody has failed
         }
-        alarm.as_mut().reset(time::Instant::now() + QUIET_TUNNEL);
+        alarm.as_mut().reset(time::Instant::now() + patience);
     }
+}
+
+/// What is heard of a client.
+enum FromClient {
+    /// It has taken what was told.
+    Took,
+    /// A piece of the request's body, or its end.
+    Sent(Option<Bytes>),
+}
+
+/// What is listened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listens {
+    /// More of the request's body.
+    ForBody,
+    /// That a client leaves which has sent everything.
+    ForEnd,
+    /// Nothing that would have to be read.
+    No,
+}
+
+/// Gives a client what it was told, and listens to it meanwhile: one that takes nothing before it has sent everything is
+/// not waited for. Over HTTP/2 there is nothing left to give. Nothing is lost when this is dropped before it is done.
+async fn client_event(session: &mut Session, listens: Listens) -> Result<FromClient> {
+    std::future::poll_fn(|cx| {
+        if session.has_pending_downstream_proxy_tasks()
+            && let Poll::Ready(taken) = pin!(session.write_downstream_proxy_tasks()).poll(cx)
+        {
+            return Poll::Ready(taken.map(|_| FromClient::Took));
+        }
+        if listens != Listens::No {
+            let read = pin!(session.read_body_or_idle(listens == Listens::ForEnd)).poll(cx);
+            return read.map_ok(FromClient::Sent);
+        }
+        let Some(left) = session.watch_h2_stream_close() else { return Poll::Pending };
+        pin!(left).poll(cx).map(|_| Err(Error::new(ErrorType::ConnectionClosed)))
+    })
+    .await
+    .map_err(Error::into_down)
 }
 
 /// Ends the answer, with its trailers where the client can be told of them.
@@ -235,7 +297,12 @@ async fn end_answer(
     tell(session, HttpTask::Trailer(Some(Box::new(trailers)))).await
 }
 
+/// Tells a client something: it takes it when it is [listened to](client_event), over HTTP/2 at once.
 async fn tell(session: &mut Session, task: HttpTask) -> Result<()> {
+    if session.supports_proxy_task_api() {
+        session.send_downstream_proxy_task(task);
+        return Ok(());
+    }
     session.response_duplex_vec(vec![task]).await.map(drop).map_err(Error::into_down)
 }
 

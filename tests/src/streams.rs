@@ -1,6 +1,7 @@
 //! An upstream of long streams: a body as large as one likes either way, and events that go on.
 //!
-//! `GET /down/BYTES` sends so many, `POST /up` counts what it is sent, `PUT /echo` sends it back as it comes, `GET /events/COUNT`
+//! `GET /down/BYTES` sends so many, `POST /up` counts what it is sent, `PUT /echo` sends it back as it comes, `PUT /both` sends
+//! as much while it reads on, `GET /events/COUNT`
 //! sends an event a second.
 
 use std::net::SocketAddr;
@@ -58,6 +59,17 @@ async fn serve(stream: TcpStream) -> std::io::Result<()> {
                 stream.write_all(&piece[..count]).await?;
                 length -= count as u64;
             }
+        } else if path == "/both" {
+            let (mut read, mut write) = tokio::io::split(&mut stream);
+            let taking =
+                async { tokio::io::copy(&mut (&mut read).take(length), &mut tokio::io::sink()).await };
+            let giving = async {
+                write
+                    .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes())
+                    .await?;
+                tokio::io::copy(&mut tokio::io::repeat(b'x').take(length), &mut write).await
+            };
+            tokio::try_join!(taking, giving)?;
         } else if path.starts_with("/events/") {
             stream
                 .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")

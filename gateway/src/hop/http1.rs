@@ -35,6 +35,8 @@ pub(super) struct Http1 {
     sending: bool,
     /// Whether the whole request is out.
     sent: bool,
+    /// Whether nothing more is sent, ever.
+    closes: bool,
     /// Why no more can be sent.
     broken: Option<io::Error>,
     head_only: bool,
@@ -66,6 +68,7 @@ impl Http1 {
             chunked: false,
             sending: false,
             sent: false,
+            closes: false,
             broken: None,
             head_only: false,
             inbox: BytesMut::new(),
@@ -115,6 +118,10 @@ impl Http1 {
         self.broken.is_none()
     }
 
+    pub(super) fn close_sending(&mut self) {
+        (self.closes, self.sending) = (true, true);
+    }
+
     /// Whether any byte of an answer came.
     pub(super) fn heard(&self) -> bool {
         self.heard
@@ -126,7 +133,7 @@ impl Http1 {
         (over && self.keeps && self.sent && !self.sending && self.broken.is_none()).then_some(self.stream)
     }
 
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>, room: bool) -> Poll<Result<Event>> {
         if self.sending
             && let Poll::Ready(sent) = self.poll_send(cx)
         {
@@ -138,7 +145,7 @@ impl Http1 {
             self.sending = false;
             return Poll::Ready(Ok(Event::Sent));
         }
-        if matches!(self.reading, Reading::Over) {
+        if !room || matches!(self.reading, Reading::Over) {
             return Poll::Pending; // the rest of the request is on its way
         }
         loop {
@@ -165,6 +172,9 @@ impl Http1 {
             if piece.is_empty() {
                 self.outgoing.pop_front();
             }
+        }
+        if self.closes {
+            return Pin::new(&mut self.stream).poll_shutdown(cx);
         }
         Pin::new(&mut self.stream).poll_flush(cx)
     }

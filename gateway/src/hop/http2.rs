@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http::uri::{Authority, PathAndQuery, Uri};
-use http::{HeaderValue, Version};
+use http::{HeaderValue, Method, Version};
 use pingora_core::protocols::http::v2::client::Http2Session;
 use pingora_core::{Error, ErrorType, OrErr as _, Result};
 use pingora_http::RequestHeader;
@@ -25,6 +25,7 @@ pub(super) struct Http2 {
     /// Whether the whole request is out.
     sent: bool,
     broken: bool,
+    head_only: bool,
     reading: Reading,
 }
 
@@ -46,12 +47,14 @@ impl Http2 {
             sending: false,
             sent: false,
             broken: false,
+            head_only: false,
             reading: Reading::Head,
         }
     }
 
     /// Sends the header, and with it the end of a request that has no body.
     pub(super) fn begin(&mut self, mut request: Box<RequestHeader>, scheme: &str, ends: bool) -> Result<()> {
+        self.head_only = request.method == Method::HEAD;
         name_authority(&mut request, scheme).map_err(Error::into_down)?;
         self.stream.write_request_header(request, ends).map_err(Error::into_up)?;
         self.body = self.stream.take_request_body_writer();
@@ -87,7 +90,7 @@ impl Http2 {
         self.stream
     }
 
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>, room: bool) -> Poll<Result<Event>> {
         if self.sending
             && let Poll::Ready(sent) = self.poll_send(cx)
         {
@@ -95,6 +98,9 @@ impl Http2 {
             self.broken = sent.is_err();
             (self.sending, self.sent) = (false, self.ends && !self.broken);
             return Poll::Ready(Ok(Event::Sent));
+        }
+        if !room {
+            return Poll::Pending; // the rest of the request is on its way
         }
         loop {
             match self.reading {
@@ -105,7 +111,9 @@ impl Http2 {
                     let header = header.filter(|header| !answer_head::is_too_large(&header.headers));
                     let mut header = header.ok_or_else(|| Error::new_up(ErrorType::InvalidHTTPHeader))?;
                     answer_head::content_length(&mut header)?;
-                    let end = self.is_over()?;
+                    // What follows such an answer is no part of it.
+                    let has_no_body = self.head_only || matches!(header.status.as_u16(), 204 | 304);
+                    let end = self.is_over()? || has_no_body;
                     self.reading = if end { Reading::Over } else { Reading::Body };
                     return Poll::Ready(Ok(Event::Head(Box::new(header), end)));
                 }

@@ -97,13 +97,21 @@ impl Hop {
         }
     }
 
-    /// Moves what can be moved in either direction until something happens. Nothing is lost when it is dropped before.
-    pub(crate) async fn next(&mut self) -> Result<Event> {
+    /// Moves what can be moved until something happens; of the answer only where there is `room` for more of it. Nothing
+    /// is lost when it is dropped before.
+    pub(crate) async fn next(&mut self, room: bool) -> Result<Event> {
         std::future::poll_fn(|cx| match &mut self.wire {
-            Wire::Http1(hop) => hop.poll_next(cx),
-            Wire::Http2(hop) => hop.poll_next(cx),
+            Wire::Http1(hop) => hop.poll_next(cx, room),
+            Wire::Http2(hop) => hop.poll_next(cx, room),
         })
         .await
+    }
+
+    /// Tells the other end of a tunnel that nothing more is sent to it.
+    pub(crate) fn close_sending(&mut self) {
+        if let Wire::Http1(hop) = &mut self.wire {
+            hop.close_sending();
+        }
     }
 
     /// Whether `fault` is that of a kept connection which the upstream closed at the moment when the request came, most

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
 use tests::PATIENCE;
+use tests::client::read_until;
 use tests::stack::Gateway;
 use tests::streams::streams;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -431,4 +433,88 @@ async fn a_whole_answer_is_no_failure_whatever_becomes_of_the_request() {
     })
     .await;
     holding.abort();
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_before_it_has_sent_everything_is_served() {
+    const SIZE: usize = 30_000_000;
+    let gateway = Gateway::start(streams().await, POLICY, &[]).await;
+    let mut stream = gateway.client().connect().await;
+    let head =
+        format!("PUT /both HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {SIZE}\r\n\r\n");
+    let served = async {
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b'x'; SIZE]).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        answer
+    };
+    let answer = tokio::time::timeout(PATIENCE, served).await.expect("it does not stand still");
+    assert!(answer.starts_with(b"HTTP/1.1 200 ") && answer.len() > SIZE, "{}", answer.len());
+}
+
+/// An upstream of WebSockets that sends back what it is sent, reading on meanwhile, and a last word when it is sent no more.
+async fn parrot() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.into_split();
+                let mut head = [0; 4096];
+                let _ = read.read(&mut head).await?;
+                write
+                    .write_all(b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello")
+                    .await?;
+                let (sender, mut pieces) = tokio::sync::mpsc::unbounded_channel::<Vec<u8>>();
+                let hearing = async move {
+                    let mut piece = vec![0; 64 * 1024];
+                    while let Ok(count @ 1..) = read.read(&mut piece).await {
+                        let _ = sender.send(piece[..count].to_vec());
+                    }
+                };
+                let saying = async move {
+                    while let Some(piece) = pieces.recv().await {
+                        write.write_all(&piece).await?;
+                    }
+                    write.write_all(b"farewell").await
+                };
+                tokio::join!(hearing, saying).1
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_websocket_passes_bulk_both_ways_and_the_last_word_after_half_a_close() {
+    const SIZE: usize = 20_000_000;
+    let gateway = Gateway::start(parrot().await, POLICY, &[]).await;
+    let mut stream = gateway.client().connect().await;
+    let handshake = b"GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let passed = async {
+        stream.write_all(handshake).await.unwrap();
+        assert!(read_until(&mut stream, "\r\n\r\nhello").await.starts_with("HTTP/1.1 101 "));
+        stream.write_all(&vec![b'x'; SIZE]).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).await.unwrap();
+        heard
+    };
+    let heard = tokio::time::timeout(PATIENCE, passed).await.expect("it does not stand still");
+    assert_eq!(heard.len(), SIZE + "farewell".len());
+    assert!(heard.ends_with(b"xfarewell"));
+}
+
+#[tokio::test]
+async fn a_client_may_pause_for_longer_than_an_upstream() {
+    let policy = POLICY.replace("max_body", "upstream_timeout = \"300ms\"\nmax_body");
+    let gateway = Gateway::start(streams().await, &policy, &[]).await;
+    let mut stream = gateway.client().connect().await;
+    let head = b"PUT /up HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\na";
+    stream.write_all(head).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await; // what a client does that pauses
+    stream.write_all(b"b").await.unwrap();
+    let answer = read_until(&mut stream, "\r\n\r\n2").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
