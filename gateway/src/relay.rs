@@ -263,6 +263,14 @@ enum Listens {
 /// Gives a client what it was told, and listens to it meanwhile: one that takes nothing before it has sent everything is
 /// not waited for. Over HTTP/2 there is nothing left to give. Nothing is lost when this is dropped before it is done.
 async fn client_event(session: &mut Session, listens: Listens) -> Result<FromClient> {
+    let has_taken_all = !session.has_pending_downstream_proxy_tasks();
+    if listens == Listens::No
+        && has_taken_all
+        && let Some(connection) = connection(session)
+    {
+        connection.reset().await;
+        return Err(Error::new_down(ErrorType::ConnectionClosed));
+    }
     std::future::poll_fn(|cx| {
         if session.has_pending_downstream_proxy_tasks()
             && let Poll::Ready(taken) = pin!(session.write_downstream_proxy_tasks()).poll(cx)

@@ -18,7 +18,7 @@ use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
     UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::body::{BodyFault, Gate};
@@ -178,6 +178,13 @@ impl Connection {
     /// Whether the connection can take another request: this one's body is through, or there was none.
     pub(super) fn is_between_messages(&self) -> bool {
         self.gate.is_done() && self.outbox.is_empty() && self.fault.is_none()
+    }
+
+    /// Waits until the client resets the connection. Nothing is read for that.
+    pub async fn reset(&self) {
+        if let Some(socket) = &self.socket {
+            let _ = socket.tcp().ready(Interest::ERROR).await;
+        }
     }
 
     /// What was wrong with the body, if the reader met a fault.

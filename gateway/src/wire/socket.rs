@@ -19,6 +19,14 @@ pub(super) enum Socket {
 }
 
 impl Socket {
+    /// The socket itself.
+    pub(super) fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+
     /// Whether what goes through it is encrypted.
     pub(super) fn is_encrypted(&self) -> bool {
         matches!(self, Self::Tls(_))
@@ -27,10 +35,7 @@ impl Socket {
 
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
-        match self {
-            Self::Plain(socket) => socket.as_raw_fd(),
-            Self::Tls(stream) => stream.get_ref().0.as_raw_fd(),
-        }
+        self.tcp().as_raw_fd()
     }
 }
 

@@ -453,7 +453,7 @@ async fn a_client_that_reads_nothing_before_it_has_sent_everything_is_served() {
     assert!(answer.starts_with(b"HTTP/1.1 200 ") && answer.len() > SIZE, "{}", answer.len());
 }
 
-/// An upstream of WebSockets that sends back what it is sent, reading on meanwhile, and a last word when it is sent no more.
+/// An upstream of tunnels that sends back what it is sent, reading on meanwhile, and a last word when it is sent no more.
 async fn parrot() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -517,4 +517,23 @@ async fn a_client_may_pause_for_longer_than_an_upstream() {
     stream.write_all(b"b").await.unwrap();
     let answer = read_until(&mut stream, "\r\n\r\n2").await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_client_that_resets_an_upload_is_noticed_though_nothing_is_read_of_it() {
+    // The upstream accepts, and reads nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gateway = Gateway::start(listener.local_addr().unwrap(), POLICY, &[]).await;
+    let mut stream = gateway.client().connect().await;
+    stream.write_all(b"PUT /a HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
+    let bytes = vec![b'x'; 100_000_000];
+    let stuck = tokio::time::timeout(Duration::from_millis(500), stream.write_all(&bytes)).await;
+    assert!(stuck.is_err(), "nobody reads it");
+    stream.set_zero_linger().unwrap();
+    drop(stream);
+    tests::eventually("it is logged as a client that left", || async {
+        let events = gateway.program.events();
+        events.iter().any(|line| line["method"] == "PUT" && line["status"] == 0 && line["code"].is_null())
+    })
+    .await;
 }
