@@ -12,6 +12,7 @@ use tracing::debug;
 
 use crate::clock;
 use crate::exchange::{Exchange, fields_of};
+use crate::failure::has_begun;
 use crate::gateway::Gateway;
 
 /// Decides about another try after `outcome`; how long to wait is noted in the exchange.
@@ -50,9 +51,8 @@ pub(crate) fn try_again(
 fn may_be_repeated(session: &Session, exchange: &Exchange) -> bool {
     let header = session.req_header();
     let fields = fields_of(header);
-    let begun = session.response_written().is_some_and(|response| !response.status.is_informational());
     !exchange.handshake
-        && !begun
+        && !has_begun(session)
         && !session.retry_buffer_truncated()
         && is_repeatable(header.method.as_str(), Headers::new(&fields))
 }

@@ -21,6 +21,14 @@ pub(crate) fn connection(session: &Session) -> Option<&Connection> {
     session.stream().and_then(|stream| stream.as_any().downcast_ref())
 }
 
+/// Whether the client has been sent something of an answer, informational ones aside.
+pub(crate) fn has_begun(session: &Session) -> bool {
+    let written = session.response_written().is_some_and(|response| {
+        !response.status.is_informational() || response.status == http::StatusCode::SWITCHING_PROTOCOLS
+    });
+    written || session.has_pending_downstream_proxy_tasks()
+}
+
 /// What a fault means: our code for the client and the breaker's outcome. `None`: the client is gone.
 pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outcome)> {
     use ErrorType::{

@@ -21,7 +21,7 @@ use tracing::debug;
 use crate::answer;
 use crate::assertion::Signer;
 use crate::exchange::Exchange;
-use crate::failure::{connection, describe, understand};
+use crate::failure::{connection, describe, has_begun, understand};
 use crate::forward;
 use crate::gateway::{Gateway, Handle};
 use crate::hop::Pool;
@@ -191,11 +191,8 @@ impl Proxy {
             exchange.upstream_failed(fault);
             exchange.settle_early(outcome);
         }
-        let begun = session.response_written().is_some_and(|response| {
-            !response.status.is_informational() || response.status == http::StatusCode::SWITCHING_PROTOCOLS
-        });
         let refusal = describe(code, session, exchange);
-        if begun {
+        if has_begun(session) {
             // Over HTTP/1.1 the missing end says it.
             if exchange.is_grpc && exchange.grpc_status.is_none() && session.is_http2() {
                 let _ = end_call(session, exchange, &refusal).await;

@@ -1,8 +1,10 @@
 //! Passing a request on to its upstream and the answer back, as often as it takes.
 
+mod client;
+mod tunnel;
+
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,8 +13,11 @@ use pingora_core::protocols::http::{HttpTask, ServerSession as Session};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
-use tokio::time::{self, sleep, sleep_until};
+use tokio::time::{self, sleep_until};
 use tracing::error;
+
+use client::{FromClient, Listens, client_event, tell};
+use tunnel::tunnel;
 
 use crate::again::try_again;
 use crate::exchange::Exchange;
@@ -20,22 +25,25 @@ use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, understand};
 use crate::forward;
 use crate::hop::{Event, Hop};
 use crate::proxy::Proxy;
-use crate::tunnels::Open;
-
-/// A WebSocket through which nothing passes for so long is closed.
-const QUIET_TUNNEL: Duration = Duration::from_hours(1);
 
 /// For the rest of a request whose answer is whole, while the upstream takes nothing.
 const AFTERWARDS: Duration = Duration::from_secs(1);
-
-/// For what an upstream still says through a tunnel whose client says nothing more.
-const HALF_CLOSED: Duration = Duration::from_secs(5);
 
 /// How a try ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Try {
     Answered,
     Again,
+}
+
+/// What has become of an answer.
+enum Answer {
+    GoesOn,
+    Whole,
+    /// What follows is not HTTP.
+    Tunnel,
+    /// The client is told nothing of it: the request is sent again.
+    Withheld,
 }
 
 impl Proxy {
@@ -125,8 +133,10 @@ impl Proxy {
             hop.send(piece, read_whole);
         }
         let patience = exchange.try_timeout();
+        let write_timeout = exchange.rules().requests.write_timeout;
         let body_deadline = time::Instant::from_std(exchange.started + exchange.request_timeout());
         let mut alarm = pin!(sleep_until(body_deadline));
+        let mut told_at = time::Instant::now();
         let mut answered = false;
         loop {
             let told = !session.has_pending_downstream_proxy_tasks();
@@ -135,10 +145,13 @@ impl Proxy {
                 return Ok(Try::Answered);
             }
             let waits_for_body = !read_whole && hop.takes_more() && !hop.is_sending();
-            alarm.as_mut().reset(match (waits_for_body, answered) {
-                (true, _) => body_deadline,
-                (false, false) => time::Instant::now() + patience,
-                (false, true) => time::Instant::now() + AFTERWARDS.min(patience),
+            // While a client is slow to take its answer, an upstream may be slow as well.
+            alarm.as_mut().reset(match (told, waits_for_body, answered) {
+                (true, true, _) => body_deadline,
+                (true, false, false) => time::Instant::now() + patience,
+                (true, false, true) => time::Instant::now() + AFTERWARDS.min(patience),
+                (false, true, _) => body_deadline.min(told_at + write_timeout),
+                (false, false, _) => told_at + write_timeout,
             });
             let listens = match (waits_for_body, read_whole) {
                 (true, _) => Listens::ForBody,
@@ -146,37 +159,21 @@ impl Proxy {
                 (false, false) => Listens::No,
             };
             tokio::select! {
-                event = hop.next(told), if hop.is_sending() || (told && !answered) => match event? {
-                    Event::Sent => {}
-                    Event::Head(mut header, false) if is_informational(&header) => {
-                        forward::clean_hint(&mut header);
-                        session.write_response_header(header).await.map_err(Error::into_down)?;
+                event = hop.next(told), if hop.is_sending() || (told && !answered) => {
+                    let event = event?;
+                    if !matches!(event, Event::Sent) {
+                        told_at = time::Instant::now();
                     }
-                    Event::Head(mut header, end) => {
-                        if !self.take_head(session, exchange, &mut header, end)? {
-                            return Ok(Try::Again);
+                    match self.pass_on(session, exchange, event).await? {
+                        Answer::GoesOn => {}
+                        Answer::Whole => answered = true,
+                        Answer::Tunnel => {
+                            tunnel(session, hop, exchange.tunnel.as_ref()).await?;
+                            return Ok(Try::Answered);
                         }
-                        if self.is_leaving() {
-                            session.set_keepalive(None);
-                        }
-                        let upgraded = header.status == StatusCode::SWITCHING_PROTOCOLS;
-                        tell(session, HttpTask::Header(header, end)).await?;
-                        if upgraded {
-                            return tunnel(session, hop, exchange.tunnel.as_ref()).await;
-                        }
-                        answered = end;
+                        Answer::Withheld => return Ok(Try::Again),
                     }
-                    Event::Piece(piece, end) => {
-                        self.take_piece(exchange, &piece, end);
-                        tell(session, HttpTask::Body(Some(piece), end)).await?;
-                        answered = end;
-                    }
-                    Event::End(trailers) => {
-                        self.take_piece(exchange, &Bytes::new(), true);
-                        end_answer(session, exchange, trailers).await?;
-                        answered = true;
-                    }
-                },
+                }
                 event = client_event(session, listens) => {
                     let taken = match event {
                         Ok(FromClient::Took) => continue,
@@ -193,99 +190,50 @@ impl Proxy {
                         hop.send(piece, read_whole);
                     }
                 }
-                // While a client is slow to take its answer, an upstream may be slow as well.
-                () = &mut alarm, if told || waits_for_body => {
+                () = &mut alarm => {
                     // Whoever has the whole answer has lost nothing.
-                    return if answered && told { Ok(Try::Answered) } else { late(hop, waits_for_body) };
+                    return if answered && told { Ok(Try::Answered) } else { late(hop, told, waits_for_body) };
                 }
             }
         }
     }
-}
 
-/// A tunnel, until either side ends it or what let it in is taken back.
-async fn tunnel(session: &mut Session, hop: &mut Hop, open: Option<&Open>) -> Result<Try> {
-    let cut = open.map(|open| Arc::clone(&open.cut)).unwrap_or_default();
-    tokio::select! {
-        passed = pass_both_ways(session, hop) => passed,
-        () = cut.notified() => Err(Error::new_down(ErrorType::ConnectionClosed)),
-    }
-}
-
-async fn pass_both_ways(session: &mut Session, hop: &mut Hop) -> Result<Try> {
-    let (mut listens, mut patience) = (true, QUIET_TUNNEL);
-    let mut alarm = pin!(sleep(patience));
-    loop {
-        let told = !session.has_pending_downstream_proxy_tasks();
-        let listens_now = if listens && !hop.is_sending() { Listens::ForBody } else { Listens::No };
-        tokio::select! {
-            event = hop.next(told), if hop.is_sending() || told => match event? {
-                Event::Piece(piece, _) => tell(session, HttpTask::UpgradedBody(Some(piece), false)).await?,
-                Event::End(_) => {
-                    session.response_duplex_vec(vec![HttpTask::Done]).await.map_err(Error::into_down)?;
-                    return Ok(Try::Answered);
+    /// Tells the client what the upstream says.
+    async fn pass_on(&self, session: &mut Session, exchange: &mut Exchange, event: Event) -> Result<Answer> {
+        let is_whole = match event {
+            Event::Sent => false,
+            Event::Head(mut header, false) if is_informational(&header) => {
+                forward::clean_hint(&mut header);
+                session.write_response_header(header).await.map_err(Error::into_down)?;
+                false
+            }
+            Event::Head(mut header, end) => {
+                if !self.take_head(session, exchange, &mut header, end)? {
+                    return Ok(Answer::Withheld);
                 }
-                Event::Sent | Event::Head(..) => {}
-            },
-            event = client_event(session, listens_now) => match event? {
-                FromClient::Took => {}
-                FromClient::Sent(Some(piece)) => hop.send(piece, false),
-                FromClient::Sent(None) => {
-                    hop.close_sending();
-                    (listens, patience) = (false, HALF_CLOSED);
+                if self.is_leaving() {
+                    session.set_keepalive(None);
                 }
-            },
-            () = &mut alarm => return Ok(Try::Answered), // nobody has failed
-        }
-        alarm.as_mut().reset(time::Instant::now() + patience);
+                let upgraded = header.status == StatusCode::SWITCHING_PROTOCOLS;
+                tell(session, HttpTask::Header(header, end)).await?;
+                if upgraded {
+                    return Ok(Answer::Tunnel);
+                }
+                end
+            }
+            Event::Piece(piece, end) => {
+                self.take_piece(exchange, &piece, end);
+                tell(session, HttpTask::Body(Some(piece), end)).await?;
+                end
+            }
+            Event::End(trailers) => {
+                self.take_piece(exchange, &Bytes::new(), true);
+                end_answer(session, exchange, trailers).await?;
+                true
+            }
+        };
+        Ok(if is_whole { Answer::Whole } else { Answer::GoesOn })
     }
-}
-
-/// What is heard of a client.
-enum FromClient {
-    /// It has taken what was told.
-    Took,
-    /// A piece of the request's body, or its end.
-    Sent(Option<Bytes>),
-}
-
-/// What is listened for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Listens {
-    /// More of the request's body.
-    ForBody,
-    /// That a client leaves which has sent everything.
-    ForEnd,
-    /// Nothing that would have to be read.
-    No,
-}
-
-/// Gives a client what it was told, and listens to it meanwhile: one that takes nothing before it has sent everything is
-/// not waited for. Over HTTP/2 there is nothing left to give. Nothing is lost when this is dropped before it is done.
-async fn client_event(session: &mut Session, listens: Listens) -> Result<FromClient> {
-    let has_taken_all = !session.has_pending_downstream_proxy_tasks();
-    if listens == Listens::No
-        && has_taken_all
-        && let Some(connection) = connection(session)
-    {
-        connection.reset().await;
-        return Err(Error::new_down(ErrorType::ConnectionClosed));
-    }
-    std::future::poll_fn(|cx| {
-        if session.has_pending_downstream_proxy_tasks()
-            && let Poll::Ready(taken) = pin!(session.write_downstream_proxy_tasks()).poll(cx)
-        {
-            return Poll::Ready(taken.map(|_| FromClient::Took));
-        }
-        if listens != Listens::No {
-            let read = pin!(session.read_body_or_idle(listens == Listens::ForEnd)).poll(cx);
-            return read.map_ok(FromClient::Sent);
-        }
-        let Some(left) = session.watch_h2_stream_close() else { return Poll::Pending };
-        pin!(left).poll(cx).map(|_| Err(Error::new(ErrorType::ConnectionClosed)))
-    })
-    .await
-    .map_err(Error::into_down)
 }
 
 /// Ends the answer, with its trailers where the client can be told of them.
@@ -305,24 +253,17 @@ async fn end_answer(
     tell(session, HttpTask::Trailer(Some(Box::new(trailers)))).await
 }
 
-/// Tells a client something: it takes it when it is [listened to](client_event), over HTTP/2 at once.
-async fn tell(session: &mut Session, task: HttpTask) -> Result<()> {
-    if session.supports_proxy_task_api() {
-        session.send_downstream_proxy_task(task);
-        return Ok(());
-    }
-    session.response_duplex_vec(vec![task]).await.map(drop).map_err(Error::into_down)
-}
-
 /// Informational, and not the last word.
 fn is_informational(header: &ResponseHeader) -> bool {
     header.status.is_informational() && header.status != StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Nothing moved for too long. Who was to move: an upstream that waits for a body which does not come has not failed.
-fn late(hop: &Hop, waits_for_body: bool) -> Result<Try> {
+fn late(hop: &Hop, told: bool, waits_for_body: bool) -> Result<Try> {
     Err(if waits_for_body {
         Error::new_down(BODY_TOO_SLOW)
+    } else if !told {
+        Error::new_down(ErrorType::WriteTimedout)
     } else if hop.is_sending() {
         Error::new_up(ErrorType::WriteTimedout)
     } else {
