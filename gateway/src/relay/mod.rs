@@ -137,9 +137,11 @@ impl Proxy {
         let body_deadline = time::Instant::from_std(exchange.started + exchange.request_timeout());
         let mut alarm = pin!(sleep_until(body_deadline));
         let mut told_at = time::Instant::now();
-        let mut answered = false;
+        let (mut answered, mut full) = (false, false);
         loop {
             let told = !session.has_pending_downstream_proxy_tasks();
+            // A header goes out with what follows it at once.
+            let room = told || !full;
             let sent = !hop.takes_more() || (read_whole && !hop.is_sending());
             if answered && told && sent {
                 return Ok(Try::Answered);
@@ -159,10 +161,12 @@ impl Proxy {
                 (false, false) => Listens::No,
             };
             tokio::select! {
-                event = hop.next(told), if hop.is_sending() || (told && !answered) => {
+                biased; // what is there of an answer is told together
+                event = hop.next(room), if hop.is_sending() || (room && !answered) => {
                     let event = event?;
                     if !matches!(event, Event::Sent) {
                         told_at = time::Instant::now();
+                        full = !matches!(event, Event::Head(..));
                     }
                     match self.pass_on(session, exchange, event).await? {
                         Answer::GoesOn => {}
