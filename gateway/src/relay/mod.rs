@@ -39,6 +39,8 @@ enum Try {
 /// What has become of an answer.
 enum Answer {
     GoesOn,
+    /// It has begun; the client is not told yet.
+    Begins(HttpTask),
     Whole,
     /// What follows is not HTTP.
     Tunnel,
@@ -137,10 +139,9 @@ impl Proxy {
         let body_deadline = time::Instant::from_std(exchange.started + exchange.request_timeout());
         let mut alarm = pin!(sleep_until(body_deadline));
         let mut told_at = time::Instant::now();
-        let (mut answered, mut full) = (false, false);
+        let (mut answered, mut full, mut header) = (false, false, None);
         loop {
             let told = !session.has_pending_downstream_proxy_tasks();
-            // A header goes out with what follows it at once.
             let room = told || !full;
             let sent = !hop.takes_more() || (read_whole && !hop.is_sending());
             if answered && told && sent {
@@ -161,21 +162,30 @@ impl Proxy {
                 (false, false) => Listens::No,
             };
             tokio::select! {
-                biased; // what is there of an answer is told together
+                biased; // what is there of an answer is told together, and nothing of one that breaks off at once
                 event = hop.next(room), if hop.is_sending() || (room && !answered) => {
                     let event = event?;
                     if !matches!(event, Event::Sent) {
                         told_at = time::Instant::now();
                         full = !matches!(event, Event::Head(..));
+                        if let Some(header) = header.take() {
+                            tell(session, header).await?;
+                        }
                     }
                     match self.pass_on(session, exchange, event).await? {
                         Answer::GoesOn => {}
+                        Answer::Begins(task) => header = Some(task),
                         Answer::Whole => answered = true,
                         Answer::Tunnel => {
                             tunnel(session, hop, exchange.tunnel.as_ref()).await?;
                             return Ok(Try::Answered);
                         }
                         Answer::Withheld => return Ok(Try::Again),
+                    }
+                }
+                () = std::future::ready(()), if header.is_some() => {
+                    if let Some(header) = header.take() {
+                        tell(session, header).await?;
                     }
                 }
                 event = client_event(session, listens) => {
@@ -219,11 +229,15 @@ impl Proxy {
                     session.set_keepalive(None);
                 }
                 let upgraded = header.status == StatusCode::SWITCHING_PROTOCOLS;
-                tell(session, HttpTask::Header(header, end)).await?;
+                let task = HttpTask::Header(header, end);
+                if !upgraded && !end {
+                    return Ok(Answer::Begins(task));
+                }
+                tell(session, task).await?;
                 if upgraded {
                     return Ok(Answer::Tunnel);
                 }
-                end
+                true
             }
             Event::Piece(piece, end) => {
                 self.take_piece(exchange, &piece, end);

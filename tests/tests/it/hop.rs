@@ -260,6 +260,22 @@ async fn an_answer_that_could_mean_two_things_is_none() {
 }
 
 #[tokio::test]
+async fn an_answer_that_breaks_off_at_once_is_none() {
+    let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let cases = vec![[head, &b"x\r\n"[..]].concat(), [head, &b"4 \r\nwiki\r\n0\r\n\r\n"[..]].concat()];
+    let gateway = Answers::start(cases).await.gateway().await;
+    for path in ["/0", "/1"] {
+        let text = ask(&gateway, "GET", path).await;
+        assert!(text.starts_with("HTTP/1.1 502 ") && text.contains("\"upstream_unreachable\""), "{text}");
+    }
+    let begun = ask(&gateway, "GET", "/0/apart").await;
+    assert!(
+        begun.starts_with("HTTP/1.1 200 ") && begun.ends_with("\r\n\r\n"),
+        "its header came alone: {begun}"
+    );
+}
+
+#[tokio::test]
 async fn an_answer_that_breaks_off_breaks_off_for_the_client() {
     let cases: Vec<Vec<u8>> = [
         &b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nwiki\xff"[..],
