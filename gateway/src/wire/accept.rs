@@ -1,4 +1,4 @@
-//! From accepting a connection to handing each of its requests to pingora, and the deadlines in between.
+//! From accepting a connection to handing over each of its requests, and the deadlines in between.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
