@@ -21,11 +21,14 @@ use crate::identity::{Administrator, Gateway};
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::sql;
+use crate::tokens;
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Question {
     user: String,
+    /// Whose word the user's id is, where the gateway takes several: the token's `iss`.
+    issuer: Option<String>,
     permission: String,
     resource: String,
 }
@@ -112,8 +115,8 @@ fn judge(session: &Session<'_>, question: &Question, second_factor: &[String]) -
     // INVARIANT: the revision is read before anything else. A change in between makes the answer newer than it says,
     // never older.
     let revision = changes::revision(session)?;
-    let user = accounts::by_id(session, &question.user)?.filter(|user| user.active);
-    let Some(user) = user else {
+    let user = account_of(session, &question.user, question.issuer.as_deref())?;
+    let Some(user) = user.filter(|user| user.active) else {
         let answer = Answer { allowed: false, reason: "no active account".to_owned(), revision };
         return Ok(TracedAnswer { answer, roles: Vec::new(), groups: Vec::new() });
     };
@@ -124,6 +127,50 @@ fn judge(session: &Session<'_>, question: &Question, second_factor: &[String]) -
     Ok(TracedAnswer { answer: Answer { allowed, reason, revision }, roles: all, groups })
 }
 
+/// The account that is meant: another issuer's subject is nobody here, whatever its id.
+fn account_of(session: &Session<'_>, id: &str, issuer: Option<&str>) -> db::Result<Option<User>> {
+    if issuer.is_some_and(|issuer| issuer != tokens::ISSUER) {
+        return Ok(None);
+    }
+    accounts::by_id(session, id)
+}
+
+/// Whose roles the gateway asks for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Asked {
+    user: String,
+    issuer: Option<String>,
+}
+
+/// The roles that count for an account now; none when it is no account of ours.
+#[derive(Serialize)]
+pub(crate) struct HeldRoles {
+    revision: i64,
+    roles: Option<Vec<String>>,
+    groups: Vec<String>,
+}
+
+/// `POST /internal/roles`, for the gateway. An account that is not active has none.
+pub(crate) async fn roles(
+    _: Gateway,
+    State(app): State<App>,
+    Body(asked): Body<Asked>,
+) -> Result<Json<HeldRoles>> {
+    let settings = std::sync::Arc::clone(&app.accounts);
+    let held = app.database.read(move |session| {
+        let revision = changes::revision(session)?; // first, as in `judge`
+        let Some(user) = account_of(session, &asked.user, asked.issuer.as_deref())? else {
+            return Ok(HeldRoles { revision, roles: None, groups: Vec::new() });
+        };
+        let groups = groups(session, &user.id)?;
+        let all = if user.active { all_roles(session, &user.id)? } else { Vec::new() };
+        let roles = counting_roles(&all, &user, &settings.require_totp_for);
+        Ok(HeldRoles { revision, roles: Some(roles), groups })
+    });
+    Ok(Json(held.await?))
+}
+
 fn decide(
     session: &Session<'_>,
     question: &Question,
@@ -131,7 +178,7 @@ fn decide(
     groups: &[String],
 ) -> db::Result<(bool, String)> {
     let [roles, all, groups] = [counting, all, groups].map(|names| json!(names).to_string());
-    let Question { user, permission, resource } = question;
+    let Question { user, permission, resource, .. } = question;
     let entry: Option<(String, String, String, String)> =
         session.row(sql::DECIDING_ACL, params![user, roles, groups, permission, resource, all], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))

@@ -37,6 +37,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/admin/readonly", post(health::read_only))
         .route("/admin/readwrite", post(health::read_write))
         .route("/internal/permissions", post(permissions::answer))
+        .route("/internal/roles", post(permissions::roles))
         .route("/internal/api-keys", post(api_keys::verify))
         .route("/internal/changes", get(changes::feed))
         .route_layer(middleware::from_fn_with_state(app.clone(), identity::from_gateway));

@@ -18,7 +18,7 @@ use crate::secrets::Secrets;
 use crate::sql;
 
 /// Who the tokens are from and for.
-const ISSUER: &str = "palisade";
+pub(crate) const ISSUER: &str = "palisade";
 
 /// The most by which a gateway lets clocks differ: a token may be believed for so long after it has expired.
 const MOST_LEEWAY: Duration = Duration::from_mins(5);

@@ -1,12 +1,17 @@
 //! What the gateway says to its own backend, signed: which request this is and who asks. A JSON Web Token (RFC 7519) in
-//! `x-palisade-assertion`, for one method, target and request id, good for half a minute. The secret that both know never
-//! leaves the gateway, and who goes round it has nothing to show.
+//! `x-palisade-assertion`, for one method, target, request id and body, good once and for half a minute. The secret that
+//! both know never leaves the gateway, and who goes round it has nothing to show. docs/decisions/0005 says what binds a body
+//! that is too long to be known beforehand.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
+use crate::answer;
 use crate::secrets::Secret;
 
 /// The field that carries it.
@@ -22,7 +27,7 @@ pub struct Signer {
 }
 
 /// What is asserted of a request.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Assertion<'a> {
     /// The method.
     pub method: &'a str,
@@ -35,10 +40,39 @@ pub struct Assertion<'a> {
     /// The subject.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub: Option<&'a str>,
+    /// Whose word that is, where there are several issuers: the token's `iss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub_issuer: Option<&'a str>,
     /// Its roles.
     pub roles: &'a [String],
     /// The client's address.
     pub address: &'a str,
+    /// The body.
+    #[serde(flatten)]
+    pub body: BodyBinding,
+}
+
+/// What binds an assertion to a body.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct BodyBinding {
+    /// SHA-256 of a body that is known whole, in base64url.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_sha256: Option<String>,
+    /// The length of one that is sent as it comes, where the client announced it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_length: Option<u64>,
+}
+
+impl BodyBinding {
+    /// A body that is known whole.
+    pub fn whole(body: &[u8]) -> Self {
+        Self { body_sha256: Some(URL_SAFE_NO_PAD.encode(Sha256::digest(body))), body_length: None }
+    }
+
+    /// One that is sent as it comes.
+    pub fn streamed(announced: Option<u64>) -> Self {
+        Self { body_sha256: None, body_length: announced }
+    }
 }
 
 #[derive(Serialize)]
@@ -47,6 +81,8 @@ struct Claims<'a> {
     aud: &'static str,
     iat: u64,
     exp: u64,
+    /// Each is accepted once.
+    jti: &'a str,
     #[serde(flatten)]
     assertion: &'a Assertion<'a>,
 }
@@ -61,7 +97,9 @@ impl Signer {
     pub fn sign(&self, assertion: &Assertion<'_>) -> anyhow::Result<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let exp = now + LIFETIME.as_secs();
-        let claims = Claims { iss: "palisade-gateway", aud: "palisade-backend", iat: now, exp, assertion };
+        let jti = answer::new_request_id();
+        let (iss, aud) = ("palisade-gateway", "palisade-backend");
+        let claims = Claims { iss, aud, iat: now, exp, jti: &jti, assertion };
         Ok(encode(&self.header, &claims, &self.key)?)
     }
 }

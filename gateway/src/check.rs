@@ -20,7 +20,11 @@ pub fn check(policies: &[PathBuf]) -> anyhow::Result<()> {
     for file in policies {
         let name = file.display().to_string();
         let text = read(file)?;
-        match parse(file, &name, &text).and_then(|policy| policy.run_tests(&name, &text)) {
+        let parsed = parse(file, &name, &text);
+        for neighbour in parsed.as_ref().map(Policy::weaker_neighbours).unwrap_or_default() {
+            eprintln!("{name}: warning: {neighbour}");
+        }
+        match parsed.and_then(|policy| policy.run_tests(&name, &text)) {
             Ok(tests) => println!("{name}: ok, {tests} tests passed"),
             Err(faults) => {
                 eprintln!("{}", lines(&faults));

@@ -4,17 +4,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::{HeaderMap, Version};
+use http::HeaderMap;
 use pingora_core::protocols::http::ServerSession as Session;
 use pingora_http::RequestHeader;
 use policy::breaker::Outcome;
 use policy::path;
 use policy::pipeline::{Admission, admit, wants_body};
 use policy::refusal::{Code, Refusal};
-use policy::request::{Headers, Request};
+use policy::request::{Headers, JsonBody, Request};
 use policy::routes::Route;
 use policy::stage::{Stage, Trail};
-use serde_json::Value;
 use smallvec::SmallVec;
 use tracing::{Instrument as _, Span, field, info_span, warn};
 
@@ -23,13 +22,14 @@ use crate::balance::Turn;
 use crate::breakers::BreakerPass;
 use crate::clock;
 use crate::crowds::{Place, Shed};
+use crate::forward;
 use crate::gateway::{Gateway, Handle};
 use crate::grpc;
 use crate::observe::telemetry;
 use crate::reload::Loaded;
 use crate::stale::Keeping;
 use crate::tunnels::Open;
-use crate::wire::head;
+use crate::wire::head::{self, HeadFault};
 
 /// Of a fault's text.
 const LONGEST_FAULT: usize = 300;
@@ -47,7 +47,7 @@ pub(crate) struct Exchange {
     pub(crate) admission: Option<Admission<BreakerPass>>,
     pub(crate) refusal: Option<Refusal>,
     /// Read before the request is judged, where a limit counts by a field of it.
-    pub(crate) body: Option<Value>,
+    pub(crate) body: Option<JsonBody>,
     pub(crate) max_judged_body: Option<u64>,
     /// Whether the client came over TLS.
     pub(crate) encrypted: bool,
@@ -165,11 +165,11 @@ impl Exchange {
 
     /// Checks what can be checked before anything is judged, and finds the normal path.
     pub(crate) fn prepare(&mut self, header: &RequestHeader) -> Result<(), Refusal> {
-        if header.version == Version::HTTP_2 {
-            head::check_http2(header, &self.rules().requests)
-                .map_err(|fault| Refusal::new(Stage::Accept, fault.code, fault.detail))?;
-        }
-        self.normalise(header)
+        // Over HTTP/1.1 such a header does not come this far.
+        let fault = header.extensions.get::<HeadFault>();
+        let refused = fault.map(|fault| Refusal::new(Stage::Accept, fault.code, fault.detail));
+        let normal = self.normalise(header);
+        refused.map_or(normal, Err)
     }
 
     /// The largest body of a request whose limits count by a field of it.
@@ -220,10 +220,14 @@ impl Exchange {
         Ok(())
     }
 
+    /// Whether its upstream is the one that answers permission questions, which is shown an assertion.
+    pub(crate) fn asks_permission_service(&self) -> bool {
+        let upstream = self.admission.as_ref().map(|admission| &admission.route.upstream);
+        upstream.is_some() && upstream == self.rules().permission_service.as_ref()
+    }
+
     pub(crate) fn check_announced_length(&self, header: &RequestHeader) -> Result<(), Refusal> {
-        let announced =
-            header.headers.get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > self.max_body()) {
+        if forward::content_length(header).is_some_and(|length| length > self.max_body()) {
             Err(self.body_too_large())
         } else {
             Ok(())

@@ -1,5 +1,6 @@
 //! What a fault means: the client's, the upstream's or ours.
 
+use http::Version;
 use pingora_core::protocols::http::ServerSession as Session;
 use pingora_core::{Error, ErrorSource, ErrorType};
 use policy::breaker::Outcome;
@@ -15,6 +16,14 @@ pub(crate) const BODY_TOO_LARGE: ErrorType = ErrorType::new_code("BodyTooLarge",
 
 /// The body took too long.
 pub(crate) const BODY_TOO_SLOW: ErrorType = ErrorType::new_code("BodyTooSlow", 408);
+
+/// The body of a request over HTTP/2 is not as it was announced; the fault's text says how.
+pub(crate) const BODY_MALFORMED: ErrorType = ErrorType::new_code("BodyMalformed", 400);
+
+/// Whether a request came over HTTP/2.
+pub(crate) fn is_http2(session: &Session) -> bool {
+    session.req_header().version == Version::HTTP_2
+}
 
 /// The connection that an HTTP/1 request came on.
 pub(crate) fn connection(session: &Session) -> Option<&Connection> {
@@ -41,6 +50,7 @@ pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outc
     }
     Some(match (fault.etype(), fault.esource()) {
         (kind, _) if *kind == BODY_TOO_LARGE => (Code::BodyTooLarge, Outcome::ClientLeft),
+        (kind, _) if *kind == BODY_MALFORMED => (Code::MalformedRequest, Outcome::ClientLeft),
         (kind, _) if *kind == BODY_TOO_SLOW => (Code::BodyTimeout, Outcome::ClientLeft),
         (ReadTimedout, ErrorSource::Downstream) => (Code::BodyTimeout, Outcome::ClientLeft),
         (ReadError | WriteError | WriteTimedout | ConnectionClosed | H2Error, ErrorSource::Downstream) => {
@@ -57,13 +67,14 @@ pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outc
 }
 
 /// The refusal that goes with a code; nothing of the upstream's insides is in it.
-pub(crate) fn describe(code: Code, session: &Session, exchange: &Exchange) -> Refusal {
+pub(crate) fn describe(code: Code, session: &Session, exchange: &Exchange, fault: &Error) -> Refusal {
     let detail = match code {
         Code::BodyTooLarge => return exchange.body_too_large(),
         Code::BodyTimeout => BodyFault::LATE.0,
         Code::MalformedRequest => {
-            let fault = connection(session).and_then(Connection::fault);
-            fault.map_or("the request's body is malformed", |fault| fault.0)
+            let noted = connection(session).and_then(Connection::fault).map(|fault| fault.0);
+            let said = fault.context.as_ref().filter(|_| *fault.etype() == BODY_MALFORMED);
+            noted.or(said.map(|said| said.as_str())).unwrap_or("the request's body is malformed")
         }
         Code::UpstreamTimeout => "the service did not answer in time",
         Code::UpstreamUnreachable => "the service cannot be reached",

@@ -7,7 +7,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use policy::authenticate::KEY_FIELD;
 
 use crate::answer;
-use crate::assertion::{self, Assertion, Signer};
+use crate::assertion::{self, Assertion, BodyBinding, Signer};
 use crate::exchange::Exchange;
 use crate::observe::telemetry;
 
@@ -68,7 +68,7 @@ fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = String> + '_
 }
 
 /// Takes out of a request what concerns the client's connection alone (RFC 9110, 7.6.1), and what is no upgrade that
-/// passes; joins the crumbs of its cookie (RFC 9113, 8.2.3).
+/// passes.
 pub(crate) fn clean_request(request: &mut RequestHeader, handshake: bool) -> Result<()> {
     let (ours, theirs): (Vec<String>, Vec<String>) = named_by_connection(&request.headers)
         .partition(|name| matches!(name.as_str(), "close" | "keep-alive" | "upgrade"));
@@ -86,11 +86,6 @@ pub(crate) fn clean_request(request: &mut RequestHeader, handshake: bool) -> Res
     if !handshake {
         request.remove_header("upgrade");
     }
-    let crumbs: Vec<Vec<u8>> =
-        request.headers.get_all("cookie").iter().map(|crumb| crumb.as_bytes().to_vec()).collect();
-    if crumbs.len() > 1 && request.version == Version::HTTP_2 {
-        request.insert_header("cookie", crumbs.join(b"; ".as_slice()))?;
-    }
     Ok(())
 }
 
@@ -99,20 +94,29 @@ pub(crate) fn is_chunked(request: &RequestHeader) -> bool {
     request.version == Version::HTTP_11 && request.headers.contains_key("transfer-encoding")
 }
 
+/// A request's body, as far as it is known before its header is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outgoing<'b> {
+    /// All of it; nothing for a request without a body.
+    Whole(&'b [u8]),
+    /// It is sent as it comes.
+    Streamed,
+}
+
 /// The header that the upstream gets, in HTTP/2 or in HTTP/1.1.
 pub(crate) fn outgoing(
     received: &RequestHeader,
     exchange: &Exchange,
     signer: Option<&Signer>,
     http2: bool,
-    has_body: bool,
+    body: Outgoing<'_>,
 ) -> Result<Box<RequestHeader>> {
     let mut request = Box::new(received.clone());
     request.set_version(Version::HTTP_11);
     for name in HOP_BY_HOP.into_iter().chain(["connection", "trailer", "transfer-encoding", "upgrade"]) {
         request.remove_header(name);
     }
-    rewrite(&mut request, received, exchange, signer)?;
+    rewrite(&mut request, received, exchange, signer, body)?;
     if http2 {
         // gRPC asks for it, and HTTP/2 knows no other (RFC 9113, 8.2.2).
         if received.headers.get_all("te").iter().any(|value| value.as_bytes() == b"trailers") {
@@ -120,6 +124,7 @@ pub(crate) fn outgoing(
         }
         return Ok(request);
     }
+    let has_body = !matches!(body, Outgoing::Whole(b""));
     if is_chunked(received) || (has_body && !request.headers.contains_key("content-length")) {
         request.insert_header("transfer-encoding", "chunked")?;
     }
@@ -137,6 +142,7 @@ fn rewrite(
     received: &RequestHeader,
     exchange: &Exchange,
     signer: Option<&Signer>,
+    body: Outgoing<'_>,
 ) -> Result<()> {
     request.set_raw_path(exchange.target.as_bytes())?;
     let untrusted: Vec<HeaderName> =
@@ -155,16 +161,20 @@ fn rewrite(
     }
     request.insert_header("x-request-id", &exchange.request_id)?;
     // Only the service that answers permission questions knows the secret with which this is signed.
-    if let Some(signer) = signer.filter(|_| admission.route.upstream == exchange.rules().permissions.upstream)
-    {
+    if let Some(signer) = signer.filter(|_| exchange.asks_permission_service()) {
         let assertion = Assertion {
             method: request.method.as_str(),
             target: &exchange.target,
             request_id: &exchange.request_id,
             own: false,
             sub: admission.subject.id(),
+            sub_issuer: admission.subject.issuer(),
             roles: admission.subject.roles(),
             address: &admission.client.address.to_string(),
+            body: match body {
+                Outgoing::Whole(body) => BodyBinding::whole(body),
+                Outgoing::Streamed => BodyBinding::streamed(content_length(received)),
+            },
         };
         let word = signer.sign(&assertion).or_err(ErrorType::InternalError, "signing an assertion")?;
         request.insert_header(assertion::FIELD, word)?;
@@ -216,6 +226,11 @@ fn forwarded(
         }
     }
     Ok(())
+}
+
+/// The length that a request announces; it was checked before.
+pub(crate) fn content_length(request: &RequestHeader) -> Option<u64> {
+    request.headers.get("content-length")?.to_str().ok()?.parse().ok()
 }
 
 /// The host that the client asked for: `:authority` goes before `Host` (RFC 9113, 8.3.1).

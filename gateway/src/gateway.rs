@@ -15,7 +15,8 @@ use policy::limits::{Charge, Charges, Readings};
 use policy::time::Timestamp;
 use policy::token::Token;
 use policy::world::{
-    HolderAway, KeyHolder, PermissionAway, Question, Store as Which, StoreAway, VerifyFault, World,
+    HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway, Store as Which, StoreAway,
+    VerifyFault, World,
 };
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
@@ -144,6 +145,7 @@ impl Gateway {
     /// Puts another policy in force, in one step. Requests in flight finish under theirs.
     pub fn put_in_force(&self, policy: Arc<Loaded>) {
         self.policy.store(policy);
+        self.tunnels.look.notify_one();
     }
 
     /// Whether the shared store answers; `None` when nothing is shared.
@@ -199,6 +201,7 @@ impl Gateway {
         if news.iter().any(|change| change.topic == Topic::Bans) {
             self.bans.replace(&self.ledger.holding(Topic::Bans, now));
             self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
+            self.tunnels.look.notify_one();
         }
         if news.iter().any(|change| change.topic == Topic::Revocations) {
             self.revocations.replace(&self.ledger.holding(Topic::Revocations, now));
@@ -436,6 +439,15 @@ impl World for Handle {
         };
         self.0.metrics.permission_checks.with_label_values(&[question.permission, result]).inc();
         answer
+    }
+
+    async fn roles(
+        &self,
+        rule: &PermissionRule,
+        user: &str,
+        issuer: Option<&str>,
+    ) -> Result<Roles, RolesAway> {
+        self.0.permissions.roles(rule, user, issuer).await
     }
 
     fn enter(&self, breaker: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<BreakerPass, Duration> {

@@ -1,4 +1,4 @@
-//! Who may do what, and whose an API key is: asked of the permission service, answered from memory while an answer may be
+//! Who may do what, which roles somebody has, and whose an API key is: asked of the permission service, answered from memory while an answer may be
 //! believed ([`crate::answers`]), and kept up to date by its feed of changes ([`crate::feed`]).
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::Request;
 use policy::authorize::PermissionRule;
 use policy::time::Timestamp;
-use policy::world::{HolderAway, KeyHolder, PermissionAway, Question};
+use policy::world::{HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tracing::{Instrument as _, info_span, warn};
 
 use crate::answers::{Answer, Answers, Reach, parts};
-use crate::assertion::{Assertion, FIELD, Signer};
+use crate::assertion::{Assertion, BodyBinding, FIELD, Signer};
 use crate::clock;
 use crate::feed::{Change, Kind, Knowledge, News};
 use crate::observe::metrics::Metrics;
@@ -39,6 +39,7 @@ const MOST_KEYS: u32 = 10_000;
 pub struct Permissions {
     decisions: Arc<Answers<Decision>>,
     holders: Arc<Answers<Holder>>,
+    roles: Arc<Answers<HeldRoles>>,
     knowledge: Arc<Knowledge>,
     service: Arc<Service>,
     metrics: Metrics,
@@ -122,6 +123,37 @@ impl Answer for Holder {
     }
 }
 
+/// The roles that somebody has; `None`: nobody whom the service knows.
+#[derive(Clone, Debug)]
+pub struct HeldRoles {
+    roles: Roles,
+    /// The groups that give some.
+    grounds: Grounds,
+}
+
+impl Answer for HeldRoles {
+    fn is_yes(&self) -> bool {
+        self.roles.is_some()
+    }
+
+    fn touched_by(&self, key: &[u8], change: &Change) -> bool {
+        match change.kind {
+            Kind::User => parts(key).next().is_none_or(|user| change.name.as_bytes() == user),
+            Kind::Group => self.grounds.hold(change.kind, &change.name),
+            // What a role grants is no matter here.
+            Kind::Role | Kind::ApiKey | Kind::Token => false,
+            Kind::Unknown => true,
+        }
+    }
+}
+
+/// Says whose word the user's name is, where that is a question.
+fn name_issuer(body: &mut serde_json::Value, issuer: Option<&str>) {
+    if let Some(issuer) = issuer {
+        body["issuer"] = issuer.into();
+    }
+}
+
 /// The permission service.
 struct Service {
     upstreams: Upstreams,
@@ -135,6 +167,15 @@ struct DecisionAnswer {
     revision: i64,
     #[serde(default)]
     roles: Vec<String>,
+    #[serde(default)]
+    groups: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct RolesAnswer {
+    revision: i64,
+    /// None: nobody whom the service knows.
+    roles: Option<Vec<String>>,
     #[serde(default)]
     groups: Vec<String>,
 }
@@ -171,6 +212,7 @@ impl Permissions {
         Self {
             decisions: Answers::new(Arc::clone(&knowledge)),
             holders: Answers::new(Arc::clone(&knowledge)),
+            roles: Answers::new(Arc::clone(&knowledge)),
             knowledge,
             service: Arc::new(Service { upstreams, signer, replica }),
             metrics,
@@ -184,10 +226,11 @@ impl Permissions {
         rule: &PermissionRule,
         question: &Question<'_>,
     ) -> Result<bool, PermissionAway> {
-        let Question { rule: asking, user, permission, resource } = question;
+        let Question { rule: asking, user, issuer, permission, resource } = question;
+        let whose = issuer.unwrap_or_default().as_bytes();
         let key = self.decisions.key(
             user.as_bytes(),
-            &[user.as_bytes(), permission.as_bytes(), resource.as_bytes(), asking.as_bytes()],
+            &[user.as_bytes(), permission.as_bytes(), resource.as_bytes(), asking.as_bytes(), whose],
         );
         let now = clock::now();
         if let Some(decision) = self.decisions.find(&key, rule, now) {
@@ -202,7 +245,9 @@ impl Permissions {
             palisade.rule = *asking,
             palisade.permission = *permission,
         );
-        let body = json!({"user": user, "permission": permission, "resource": resource}).to_string();
+        let mut body = json!({"user": user, "permission": permission, "resource": resource});
+        name_issuer(&mut body, *issuer);
+        let body = body.to_string();
         let (service, upstream) = (Arc::clone(&self.service), Arc::clone(&rule.upstream));
         let ask = || {
             let asking = async move {
@@ -247,6 +292,37 @@ impl Permissions {
         };
         let answer = self.holders.ask(&cached, MOST_KEYS, now, ask).await;
         answer.map(|holder| holder.found).ok_or(HolderAway)
+    }
+
+    /// The roles that somebody has now.
+    pub async fn roles(
+        &self,
+        rule: &PermissionRule,
+        user: &str,
+        issuer: Option<&str>,
+    ) -> Result<Roles, RolesAway> {
+        let whose = issuer.unwrap_or_default().as_bytes();
+        let key = self.roles.key(user.as_bytes(), &[user.as_bytes(), whose]);
+        let now = clock::now();
+        if let Some(held) = self.roles.find(&key, rule, now) {
+            return Ok(held.roles);
+        }
+        let span = info_span!("authorize", otel.kind = "client", palisade.stage = "authorize");
+        let mut body = json!({"user": user});
+        name_issuer(&mut body, issuer);
+        let (service, upstream) = (Arc::clone(&self.service), Arc::clone(&rule.upstream));
+        let ask = || {
+            let asking = async move {
+                let answer: RolesAnswer = service.ask(&upstream, "/internal/roles", body.to_string()).await?;
+                let grounds = Grounds::of(&[], &answer.groups);
+                Some((HeldRoles { roles: answer.roles.map(Arc::from), grounds }, answer.revision))
+            };
+            asking.instrument(span.clone())
+        };
+        match self.roles.ask(&key, rule.capacity, now, ask).await {
+            Some(held) => Ok(held.roles),
+            None => Err(RolesAway { last_known: self.roles.last_known(&key).map(|held| held.roles) }),
+        }
     }
 
     /// What is known, for an operator.
@@ -342,6 +418,11 @@ impl Permissions {
             Kind::User | Kind::Group | Kind::ApiKey | Kind::Unknown => Reach::All,
             Kind::Role | Kind::Token => Reach::Nothing,
         });
+        self.roles.apply(news, |change| match change.kind {
+            Kind::User => Reach::Home(change.name.as_bytes()),
+            Kind::Group | Kind::Unknown => Reach::All,
+            Kind::Role | Kind::ApiKey | Kind::Token => Reach::Nothing,
+        });
         self.metrics.permission_cache_invalidations.inc_by(dropped as u64);
         if news.reset || !news.changes.is_empty() {
             self.changed.notify_one();
@@ -398,7 +479,8 @@ impl Service {
         body: String,
     ) -> Option<T> {
         let asked = async {
-            let request = self.signed("POST", target)?.header("content-type", "application/json");
+            let request = self.signed("POST", target, body.as_bytes())?;
+            let request = request.header("content-type", "application/json");
             let body = self.send(upstream, request, target, body.into_bytes(), PATIENCE).await?;
             anyhow::Ok(serde_json::from_slice(&body)?)
         };
@@ -425,7 +507,7 @@ impl Service {
     }
 
     async fn news(&self, upstream: &str, target: String) -> anyhow::Result<News> {
-        let request = self.signed("GET", &target)?;
+        let request = self.signed("GET", &target, b"")?;
         let body = self.send(upstream, request, &target, Vec::new(), FEED_PATIENCE).await?;
         Ok(serde_json::from_slice(&body)?)
     }
@@ -445,10 +527,11 @@ impl Service {
         Ok(answer.into_body())
     }
 
-    fn signed(&self, method: &str, target: &str) -> anyhow::Result<http::request::Builder> {
+    fn signed(&self, method: &str, target: &str, body: &[u8]) -> anyhow::Result<http::request::Builder> {
         let mut request = Request::builder().method(method);
         if let Some(signer) = &self.signer {
-            let assertion = Assertion { method, target, own: true, ..Assertion::default() };
+            let body = BodyBinding::whole(body);
+            let assertion = Assertion { method, target, own: true, body, ..Assertion::default() };
             request = request.header(FIELD, signer.sign(&assertion)?);
         }
         if let Some(parent) = telemetry::traceparent(&tracing::Span::current()) {

@@ -2,26 +2,25 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use http::Version;
-use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora_core::apps::{HttpServerApp, ReusedHttpStream};
 use pingora_core::protocols::http::ServerSession as Session;
-use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::ShutdownWatch;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use policy::breaker::Outcome;
 use policy::pipeline::settle;
 use policy::refusal::{Code, Refusal};
+use policy::request::JsonBody;
 use policy::stage::Stage;
 use tracing::debug;
 
 use crate::answer;
 use crate::assertion::Signer;
 use crate::exchange::Exchange;
-use crate::failure::{connection, describe, has_begun, understand};
+use crate::failure::{connection, describe, has_begun, is_http2, understand};
 use crate::forward;
 use crate::gateway::{Gateway, Handle};
 use crate::hop::Pool;
@@ -29,13 +28,6 @@ use crate::observe::access::AccessLog;
 use crate::reply::{end_call, refuse};
 use crate::request_body;
 use crate::upstreams::Upstreams;
-
-/// Bytes of an answer over HTTP/2 that wait for a client which reads slowly, for each of at most 100 streams.
-const HTTP2_SEND_BUFFER: usize = 64 * 1024;
-
-/// Small pieces of bodies that wait for the upstream: 256 bytes less its own for each, so a stream's whole window may hold
-/// messages of a byte.
-const HTTP2_SMALL_PIECES: usize = 4 * 1024 * 1024;
 
 /// The proxy: what all requests share.
 pub struct Proxy {
@@ -51,16 +43,6 @@ pub struct Proxy {
     pub access: AccessLog,
     /// True from SIGTERM on: an answered client should come back on another connection, to another replica.
     pub leaving: Arc<AtomicBool>,
-    /// How pingora serves clients.
-    pub serving: HttpServerOptions,
-}
-
-/// How pingora serves clients: HTTP/2 without TLS as well, a connection of it that is idle for so long is closed.
-pub fn serving(idle_timeout: Duration) -> HttpServerOptions {
-    let mut options = HttpServerOptions::default();
-    options.h2c = true;
-    options.h2_idle_timeout = Some(idle_timeout);
-    options
 }
 
 #[async_trait]
@@ -83,16 +65,6 @@ impl HttpServerApp for Proxy {
         served.ok()?;
         let (stream, _) = session.finish().await.ok().flatten()?.into_parts();
         Some(ReusedHttpStream::new(stream, None))
-    }
-
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.serving)
-    }
-
-    fn h2_options(&self) -> Option<H2Options> {
-        let mut options = default_h2_options();
-        options.max_send_buffer_size(HTTP2_SEND_BUFFER).data_frame_budget(HTTP2_SMALL_PIECES);
-        Some(options)
     }
 }
 
@@ -155,8 +127,8 @@ impl Proxy {
                 judged = exchange.check_announced_length(session.req_header());
                 if judged.is_ok() {
                     let body = request_body::read(session, most, exchange.request_timeout()).await?;
-                    // What is not JSON is the upstream's business.
-                    exchange.body = serde_json::from_slice(&body).ok();
+                    // What is no JSON object is the upstream's business.
+                    exchange.body = JsonBody::parse(&body);
                 }
             }
         }
@@ -169,7 +141,8 @@ impl Proxy {
                 connection.set_body_deadline(tokio::time::Instant::from_std(deadline));
             }
             if exchange.max_judged_body.is_none() {
-                request_body::look_ahead(session, exchange.request_timeout()).await?;
+                let bound = self.signer.is_some() && exchange.asks_permission_service();
+                request_body::look_ahead(session, exchange.request_timeout(), bound).await?;
             }
         }
         Ok(judged)
@@ -191,10 +164,10 @@ impl Proxy {
             exchange.upstream_failed(fault);
             exchange.settle_early(outcome);
         }
-        let refusal = describe(code, session, exchange);
+        let refusal = describe(code, session, exchange, fault);
         if has_begun(session) {
             // Over HTTP/1.1 the missing end says it.
-            if exchange.is_grpc && exchange.grpc_status.is_none() && session.is_http2() {
+            if exchange.is_grpc && exchange.grpc_status.is_none() && is_http2(session) {
                 let _ = end_call(session, exchange, &refusal).await;
             }
             exchange.refusal = Some(refusal);

@@ -11,6 +11,7 @@ use policy::refusal::Refusal;
 use crate::answer;
 use crate::clock;
 use crate::exchange::Exchange;
+use crate::failure::is_http2;
 use crate::grpc;
 use crate::proxy::Proxy;
 use crate::stale;
@@ -93,7 +94,7 @@ pub(crate) async fn refuse(session: &mut Session, exchange: &mut Exchange, refus
             session.response_duplex_vec(vec![HttpTask::Header(Box::new(header), true)]).await?;
         }
     }
-    if session.is_http2() && !session.is_body_done() {
+    if is_http2(session) && !session.is_body_done() {
         session.set_total_drain_timeout(Some(DRAIN));
         let _ = session.drain_request_body().await;
     }

@@ -40,10 +40,11 @@ pub(crate) async fn read(session: &mut Session, most: u64, patience: Duration) -
     Ok(body)
 }
 
-/// Reads what of a body has to be sound before the upstream hears of it. Over HTTP/2 there may be less or more than was
-/// announced; a chunked body may turn out to be malformed, and when it is short and comes at once that is known soon.
-pub(crate) async fn look_ahead(session: &mut Session, patience: Duration) -> Result<()> {
-    if announces_little(session.req_header()) {
+/// Reads what of a body has to be known before the upstream hears of it. Over HTTP/2 there may be less or more than was
+/// announced; a chunked body may turn out to be malformed, and when it is short and comes at once that is known soon; and
+/// where an assertion is `bound` to the body, a short one is read whole.
+pub(crate) async fn look_ahead(session: &mut Session, patience: Duration, bound: bool) -> Result<()> {
+    if announces_little(session.req_header(), bound) {
         return read(session, KEPT, patience).await.map(drop);
     }
     if expects_continue(session) {
@@ -74,12 +75,11 @@ fn expects_continue(session: &Session) -> bool {
         .headers
         .get("expect")
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    expects && header.version == Version::HTTP_11
+    expects && header.version != Version::HTTP_10
 }
 
-/// A body over HTTP/2 whose length is known and small.
-fn announces_little(header: &RequestHeader) -> bool {
-    let announced =
-        header.headers.get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    header.version == Version::HTTP_2 && announced.is_some_and(|length| length <= KEPT)
+/// A body whose length is known and small, and that is read whole for that.
+fn announces_little(header: &RequestHeader, bound: bool) -> bool {
+    let announced = forward::content_length(header).is_some_and(|length| length <= KEPT);
+    announced && (bound || header.version == Version::HTTP_2)
 }

@@ -15,7 +15,8 @@ use crate::store::Change;
 pub enum By {
     /// Its id: this token, this API key.
     Jti,
-    /// Its subject: all tokens issued up to the revocation, and API keys while it holds.
+    /// Its subject: all tokens issued up to the revocation, and API keys while it holds. Where there are several issuers,
+    /// `SUB@NAME` means that issuer's subject alone.
     Sub,
     /// When it was issued: all tokens from before that time.
     Iat,
@@ -118,8 +119,9 @@ impl Revocations {
         let issued_by =
             |until: Timestamp| credential.issued_at.is_none_or(|issued| issued.as_secs() <= until.as_secs());
         let by_subject = || {
-            let found = all.subjects.get(credential.sub);
-            found.is_some_and(|(at, ends)| holds(*ends, now) && (credential.is_key || issued_by(*at)))
+            let names = [credential.sub, credential.identity];
+            let mut found = names.into_iter().filter_map(|name| all.subjects.get(name));
+            found.any(|(at, ends)| holds(*ends, now) && (credential.is_key || issued_by(*at)))
         };
         let by_time = || {
             let before = |time: Timestamp| credential.issued_at.is_none_or(|issued| issued < time);
@@ -144,7 +146,7 @@ mod tests {
         let list = Revocations::default();
         let revoked = |jti, sub, issued: Option<u64>, now| {
             let issued_at = issued.map(Timestamp::from_secs);
-            let credential = Credential { sub, jti, issued_at, is_key: false };
+            let credential = Credential { sub, identity: "ann@other", jti, issued_at, is_key: false };
             list.revokes(&credential, Timestamp::from_secs(now))
         };
         assert!(!revoked(Some("a"), "ann", Some(1), 1));
@@ -154,8 +156,12 @@ mod tests {
         assert!(revoked(None, "ann", Some(1_000), 1_500) && !revoked(None, "ann", Some(1_001), 1_500));
         assert!(revoked(None, "bob", Some(499), 1_500) && !revoked(None, "bob", Some(500), 1_500));
         assert!(revoked(None, "bob", None, 1_500), "nobody knows how old it is");
-        let key = Credential { sub: "ann", jti: Some("k"), issued_at: None, is_key: true };
+        let key = Credential { sub: "ann", identity: "ann", jti: Some("k"), issued_at: None, is_key: true };
         assert!(list.revokes(&key, Timestamp::from_secs(1)), "and so is every key of the subject");
+        list.replace(&[change("sub/ann@other", None)]);
+        assert!(revoked(None, "ann", Some(1_000), 1_500), "the one of this issuer");
+        list.replace(&[change("sub/ann@accounts", None)]);
+        assert!(!revoked(None, "ann", Some(1_000), 1_500), "not the one of another");
         assert_eq!(parse_time("1970-01-01T00:08:20Z"), parse_time("500"));
     }
 }

@@ -25,7 +25,7 @@ use crate::observe::audit::AuditLog;
 use crate::observe::metrics::Metrics;
 use crate::observe::telemetry;
 use crate::permissions::Permissions;
-use crate::proxy::{Proxy, serving};
+use crate::proxy::Proxy;
 use crate::reload::Reloader;
 use crate::secrets::{REDIS_PASSWORD, Secrets};
 use crate::settings::{Profile, RedisSettings, ServerSettings, Settings};
@@ -122,7 +122,6 @@ pub async fn run(
         signer: signer(),
         access: access.clone(),
         leaving: Arc::clone(&leaving),
-        serving: serving(gateway.policy().rules.requests.idle_timeout),
     });
     let opening = Opening {
         proxy_protocol: settings.server.proxy_protocol,

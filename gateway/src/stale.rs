@@ -101,7 +101,7 @@ pub fn key(route: &Route, subject: &Subject, target: &str, request: &RequestHead
     };
     push(route.name.as_bytes());
     push(if subject.id().is_some() { b"known" } else { b"anybody" });
-    for part in [subject.id(), subject.key(), Some(target)] {
+    for part in [subject.identity(), subject.key(), Some(target)] {
         push(part.unwrap_or_default().as_bytes());
     }
     push(request.headers.get("host").map_or(b"", |host| host.as_bytes()));

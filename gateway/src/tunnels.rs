@@ -1,35 +1,54 @@
-//! Every `WebSocket` that is open. Each is looked at again when something is revoked or somebody's permissions change, and closed
-//! when what let it in does not hold any more.
+//! Every `WebSocket` that is open. What let it in is judged again whenever any of it may have changed: the policy, bans,
+//! revocations, roles, permissions, API keys; and when its token ends. It is closed when it would not be let in any more.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use policy::authenticate::Subject;
-use policy::routes::Route;
-use policy::world::Question;
+use pingora_http::RequestHeader;
+use policy::pipeline::rejudge;
+use policy::refusal::Refusal;
+use policy::request::{Headers, Request};
+use policy::time::Timestamp;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 use tracing::info;
 
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::exchange::Fields;
+use crate::gateway::{Gateway, Handle};
+
+/// A token's end is looked for at least so often: the wall clock may be set.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The open ones.
 #[derive(Default)]
 pub struct Tunnels {
     open: Mutex<HashMap<u64, Arc<Tunnel>>>,
     next: AtomicU64,
-    /// Woken when they should be looked at again.
+    /// Woken when they should be judged again.
     pub look: Notify,
 }
 
+/// What one was let in by: its handshake, proof and all.
+pub struct Handshake {
+    /// The address at the other end of the connection.
+    pub peer: IpAddr,
+    /// The normal path.
+    pub path: String,
+    /// Its header.
+    pub header: RequestHeader,
+    /// Its request id.
+    pub request_id: String,
+    /// When its token ends.
+    pub ends: Option<Timestamp>,
+}
+
 struct Tunnel {
-    route: Arc<Route>,
-    subject: Subject,
-    /// What the permission was asked on.
-    resource: Option<String>,
-    request_id: String,
+    handshake: Handshake,
     cut: Arc<Notify>,
 }
 
@@ -39,31 +58,38 @@ pub struct Open {
     number: u64,
     /// Woken when it has to be closed.
     pub cut: Arc<Notify>,
+    ends: Option<Timestamp>,
 }
 
 impl Open {
     /// Notes a WebSocket that was let in.
-    pub fn new(
-        gateway: &Arc<Gateway>,
-        route: &Arc<Route>,
-        subject: &Subject,
-        path: &str,
-        request_id: &str,
-    ) -> Self {
-        let cut = Arc::new(Notify::new());
-        let resource = route.permission.as_ref().map(|needed| needed.resource.fill(&route.pattern, path));
-        let tunnel = Tunnel {
-            route: Arc::clone(route),
-            subject: subject.clone(),
-            resource,
-            request_id: request_id.to_owned(),
-            cut: Arc::clone(&cut),
-        };
+    pub fn new(gateway: &Arc<Gateway>, handshake: Handshake) -> Self {
+        let (cut, ends) = (Arc::new(Notify::new()), handshake.ends);
+        let tunnel = Tunnel { handshake, cut: Arc::clone(&cut) };
         let tunnels = &gateway.tunnels;
         let number = tunnels.next.fetch_add(1, Ordering::Relaxed);
         tunnels.open.lock().insert(number, Arc::new(tunnel));
         tunnels.look.notify_one(); // what was taken back while it was let in is found now
-        Self { gateway: Arc::clone(gateway), number, cut }
+        Self { gateway: Arc::clone(gateway), number, cut, ends }
+    }
+
+    /// Waits until it has to be closed, and has it judged again when its token ends.
+    pub async fn closed(&self) {
+        let ended = async {
+            let Some(ends) = self.ends else { return std::future::pending().await };
+            loop {
+                let left = ends.since(clock::now());
+                sleep(left.clamp(Duration::from_millis(1), LONGEST_WAIT)).await;
+                if clock::now() >= ends {
+                    self.gateway.tunnels.look.notify_one();
+                    sleep(LONGEST_WAIT).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.cut.notified() => {}
+            () = ended => {}
+        }
     }
 }
 
@@ -85,7 +111,7 @@ impl Tunnels {
     }
 }
 
-/// Looks at the open ones whenever there may be a reason to, forever.
+/// Judges the open ones again whenever there may be a reason to, forever.
 pub async fn watch(gateway: Arc<Gateway>) {
     loop {
         tokio::select! {
@@ -94,26 +120,35 @@ pub async fn watch(gateway: Arc<Gateway>) {
         }
         let open: Vec<Arc<Tunnel>> = gateway.tunnels.open.lock().values().map(Arc::clone).collect();
         for tunnel in open {
-            if let Some(why) = taken_back(&gateway, &tunnel).await {
-                info!(request_id = tunnel.request_id, route = &*tunnel.route.name, why, "WebSocket closed");
-                gateway.metrics.tunnels_closed.with_label_values(&[why]).inc();
+            let Handshake { request_id, .. } = &tunnel.handshake;
+            if let Err(refusal) = judge(&gateway, &tunnel.handshake).await {
+                let (code, stage) = (refusal.code.as_str(), refusal.stage.as_str());
+                info!(
+                    request_id,
+                    code,
+                    stage,
+                    detail = refusal.detail,
+                    "WebSocket closed: it would not be let in now"
+                );
+                gateway.metrics.tunnels_closed.with_label_values(&[code]).inc();
                 tunnel.cut.notify_one();
             }
         }
     }
 }
 
-/// Why a WebSocket would not be let in any more.
-async fn taken_back(gateway: &Gateway, tunnel: &Tunnel) -> Option<&'static str> {
-    let credential = tunnel.subject.credential()?;
-    if gateway.revocations.revokes(&credential, clock::now()) {
-        return Some("revoked");
-    }
-    let (needed, resource) = tunnel.route.permission.as_ref().zip(tunnel.resource.as_deref())?;
-    let question =
-        Question { rule: &tunnel.route.name, user: credential.sub, permission: &needed.permission, resource };
-    let rule = gateway.policy().rules.permissions.clone();
-    // Nobody to ask is no reason: it was let in when somebody was.
-    let allowed = gateway.permissions.permitted(&rule, &question).await.ok()?;
-    (!allowed).then_some("permission")
+/// Judges a handshake by what holds now. Nobody to ask is no reason to close: it was let in when somebody was.
+async fn judge(gateway: &Arc<Gateway>, handshake: &Handshake) -> Result<(), Refusal> {
+    let policy = gateway.policy();
+    let headers = &handshake.header.headers;
+    let fields: Fields<'_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    let request = Request {
+        peer: handshake.peer,
+        method: handshake.header.method.as_str(),
+        path: &handshake.path,
+        headers: Headers::new(&fields),
+        body: None,
+    };
+    let judged = rejudge(&policy.rules, &request, &Handle(Arc::clone(gateway))).await;
+    judged.or_else(|refusal| if refusal.status() >= 500 { Ok(()) } else { Err(refusal) })
 }

@@ -17,7 +17,7 @@ use crate::forward;
 use crate::grpc;
 use crate::proxy::Proxy;
 use crate::stale::{self, Keeping};
-use crate::tunnels::Open;
+use crate::tunnels::{Handshake, Open};
 
 impl Proxy {
     /// Takes the header of an answer and makes it the client's; `false` when the request is sent again in its place.
@@ -54,7 +54,7 @@ impl Proxy {
         }
         let upgraded = header.status == StatusCode::SWITCHING_PROTOCOLS;
         if upgraded {
-            self.note_tunnel(exchange);
+            self.note_tunnel(session, exchange);
         }
         forward::clean_answer(header, upgraded);
         forward::frame(header, session.req_header(), is_empty)?;
@@ -63,11 +63,16 @@ impl Proxy {
         Ok(true)
     }
 
-    fn note_tunnel(&self, exchange: &mut Exchange) {
+    fn note_tunnel(&self, session: &Session, exchange: &mut Exchange) {
         let Some(admission) = &exchange.admission else { return };
-        let (route, subject) = (&admission.route, &admission.subject);
-        let (path, id) = (exchange.path(), &exchange.request_id);
-        exchange.tunnel = Some(Open::new(&self.gateway, route, subject, path, id));
+        let handshake = Handshake {
+            peer: exchange.peer(),
+            path: exchange.path().to_owned(),
+            header: session.req_header().clone(),
+            request_id: exchange.request_id.clone(),
+            ends: admission.subject.ends(),
+        };
+        exchange.tunnel = Some(Open::new(&self.gateway, handshake));
     }
 
     /// Takes a piece of an answer's body, the last one or not.

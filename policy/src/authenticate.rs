@@ -35,18 +35,27 @@ pub const KEY_FIELD: &str = "x-api-key";
 #[derive(Clone, Debug)]
 pub struct Subject(Option<Arc<Known>>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     id: String,
+    /// The id, and whose word it is where several issuers have subjects.
+    identity: String,
     roles: Vec<String>,
     headers: Vec<(Arc<str>, String)>,
     proof: Proven,
 }
 
 /// How a subject proved who it is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Proven {
-    ByToken { issuer: Arc<Issuer>, jti: Option<String>, issued_at: Option<Timestamp>, ends: Timestamp },
+    ByToken {
+        issuer: Arc<Issuer>,
+        /// Its `iss`; empty where it has none.
+        iss: String,
+        jti: Option<String>,
+        issued_at: Option<Timestamp>,
+        ends: Timestamp,
+    },
     ByKey(Arc<KeyHolder>),
 }
 
@@ -55,6 +64,8 @@ enum Proven {
 pub struct Credential<'a> {
     /// The subject.
     pub sub: &'a str,
+    /// The subject, and whose word it is where several issuers have subjects.
+    pub identity: &'a str,
     /// The token's id; an API key's.
     pub jti: Option<&'a str>,
     /// When the token was issued, where it says so.
@@ -71,6 +82,60 @@ impl Subject {
     /// The `sub` of the token or the key's owner; `None` on an open route.
     pub fn id(&self) -> Option<&str> {
         self.0.as_ref().map(|known| known.id.as_str())
+    }
+
+    /// The subject as limits and logs know it: its id, followed by `@` and the issuer's name in the policy where there are
+    /// several issuers. Two of them may have the same `sub` for two people.
+    pub fn identity(&self) -> Option<&str> {
+        self.0.as_ref().map(|known| known.identity.as_str())
+    }
+
+    /// Whose word its id is, where there are several issuers: the token's `iss`. `None` where there is no question about it,
+    /// as for the owner of an API key.
+    pub fn issuer(&self) -> Option<&str> {
+        match &self.0.as_ref()?.proof {
+            Proven::ByToken { issuer, iss, .. } => issuer.is_one_of_several.then_some(iss.as_str()),
+            Proven::ByKey(_) => None,
+        }
+    }
+
+    /// Whether what its token says of its roles counts somewhere: here, where a route names some, or at the service.
+    pub(crate) fn forwards_roles(&self) -> bool {
+        self.roles_field().is_some()
+    }
+
+    /// The field that carries its token's roles to the service.
+    fn roles_field(&self) -> Option<&Arc<str>> {
+        match &self.0.as_ref()?.proof {
+            Proven::ByToken { issuer, .. } => {
+                issuer.forward.iter().find(|(claim, _)| *claim == issuer.roles_claim).map(|(_, field)| field)
+            }
+            Proven::ByKey(_) => None,
+        }
+    }
+
+    /// The same subject with the roles that it has now, whatever its token says.
+    pub(crate) fn with_roles(self, roles: &[String]) -> Self {
+        if self.roles() == roles {
+            return self;
+        }
+        let field = self.roles_field().cloned();
+        let Some(known) = self.0 else { return self };
+        let mut known = Arc::unwrap_or_clone(known);
+        roles.clone_into(&mut known.roles);
+        if let Some(field) = field {
+            known.headers.retain(|(name, _)| *name != field);
+            let joined = roles.join(",");
+            if !roles.is_empty() && plain(&joined) {
+                known.headers.push((field, joined));
+            }
+        }
+        Self::of(known)
+    }
+
+    /// Whether it came with a token.
+    pub(crate) fn has_token(&self) -> bool {
+        self.0.as_ref().is_some_and(|known| matches!(known.proof, Proven::ByToken { .. }))
     }
 
     /// Its roles.
@@ -112,12 +177,20 @@ impl Subject {
     pub fn credential(&self) -> Option<Credential<'_>> {
         let known = self.0.as_ref()?;
         Some(match &known.proof {
-            Proven::ByToken { jti, issued_at, .. } => {
-                Credential { sub: &known.id, jti: jti.as_deref(), issued_at: *issued_at, is_key: false }
-            }
-            Proven::ByKey(holder) => {
-                Credential { sub: &known.id, jti: Some(&holder.id), issued_at: None, is_key: true }
-            }
+            Proven::ByToken { jti, issued_at, .. } => Credential {
+                sub: &known.id,
+                identity: &known.identity,
+                jti: jti.as_deref(),
+                issued_at: *issued_at,
+                is_key: false,
+            },
+            Proven::ByKey(holder) => Credential {
+                sub: &known.id,
+                identity: &known.identity,
+                jti: Some(&holder.id),
+                issued_at: None,
+                is_key: true,
+            },
         })
     }
 
@@ -223,7 +296,8 @@ impl Route {
         }
         let headers = vec![(user, holder.user.clone()), (roles, joined)];
         let (id, roles) = (holder.user.clone(), holder.roles.clone());
-        Ok(Subject::of(Known { id, roles, headers, proof: Proven::ByKey(holder) }))
+        let identity = id.clone();
+        Ok(Subject::of(Known { id, identity, roles, headers, proof: Proven::ByKey(holder) }))
     }
 
     /// The fields that carry the owner of a key and its roles: those in which the route's tokens carry theirs.
@@ -301,12 +375,19 @@ async fn judge<W: World>(
             .retry_after(Some(Duration::from_secs(5))),
     })?;
     let claims = issuer.judge(token, now).map_err(|TokenRefusal { code, detail }| refuse(code, &detail))?;
+    let iss = token.claims.get("iss").and_then(Value::as_str).unwrap_or_default();
+    let identity = match issuer.is_one_of_several {
+        true => format!("{}@{}", claims.id, issuer.name),
+        false => claims.id.clone(),
+    };
     Ok(Subject::of(Known {
         id: claims.id,
+        identity,
         roles: claims.roles,
         headers: claims.headers,
         proof: Proven::ByToken {
             issuer: Arc::clone(issuer),
+            iss: iss.to_owned(),
             jti: claims.jti,
             issued_at: claims.issued_at,
             ends: claims.ends,

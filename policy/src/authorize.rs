@@ -1,8 +1,10 @@
 //! Authorize: what the subject may do.
 //!
-//! First the roles, any of those that the route names; then, for an API key that is limited, its scopes: such a key is good
-//! only where the route asks for a permission; then the permission, asked of the backend and remembered for a while. Nobody is let through because the question could not be answered, unless the policy says
-//! that the last known answer counts (`on_failure = "stale"`).
+//! First the roles, any of those that the route names: those that the subject has now, by the permission service, which
+//! counts more than what its token says. Then, for an API key that is limited, its scopes: such a key is good only where
+//! the route asks for a permission. Then the permission, asked of the service. Answers are cached for a while. Nobody is
+//! let through because a question could not be answered, unless the policy says that the last known answer counts
+//! (`on_failure = "stale"`).
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -106,57 +108,99 @@ fn covers(scopes: &[(String, String)], permission: &str, resource: &str) -> bool
     })
 }
 
+/// A subject that may, with the roles that it has now, and how that is known.
+#[derive(Debug)]
+pub struct Authorized {
+    /// Who.
+    pub subject: Subject,
+    /// How it is known.
+    pub permission: Permission,
+}
+
 impl Route {
-    /// Checks the roles, then the scopes of an API key, then the permission.
+    fn refuse(&self, code: Code, detail: String) -> Refusal {
+        Refusal::new(Stage::Authorize, code, detail).by(&self.name)
+    }
+
+    fn unavailable(&self, what: &str) -> Refusal {
+        self.refuse(Code::PermissionUnavailable, format!("the {what} cannot be checked now"))
+            .retry_after(Some(Duration::from_secs(1)))
+    }
+
+    /// Checks the roles, then the scopes of an API key, then the permission. `service` is the permission service, where the
+    /// policy names one.
     pub async fn authorize<W: World>(
         &self,
-        rule: &PermissionRule,
-        subject: &Subject,
+        service: Option<&PermissionRule>,
+        subject: Subject,
         request: &Request<'_>,
         world: &W,
-    ) -> Result<Permission, Refusal> {
-        let refuse = |code, detail: String| Refusal::new(Stage::Authorize, code, detail).by(&self.name);
+    ) -> Result<Authorized, Refusal> {
+        let Authorized { subject, permission } = match service {
+            Some(rule) => self.with_current_roles(rule, subject, world).await?,
+            None => Authorized { subject, permission: Permission::Granted },
+        };
         if !self.roles.is_empty() && !self.roles.iter().any(|role| subject.roles().contains(role)) {
-            return Err(refuse(
-                Code::RoleMissing,
-                format!("needs one of the roles {}", self.roles.join(", ")),
-            ));
+            let detail = format!("needs one of the roles {}", self.roles.join(", "));
+            return Err(self.refuse(Code::RoleMissing, detail));
         }
-        let beyond = || refuse(Code::ScopeMissing, "this API key is not for that".to_owned());
+        let beyond = || self.refuse(Code::ScopeMissing, "this API key is not for that".to_owned());
         let Some(needed) = &self.permission else {
-            return if subject.scopes().is_empty() { Ok(Permission::Granted) } else { Err(beyond()) };
+            let limited = !subject.scopes().is_empty();
+            return if limited { Err(beyond()) } else { Ok(Authorized { subject, permission }) };
         };
         let resource = needed.resource.fill(&self.pattern, request.path);
         if !subject.scopes().is_empty() && !covers(subject.scopes(), &needed.permission, &resource) {
             return Err(beyond());
         }
+        // A route with a permission has `auth`, and its policy a permission service: it is refused otherwise.
+        let rule = service.ok_or_else(|| self.unavailable("permission"))?;
         let question = Question {
             rule: &self.name,
-            // A route with a permission has `auth`: the policy is refused otherwise.
             user: subject.id().unwrap_or_default(),
+            issuer: subject.issuer(),
             permission: &needed.permission,
             resource: &resource,
         };
-        let (allowed, permission) = match world.permitted(rule, &question).await {
-            Ok(allowed) => (allowed, Permission::Granted),
+        let (allowed, answered) = match world.permitted(rule, &question).await {
+            Ok(allowed) => (allowed, permission),
             Err(away) => match (rule.on_failure, away.last_known) {
                 (OnPermissionFailure::Stale, Some(allowed)) => (allowed, Permission::LastKnown),
-                _ => {
-                    return Err(refuse(
-                        Code::PermissionUnavailable,
-                        "the permission cannot be checked now".to_owned(),
-                    )
-                    .retry_after(Some(Duration::from_secs(1))));
-                }
+                _ => return Err(self.unavailable("permission")),
             },
         };
         if allowed {
-            return Ok(permission);
+            return Ok(Authorized { subject, permission: answered });
         }
-        Err(refuse(
-            Code::PermissionDenied,
-            format!("needs the permission {} on {resource}", needed.permission),
-        ))
+        let detail = format!("needs the permission {} on {resource}", needed.permission);
+        Err(self.refuse(Code::PermissionDenied, detail))
+    }
+
+    /// The subject with the roles that it has now: one that was taken away opens nothing, whatever the token says. Where
+    /// the permission service does not know somebody, the token's word counts. Nobody is asked where no roles count.
+    async fn with_current_roles<W: World>(
+        &self,
+        rule: &PermissionRule,
+        subject: Subject,
+        world: &W,
+    ) -> Result<Authorized, Refusal> {
+        let counts = !self.roles.is_empty() || subject.forwards_roles();
+        let Some(user) = subject.id().filter(|_| counts && subject.has_token()) else {
+            return Ok(Authorized { subject, permission: Permission::Granted });
+        };
+        let (roles, permission) = match world.roles(rule, user, subject.issuer()).await {
+            Ok(roles) => (roles, Permission::Granted),
+            Err(away) => match (rule.on_failure, away.last_known) {
+                (OnPermissionFailure::Stale, Some(roles)) => (roles, Permission::LastKnown),
+                _ if !self.roles.is_empty() => return Err(self.unavailable("role")),
+                // The route asks for none: the service is told none that nobody can vouch for.
+                _ => (Some([].into()), Permission::Granted),
+            },
+        };
+        Ok(Authorized {
+            subject: roles.map_or(subject.clone(), |roles| subject.with_roles(&roles)),
+            permission,
+        })
     }
 }
 

@@ -14,6 +14,8 @@ use crate::units::Span;
 pub struct Issuer {
     /// The name in the policy: routes say `jwt:NAME`.
     pub name: Arc<str>,
+    /// Whether the policy names others as well: then a `sub` alone is no one's name.
+    pub is_one_of_several: bool,
     /// The allow-list; never empty.
     pub algorithms: Vec<Algorithm>,
     /// Where its keys are.
@@ -65,11 +67,20 @@ const RESERVED_FIELDS: [&str; 12] = [
 impl Issuer {
     pub(crate) fn read_all(root: &Section<'_>) -> HashMap<String, Arc<Self>> {
         let sections = root.named_sections("jwt");
-        let read = |(name, section): (String, _)| Some((name.clone(), Arc::new(Self::read(&name, section)?)));
+        let several = sections.len() > 1;
+        let read = |(name, section): (String, _)| {
+            Some((name.clone(), Arc::new(Self::read(&name, section, several)?)))
+        };
         sections.into_iter().filter_map(read).collect()
     }
 
-    fn read(name: &str, section: Section<'_>) -> Option<Self> {
+    fn read(name: &str, section: Section<'_>, is_one_of_several: bool) -> Option<Self> {
+        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+            section.fault(
+                "",
+                "an issuer's name holds letters, digits, `-`, `_` and `.`: it stands behind `@` in logs",
+            );
+        }
         let algorithms =
             section.require::<Vec<Algorithm>>("algorithms", "a list of HS256, RS256, ES256, EdDSA");
         let keys = Self::read_keys(&section);
@@ -78,6 +89,7 @@ impl Issuer {
         }
         let issuer = Self {
             name: name.into(),
+            is_one_of_several,
             algorithms: algorithms.unwrap_or_default(),
             keys: keys?,
             issuer: section.get("issuer"),

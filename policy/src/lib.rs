@@ -22,6 +22,7 @@ pub mod headers;
 pub mod issuer;
 pub mod lease;
 pub mod limits;
+pub mod neighbours;
 pub mod networks;
 pub mod path;
 pub mod pipeline;

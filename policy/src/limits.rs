@@ -15,7 +15,7 @@ use crate::client::{Client, ClientRule, parse_network};
 use crate::document::{OneOrMany, Section};
 use crate::from_toml_str;
 use crate::gcra::Gcra;
-use crate::request::Request;
+use crate::request::{Member, Request};
 use crate::units::Rate;
 use serde_json::Value;
 
@@ -207,6 +207,15 @@ impl LimitRule {
         self.key.iter().any(|part| matches!(part, KeyPart::Field(_)))
     }
 
+    /// The member of the body that it counts by and that stands there more than once.
+    pub(crate) fn ambiguous_member(&self, request: &Request<'_>) -> Option<&str> {
+        let body = request.body?;
+        self.key.iter().find_map(|part| match part {
+            KeyPart::Field(name) if body.member(name) == Member::Several => Some(&**name),
+            _ => None,
+        })
+    }
+
     /// The bucket of this request.
     pub(crate) fn bucket(
         &self,
@@ -219,16 +228,18 @@ impl LimitRule {
         for part in &self.key {
             match part {
                 KeyPart::Ip => bucket.push_network(client.network),
-                KeyPart::User => bucket.push(part, subject.and_then(Subject::id).map(str::as_bytes)),
+                KeyPart::User => bucket.push(part, subject.and_then(Subject::identity).map(str::as_bytes)),
                 KeyPart::ApiKey => bucket.push(part, subject.and_then(Subject::key).map(str::as_bytes)),
                 KeyPart::Route => bucket.push(part, Some(route.as_bytes())),
                 KeyPart::Global => bucket.push(part, Some(b"")),
                 KeyPart::Header(name) => bucket.push(part, request.headers.first(name)),
-                KeyPart::Field(name) => match request.body.and_then(|body| body.get(&**name)) {
-                    Some(Value::String(text)) => {
+                KeyPart::Field(name) => match request.body.map(|body| body.member(name)) {
+                    Some(Member::One(Value::String(text))) => {
                         bucket.push(part, Some(text.to_ascii_lowercase().as_bytes()));
                     }
-                    Some(Value::Number(number)) => bucket.push(part, Some(number.to_string().as_bytes())),
+                    Some(Member::One(Value::Number(number))) => {
+                        bucket.push(part, Some(number.to_string().as_bytes()));
+                    }
                     _ => bucket.push(part, None),
                 },
             }

@@ -1,9 +1,12 @@
 //! The normal form of a target's path.
 //!
 //! What is matched, limited, authorised and forwarded is one and the same string, so that no two parts of the
-//! system read a path differently. RFC 3986, 6.2.2: needless percent-encoding is undone, that is, of every character
-//! that a segment may hold as it is; the hexadecimal digits of the rest are capitals, dot segments are resolved in any spelling, and `//` is one slash. Nothing is decoded
-//! twice: `%2525` stays `%2525`. `;` is an ordinary character.
+//! system read a path differently. RFC 3986, 6.2.2: percent-encoding of *unreserved* characters is undone, the
+//! hexadecimal digits of the rest are capitals, dot segments are resolved in any spelling, and `//` is one slash. Reserved
+//! characters stay as they came, for `%2B` and `+` may name two objects. Nothing is decoded twice: `%2525` stays `%2525`.
+//! `;` is an ordinary character.
+
+use std::borrow::Cow;
 
 /// What to do with an encoded slash or backslash in a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +82,7 @@ fn decode_segment(segment: &str, encoded_slash: EncodedSlash, normal: &mut Strin
                     b'/' | b'\\' if encoded_slash == EncodedSlash::Refuse => {
                         return Err(PathFault::EncodedSlash);
                     }
-                    plain if ordinary(plain) => normal.push(char::from(plain)),
+                    plain if is_unreserved(plain) => normal.push(char::from(plain)),
                     other => push_escaped(other, normal),
                 }
             }
@@ -103,29 +106,59 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// RFC 3986, 3.3: the characters that stand for themselves in a segment. Servers decode them all, so that a path which
-/// holds one encoded would be matched as another than it is served as.
-const fn ordinary(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(
-            byte,
-            b'-' | b'.'
-                | b'_'
-                | b'~'
-                | b'!'
-                | b'$'
-                | b'&'
-                | b'\''
-                | b'('
-                | b')'
-                | b'*'
-                | b'+'
-                | b','
-                | b';'
-                | b'='
-                | b':'
-                | b'@'
-        )
+/// RFC 3986, 2.3: the characters that mean the same encoded or not.
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// A segment as services read it: percent-encoding undone, once. What is no UTF-8 then stays as it is.
+pub fn decoded(segment: &str) -> Cow<'_, str> {
+    if !segment.contains('%') {
+        return Cow::Borrowed(segment);
+    }
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let [first, more @ ..] = rest {
+        match (first, more) {
+            (b'%', [high, low, after @ ..]) if let Some(byte) = escaped(*high, *low) => {
+                bytes.push(byte);
+                rest = after;
+            }
+            _ => {
+                bytes.push(*first);
+                rest = more;
+            }
+        }
+    }
+    String::from_utf8(bytes).map_or(Cow::Borrowed(segment), Cow::Owned)
+}
+
+/// The byte that two hexadecimal digits stand for.
+fn escaped(high: u8, low: u8) -> Option<u8> {
+    Some(hex(high)? << 4 | hex(low)?)
+}
+
+/// A target, whose query holds only what a query may (RFC 3986, 3.4). Browsers send more, and a query is the service's
+/// business: the rest is percent-encoded, which says the same. Brackets pass, as everybody lets them.
+pub fn encode_query(target: &str) -> Cow<'_, str> {
+    let Some((path, query)) = target.split_once('?') else { return Cow::Borrowed(target) };
+    let bytes = query.as_bytes();
+    let is_escape = |at: usize| matches!(bytes[at + 1..], [high, low, ..] if escaped(high, low).is_some());
+    let must_be_encoded = |at: usize| match bytes[at] {
+        b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => true,
+        b'%' => !is_escape(at),
+        _ => false,
+    };
+    if !(0..bytes.len()).any(must_be_encoded) {
+        return Cow::Borrowed(target);
+    }
+    let mut encoded = String::with_capacity(target.len() + 16);
+    encoded.push_str(path);
+    encoded.push('?');
+    for (at, byte) in query.bytes().enumerate() {
+        if must_be_encoded(at) { push_escaped(byte, &mut encoded) } else { encoded.push(char::from(byte)) }
+    }
+    Cow::Owned(encoded)
 }
 
 #[cfg(test)]
@@ -140,7 +173,6 @@ mod tests {
 
     #[test]
     fn spellings_of_one_path_have_one_form() {
-        assert_eq!(normal("/items%3Apurge%40x").as_deref(), Ok("/items:purge@x"));
         for spelling in ["/a/b", "//a///b", "/a/./b", "/a/x/../b", "/%61/b", "/a/%2e/b", "/a/x/%2E%2e/b"] {
             assert_eq!(normal(spelling).as_deref(), Ok("/a/b"), "{spelling}");
         }
@@ -153,6 +185,26 @@ mod tests {
         assert_eq!(normal("/a/.").as_deref(), Ok("/a/"));
         assert_eq!(normal("/a/b/..").as_deref(), Ok("/a/"));
         assert_eq!(normal("/a;v=1/..;/b").as_deref(), Ok("/a;v=1/..;/b"));
+    }
+
+    #[test]
+    fn reserved_characters_stay_as_they_came() {
+        let path = "/a+b:c;d@e,f=g&h!i$j'k(l)m*n";
+        assert_eq!(normal(path).as_deref(), Ok(path));
+        let encoded = "/a%2Bb%3Ac%3Bd%40e%2Cf%3Dg%26h%21i%24j%27k%28l%29m%2An";
+        assert_eq!(normal(encoded).as_deref(), Ok(encoded));
+        assert_eq!(normal("/a%3bb%20c").as_deref(), Ok("/a%3Bb%20c"));
+        assert_eq!(decoded("a%2Bb%20c%C3%A9"), "a+b c\u{e9}");
+        assert_eq!(decoded("%FF%"), "%FF%", "no UTF-8");
+        assert_eq!(decoded("%252B"), "%2B", "once");
+    }
+
+    #[test]
+    fn a_query_passes_and_holds_only_what_it_may() {
+        assert_eq!(encode_query("/a?b=%2f&c[]=+;:@/?~"), "/a?b=%2f&c[]=+;:@/?~");
+        assert_eq!(encode_query("/a?`\\\"<>^{|}"), "/a?%60%5C%22%3C%3E%5E%7B%7C%7D");
+        assert_eq!(encode_query("/a?100%&%zz&%4"), "/a?100%25&%25zz&%254");
+        assert_eq!(encode_query("/a%"), "/a%", "a path is no query");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::authenticate::Subject;
-use crate::authorize::Permission;
+use crate::authorize::{Authorized, Permission};
 use crate::breaker::Outcome;
 use crate::client::Client;
 use crate::limits::{Quota, Reserved};
@@ -66,14 +66,24 @@ pub async fn admit<W: World>(
         trail.stage(Authenticate, route.authenticate(&policy.permissions, request, world, now).await)?;
     let mut spent = trail
         .stage(LimitSubject, route.limit_subject(&client, &subject, request, spent, world, now).await)?;
-    let permission =
-        trail.stage(Authorize, route.authorize(&policy.permissions, &subject, request, world).await)?;
+    let Authorized { subject, permission } = trail
+        .stage(Authorize, route.authorize(policy.permission_service(), subject, request, world).await)?;
     let reserved = spent.reserved();
     let pass = trail.stage(Break, route.enter(policy, request, world, now)).map_err(|refusal| {
         give_back(reserved.clone(), world);
         refusal.or_last_good(&route, &subject)
     })?;
     Ok(Admission { client, route, subject, quotas: spent.quotas, reserved, permission, pass }) // the gateway forwards, then calls `settle`
+}
+
+/// Judges again what let a WebSocket in, without the limits, which count how often somebody comes, and the breaker.
+pub async fn rejudge<W: World>(policy: &Policy, request: &Request<'_>, world: &W) -> Result<(), Refusal> {
+    let now = world.now();
+    let client = policy.client.identify(request)?;
+    policy.blocks.pass(&client, world, now)?;
+    let route = policy.route(request)?;
+    let subject = route.authenticate(&policy.permissions, request, world, now).await?;
+    route.authorize(policy.permission_service(), subject, request, world).await.map(drop)
 }
 
 /// Draws the conclusions from how an admitted request ended: the breaker learns, failed logins are counted. A client that

@@ -1,6 +1,10 @@
 //! A request as the specification sees it: a borrowed view of a head that was parsed strictly before.
 
+use std::fmt;
 use std::net::IpAddr;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 
 /// What is judged. The path is in its normal form (`path::normalise`) and without the query.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +18,7 @@ pub struct Request<'a> {
     /// The header fields in the order of their arrival.
     pub headers: Headers<'a>,
     /// The body as JSON, where a limit of the route counts by one of its fields and it is JSON.
-    pub body: Option<&'a serde_json::Value>,
+    pub body: Option<&'a JsonBody>,
 }
 
 /// Header fields; names are compared without regard to case.
@@ -35,5 +39,87 @@ impl<'a> Headers<'a> {
     /// The first value of the field `name`.
     pub fn first(self, name: &'a str) -> Option<&'a [u8]> {
         self.all(name).next()
+    }
+}
+
+/// A body that is a JSON object: its members in the order of their arrival, those that stand twice as well.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JsonBody(Vec<(String, Value)>);
+
+/// What a body holds for a name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Member<'b> {
+    /// Nothing.
+    Missing,
+    /// One value.
+    One(&'b Value),
+    /// Several: services differ in which of them counts.
+    Several,
+}
+
+impl JsonBody {
+    /// Reads a body; `None` when it is no JSON object.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    /// The member `name`, in any case: there are services that read `Username` as `username`.
+    pub fn member(&self, name: &str) -> Member<'_> {
+        let mut members = self.0.iter().filter(|(other, _)| same_in_any_case(other, name));
+        match (members.next(), members.next()) {
+            (None, _) => Member::Missing,
+            (Some((_, value)), None) => Member::One(value),
+            (Some(_), Some(_)) => Member::Several,
+        }
+    }
+}
+
+fn same_in_any_case(one: &str, other: &str) -> bool {
+    one == other || one.to_lowercase() == other.to_lowercase()
+}
+
+impl<'de> Deserialize<'de> for JsonBody {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+
+        impl<'de> Visitor<'de> for Members {
+            type Value = JsonBody;
+
+            fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+                text.write_str("a JSON object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<JsonBody, M::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(JsonBody(members))
+            }
+        }
+
+        deserializer.deserialize_map(Members)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_stands_twice_in_any_case_is_no_one_value() {
+        let body = |text: &str| JsonBody::parse(text.as_bytes()).unwrap();
+        let ann = Value::from("ann");
+        assert_eq!(body(r#"{"username":"ann","a":1,"a":2}"#).member("username"), Member::One(&ann));
+        assert_eq!(body(r#"{"\u0055sername":"ann"}"#).member("username"), Member::One(&ann));
+        for twice in [
+            r#"{"username":"ann","username":"bob"}"#,
+            r#"{"username":"ann","Username":"bob"}"#,
+            r#"{"USERNAME":"ann","userna\u006de":null}"#,
+        ] {
+            assert_eq!(body(twice).member("username"), Member::Several, "{twice}");
+        }
+        assert_eq!(body(r#"{"user":"ann"}"#).member("username"), Member::Missing);
+        assert!(JsonBody::parse(b"[1]").is_none() && JsonBody::parse(b"username=ann").is_none());
     }
 }

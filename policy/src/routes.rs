@@ -134,7 +134,7 @@ impl Pattern {
     /// Parses a pattern; the error says what is allowed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let rest = text.strip_prefix('/').ok_or("a path begins with `/`")?;
-        let segments = rest.split('/').map(Segment::parse).collect::<Result<Vec<_>, _>>()?;
+        let segments = without_slash(rest).split('/').map(Segment::parse).collect::<Result<Vec<_>, _>>()?;
         if segments.iter().rev().skip(1).any(|segment| matches!(segment, Segment::Rest(_))) {
             return Err("`{*rest}` is the last segment".to_owned());
         }
@@ -155,6 +155,15 @@ impl Pattern {
         &self.text
     }
 
+    /// A path that it matches.
+    pub(crate) fn example(&self) -> String {
+        let segment = |segment: &Segment| match segment {
+            Segment::Literal(text) => text.clone(),
+            Segment::One(_) | Segment::Rest(_) => "x".to_owned(),
+        };
+        format!("/{}", self.segments.iter().map(segment).collect::<Vec<_>>().join("/"))
+    }
+
     /// The names of its captures.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {
@@ -165,7 +174,7 @@ impl Pattern {
 
     /// What the path holds for `name`.
     fn capture<'p>(&self, name: &str, path: &'p str) -> Option<&'p str> {
-        let mut rest = path.strip_prefix('/')?;
+        let mut rest = without_slash(path.strip_prefix('/')?);
         for segment in &self.segments {
             let (head, tail) = rest.split_once('/').unwrap_or((rest, ""));
             match segment {
@@ -176,6 +185,11 @@ impl Pattern {
         }
         None
     }
+}
+
+/// A path without the slash at its end, which never changes which route is taken: most services take both for the same.
+fn without_slash(path: &str) -> &str {
+    path.strip_suffix('/').unwrap_or(path)
 }
 
 impl Segment {
@@ -227,14 +241,17 @@ impl Template {
         Ok(Self { parts })
     }
 
-    /// The text for `path`, which `pattern` matches.
+    /// The text for `path`, which `pattern` matches. What is captured is decoded, as the service decodes it: one resource has
+    /// one name, however the path spells it.
     pub fn fill(&self, pattern: &Pattern, path: &str) -> String {
         let mut filled = String::new();
         for part in &self.parts {
-            filled.push_str(match part {
-                Part::Text(text) => text,
-                Part::Capture(name) => pattern.capture(name, path).unwrap_or_default(),
-            });
+            match part {
+                Part::Text(text) => filled.push_str(text),
+                Part::Capture(name) => {
+                    filled.push_str(&path::decoded(pattern.capture(name, path).unwrap_or_default()));
+                }
+            }
         }
         filled
     }
@@ -297,7 +314,7 @@ impl Routes {
     /// The route of a request.
     pub fn find(&self, request: &Request<'_>) -> Result<Arc<Route>, Refusal> {
         let path = request.path.strip_prefix('/').unwrap_or(request.path);
-        let Some(routes) = self.root.find(path) else {
+        let Some(routes) = self.root.find(without_slash(path)) else {
             return Err(not_found());
         };
         let takes = |route: &&Arc<Route>| {
@@ -319,20 +336,25 @@ impl Node {
             Some((segment, tail)) => (segment, Some(tail)),
             None => (path, None),
         };
-        if let Some(found) = self.literals.get(segment).and_then(|node| node.step(tail)) {
+        // `%3A` and `:` are two spellings of one literal: a narrow rule is not evaded by the other.
+        let literal = self.literals.get(&*path::decoded(segment));
+        if let Some(found) = literal.and_then(|node| node.step(tail)) {
             return Some(found);
         }
         let one = self.one.as_ref().filter(|_| !segment.is_empty());
         if let Some(found) = one.and_then(|node| node.step(tail)) {
             return Some(found);
         }
-        (!self.rest.is_empty() && !path.is_empty()).then_some(self.rest.as_slice())
+        (!self.rest.is_empty()).then_some(self.rest.as_slice())
     }
 
     fn step(&self, tail: Option<&str>) -> Option<&[Arc<Route>]> {
         match tail {
             Some(tail) => self.find(tail),
-            None => (!self.here.is_empty()).then_some(self.here.as_slice()),
+            // `/a/{*rest}` takes the bare slash before the rest, and so the path without it.
+            None => {
+                [&self.here, &self.rest].into_iter().find(|here| !here.is_empty()).map(SmallVec::as_slice)
+            }
         }
     }
 }
@@ -385,7 +407,8 @@ mod tests {
             ("rest", "/a/{*rest}", &[][..]),
             ("one", "/a/{x}/c", &["GET"]),
             ("literal", "/a/b/c", &["POST"]),
-            ("slash", "/a/b/", &[]),
+            ("slash", "/a/b/", &["GET"]),
+            ("action", "/a/b:run", &[]),
             ("root", "/", &[]),
         ] {
             routes.add(route(name, path, methods)).unwrap();
@@ -399,9 +422,15 @@ mod tests {
         assert_eq!(find(&routes, "GET", "/a/z/c").as_deref(), Ok("one"));
         assert_eq!(find(&routes, "GET", "/a/z/d").as_deref(), Ok("rest"));
         assert_eq!(find(&routes, "GET", "/a/b/c/d").as_deref(), Ok("rest"));
-        assert_eq!(find(&routes, "GET", "/a/b/").as_deref(), Ok("slash"));
-        assert_eq!(find(&routes, "GET", "/a/"), Err(Code::RouteNotFound), "a tail has one segment at least");
-        assert_eq!(find(&routes, "GET", "/a"), Err(Code::RouteNotFound));
+        for path in ["/a/b", "/a/b/"] {
+            assert_eq!(find(&routes, "GET", path).as_deref(), Ok("slash"), "{path}");
+            assert_eq!(find(&routes, "POST", path), Err(Code::MethodNotAllowed), "{path}");
+        }
+        assert_eq!(find(&routes, "POST", "/a/b/c/").as_deref(), Ok("literal"));
+        assert_eq!(find(&routes, "GET", "/a/b%3Arun").as_deref(), Ok("action"), "another spelling");
+        assert_eq!(find(&routes, "GET", "/a/").as_deref(), Ok("rest"), "the bare slash before the rest");
+        assert_eq!(find(&routes, "GET", "/a").as_deref(), Ok("rest"));
+        assert_eq!(find(&routes, "GET", "/b"), Err(Code::RouteNotFound));
         assert_eq!(find(&routes, "GET", "/").as_deref(), Ok("root"));
     }
 
@@ -411,13 +440,17 @@ mod tests {
         routes.add(route("read", "/a/{x}", &["GET"])).unwrap();
         routes.add(route("write", "/a/{y}", &["PUT"])).unwrap();
         assert!(routes.add(route("again", "/a/{z}", &["GET"])).unwrap_err().contains("`read`"));
+        assert!(routes.add(route("slash", "/a/{z}/", &["GET"])).unwrap_err().contains("`read`"));
     }
 
     #[test]
     fn a_template_is_filled_from_the_path() {
         let pattern = Pattern::parse("/v1/{c}/records/{*key}").unwrap();
         let template = Template::parse("{c}:{key}!", &pattern).unwrap();
-        assert_eq!(template.fill(&pattern, "/v1/notes/records/a/b"), "notes:a/b!");
+        for path in ["/v1/notes/records/a/b", "/v1/notes/records/a/b/", "/v1/n%6Ftes/records/a%2Fb"] {
+            assert_eq!(template.fill(&pattern, path), "notes:a/b!", "{path}");
+        }
+        assert_eq!(template.fill(&pattern, "/v1/a+b/records/c%2Bd%20e"), "a+b:c+d e!");
         assert!(Template::parse("{other}", &pattern).is_err());
     }
 

@@ -17,7 +17,9 @@ use crate::issuer::Issuer;
 use crate::limits::{Charge, Charges, Readings, spend_all};
 use crate::time::Timestamp;
 use crate::token::Token;
-use crate::world::{HolderAway, KeyHolder, PermissionAway, Question, Store, StoreAway, VerifyFault, World};
+use crate::world::{
+    HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway, Store, StoreAway, VerifyFault, World,
+};
 
 /// A simulated world.
 #[derive(Debug, Default)]
@@ -31,6 +33,7 @@ struct State {
     buckets: HashMap<(Store, Bucket), Timestamp>,
     shared_store_away: bool,
     permissions_away: bool,
+    roles: HashMap<String, Arc<[String]>>,
     bans: HashMap<IpNet, Timestamp>,
     failures: HashMap<IpNet, u32>,
     granted: HashSet<(String, String)>,
@@ -62,6 +65,11 @@ impl Simulation {
     /// Grants a permission on any resource to the user.
     pub fn grant(&self, user: &str, permission: &str) {
         self.state().granted.insert((user.to_owned(), permission.to_owned()));
+    }
+
+    /// Lets the permission service know `user`, with the roles that it has now.
+    pub fn set_roles(&self, user: &str, roles: &[String]) {
+        self.state().roles.insert(user.to_owned(), roles.into());
     }
 
     /// Gives `user` an API key, which comes back.
@@ -171,6 +179,15 @@ impl World for Simulation {
             return Err(PermissionAway::default());
         }
         Ok(state.granted.contains(&(question.user.to_owned(), question.permission.to_owned())))
+    }
+
+    async fn roles(&self, _: &PermissionRule, user: &str, _: Option<&str>) -> Result<Roles, RolesAway> {
+        let mut state = self.state();
+        state.asked.push("roles".to_owned());
+        if state.permissions_away {
+            return Err(RolesAway::default());
+        }
+        Ok(state.roles.get(user).cloned())
     }
 
     fn enter(&self, rule: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<Self::Pass, Duration> {

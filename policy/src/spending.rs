@@ -119,7 +119,14 @@ impl Demand<'_> {
         if self.rules.is_empty() {
             return Ok(spent);
         }
-        let verdict = self.spend(&mut spent, world, now).await;
+        let ambiguous = self.rules.iter().find_map(|rule| rule.ambiguous_member(self.request));
+        let verdict = match ambiguous {
+            None => self.spend(&mut spent, world, now).await,
+            Some(name) => {
+                let detail = format!("the body names `{name}` more than once: send it once");
+                Err(Refusal::new(self.stage, Code::MalformedRequest, detail))
+            }
+        };
         verdict.inspect_err(|_| spent.give_back(world)).map(|()| spent)
     }
 

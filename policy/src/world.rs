@@ -47,6 +47,8 @@ pub struct Question<'a> {
     pub rule: &'a str,
     /// The subject.
     pub user: &'a str,
+    /// Whose word that is, where there are several issuers: the token's `iss`.
+    pub issuer: Option<&'a str>,
     /// What it wants to do.
     pub permission: &'a str,
     /// To what.
@@ -58,6 +60,16 @@ pub struct Question<'a> {
 pub struct PermissionAway {
     /// The last answer that was known, however old.
     pub last_known: Option<bool>,
+}
+
+/// The roles that somebody has now; `None`: nobody whom the permission service knows, so that the token's word counts.
+pub type Roles = Option<Arc<[String]>>;
+
+/// A question for somebody's roles that nobody answered.
+#[derive(Clone, Debug, Default)]
+pub struct RolesAway {
+    /// The last answer that was known, however old.
+    pub last_known: Option<Roles>,
 }
 
 /// Whose an API key is.
@@ -131,6 +143,14 @@ pub trait World: Sync {
         rule: &PermissionRule,
         question: &Question<'_>,
     ) -> impl Future<Output = Result<bool, PermissionAway>> + Send;
+
+    /// The roles that the user, of that issuer where there are several, has now.
+    fn roles(
+        &self,
+        rule: &PermissionRule,
+        user: &str,
+        issuer: Option<&str>,
+    ) -> impl Future<Output = Result<Roles, RolesAway>> + Send;
 
     /// Asks the breaker, if there is one; refused with the time after which to try again.
     fn enter(&self, breaker: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<Self::Pass, Duration>;

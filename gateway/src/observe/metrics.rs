@@ -74,7 +74,7 @@ metrics! {
     breaker_error_rate: GaugeVec = "circuit_breaker_error_rate" ["breaker"] "Share of failures in the window.";
     breaker_transitions: IntCounterVec = "circuit_breaker_transitions_total" ["breaker", "from", "to"] "Moves.";
     stale_answers: IntCounterVec = "stale_answers_total" ["route"] "Last good answers given while a breaker was open.";
-    tunnels_closed: IntCounterVec = "websockets_closed_total" ["reason"] "Tunnels closed because what let them in was taken back.";
+    tunnels_closed: IntCounterVec = "websockets_closed_total" ["reason"] "WebSockets closed because they would not be let in any more, by the code of the refusal.";
     retries: IntCounterVec = "retries_total" ["upstream", "outcome"] "Further tries: made, and why there was none.";
     redis_up: IntGauge = "redis_up" "1 while Redis answers.";
     replicas: IntGauge = "replicas" "Gateways that share Redis, as this one last saw them.";

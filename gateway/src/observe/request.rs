@@ -49,7 +49,7 @@ impl Proxy {
         let now = clock::now();
         usage.addresses.record(client.as_str(), now);
         usage.routes.record(route_label, now);
-        if let Some(user) = admission.and_then(|admission| admission.subject.id()) {
+        if let Some(user) = admission.and_then(|admission| admission.subject.identity()) {
             usage.users.record(user, now);
         }
         if let Some(key) = admission.and_then(|admission| admission.subject.key()) {
@@ -63,7 +63,7 @@ impl Proxy {
             path: if exchange.path_length > 0 { exchange.path() } else { &exchange.target },
             protocol: if header.version == Version::HTTP_2 { "HTTP/2.0" } else { "HTTP/1.1" },
             route,
-            user: admission.and_then(|admission| admission.subject.id()),
+            user: admission.and_then(|admission| admission.subject.identity()),
             status,
             stage: refusal.map(|refusal| refusal.stage.as_str()),
             rule: refusal.and_then(|refusal| refusal.rule.as_deref()),

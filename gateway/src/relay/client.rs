@@ -7,7 +7,7 @@ use bytes::Bytes;
 use pingora_core::protocols::http::{HttpTask, ServerSession as Session};
 use pingora_core::{Error, ErrorType, Result};
 
-use crate::failure::connection;
+use crate::failure::{connection, is_http2};
 
 /// What is heard of a client.
 pub(super) enum FromClient {
@@ -46,8 +46,11 @@ pub(super) async fn client_event(session: &mut Session, listens: Listens) -> Res
             let read = pin!(session.read_body_or_idle(listens == Listens::ForEnd)).poll(cx);
             return read.map_ok(FromClient::Sent);
         }
-        let Some(left) = session.watch_h2_stream_close() else { return Poll::Pending };
-        pin!(left).poll(cx).map(|_| Err(Error::new(ErrorType::ConnectionClosed)))
+        if is_http2(session) {
+            // What the client sends stays where it is: only its leaving is heard.
+            return pin!(session.read_body_or_idle(true)).poll(cx).map_ok(FromClient::Sent);
+        }
+        Poll::Pending
     })
     .await
     .map_err(Error::into_down)

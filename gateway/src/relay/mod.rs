@@ -22,7 +22,7 @@ use tunnel::tunnel;
 use crate::again::try_again;
 use crate::exchange::Exchange;
 use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, understand};
-use crate::forward;
+use crate::forward::{self, Outgoing};
 use crate::hop::{Event, Hop};
 use crate::proxy::Proxy;
 
@@ -127,8 +127,13 @@ impl Proxy {
     ) -> Result<Try> {
         let read_before = session.get_retry_buffer();
         let mut read_whole = session.is_body_done();
-        let (signer, has_body) = (self.signer.as_ref(), !session.is_body_empty());
-        let request = forward::outgoing(session.req_header(), exchange, signer, hop.is_http2(), has_body)?;
+        let body = match &read_before {
+            Some(body) if read_whole => Outgoing::Whole(body),
+            None if session.is_body_empty() => Outgoing::Whole(b""),
+            _ => Outgoing::Streamed,
+        };
+        let (header, signer) = (session.req_header(), self.signer.as_ref());
+        let request = forward::outgoing(header, exchange, signer, hop.is_http2(), body)?;
         let scheme = if peer.is_tls() { "https" } else { "http" };
         hop.begin(request, scheme, read_whole && read_before.is_none())?;
         if let Some(piece) = exchange.take_in(read_before)? {

@@ -1,7 +1,6 @@
 //! A WebSocket after its handshake: bytes both ways.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use pingora_core::protocols::http::{HttpTask, ServerSession as Session};
@@ -20,10 +19,15 @@ const HALF_CLOSED: Duration = Duration::from_secs(5);
 
 /// Passes bytes until either side ends it or what let it in is taken back.
 pub(super) async fn tunnel(session: &mut Session, hop: &mut Hop, open: Option<&Open>) -> Result<()> {
-    let cut = open.map(|open| Arc::clone(&open.cut)).unwrap_or_default();
+    let closed = async {
+        match open {
+            Some(open) => open.closed().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         passed = pass_both_ways(session, hop) => passed,
-        () = cut.notified() => Err(Error::new_down(ErrorType::ConnectionClosed)),
+        () = closed => Err(Error::new_down(ErrorType::ConnectionClosed)),
     }
 }
 

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
-use pingora_core::apps::{HttpServerApp, ServerApp as _};
-use pingora_core::protocols::Stream;
+use pingora_core::apps::HttpServerApp as _;
 use pingora_core::protocols::http::ServerSession;
 use policy::refusal::{Code, Refusal};
 use policy::requests::RequestRule;
@@ -21,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::connection::Connection;
 use super::head::{self, Framing, Head};
+use super::http2;
 use super::places::Places;
 use super::proxy_protocol;
 use super::socket::Socket;
@@ -178,10 +178,8 @@ impl Door {
                     head
                 }
                 Read::Http2 => {
-                    let excess = connection.open_http2(rule.header_timeout);
-                    let stream: Stream = connection;
-                    self.proxy.process_new(stream, &self.shutdown).await;
-                    if let Some(excess) = excess.get() {
+                    let ended = http2::serve(connection, &self.proxy, &rule, &self.shutdown).await;
+                    if let Some(excess) = ended {
                         self.gateway.metrics.http2_ended.with_label_values(&[excess.as_str()]).inc();
                         info!(target: "access", client = %peer, why = %excess, "an HTTP/2 connection was ended");
                     }
@@ -210,8 +208,8 @@ impl Door {
         rule: &RequestRule,
     ) -> Option<Box<Connection>> {
         let mut bytes = connection.begin(head.length, head.framing, rule.header_bytes);
-        if head.absolute {
-            bytes = head::origin_form(&bytes);
+        if head.rewrite {
+            bytes = head::plain_form(&bytes);
         }
         if head.upgrade {
             connection.open();

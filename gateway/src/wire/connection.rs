@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep};
 use super::body::{BodyFault, Gate};
 use super::frames::{Excess, Frames};
 use super::head::{Framing, Head};
+use super::http2::{Inbound, Waiting};
 use super::socket::Socket;
 
 /// Bytes taken from the socket at a time, and answers gathered before they are sent. Neither buffer outlives its use:
@@ -55,6 +56,15 @@ impl Stall {
     }
 }
 
+/// What a connection of HTTP/2 has besides.
+#[derive(Debug)]
+struct Http2 {
+    /// What the client does to it.
+    frames: Frames,
+    /// What is read of it.
+    inbound: Inbound,
+}
+
 /// A client connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -74,8 +84,8 @@ pub struct Connection {
     trailers: Mutex<Option<BytesMut>>,
     /// Written, not yet sent.
     answer: BytesMut,
-    /// Once it speaks HTTP/2, what the client does to it.
-    frames: Option<Box<Frames>>,
+    /// Once it speaks HTTP/2.
+    http2: Option<Box<Http2>>,
     excess: Arc<OnceLock<Excess>>,
     stall: Stall,
 }
@@ -98,7 +108,7 @@ impl Connection {
             alarm: None,
             trailers: Mutex::default(),
             answer: BytesMut::new(),
-            frames: None,
+            http2: None,
             excess: Arc::default(),
             stall: Stall { most: Duration::MAX, alarm: None },
         }
@@ -128,8 +138,8 @@ impl Connection {
 
     /// Wakes the reader when the body is late, or a header of HTTP/2; an error when it is.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let deadline = match (&self.frames, &self.gate) {
-            (Some(frames), _) => frames.header_deadline(),
+        let deadline = match (&self.http2, &self.gate) {
+            (Some(http2), _) => http2.frames.header_deadline(),
             (None, Gate::Open) => None,
             (None, gate) => self.body_deadline.lock().filter(|_| !gate.is_done()),
         };
@@ -154,16 +164,27 @@ impl Connection {
         Gate::new(head.framing, overhead).pass(&mut body, &mut BytesMut::new(), usize::MAX).err()
     }
 
-    /// From now on it speaks HTTP/2. What is returned holds why it was ended, if the client went too far.
-    pub(super) fn open_http2(&mut self, header_timeout: Duration) -> Arc<OnceLock<Excess>> {
+    /// From now on it speaks HTTP/2: headers go to `waiting`. What is returned holds why it was ended, if the client went
+    /// too far.
+    pub(super) fn open_http2(
+        &mut self,
+        inbound: Inbound,
+        waiting: Arc<Waiting>,
+        header_timeout: Duration,
+    ) -> Arc<OnceLock<Excess>> {
         self.open();
-        self.frames = Some(Box::new(Frames::new(header_timeout, Instant::now())));
+        let mut frames = Frames::new(header_timeout, waiting, Instant::now());
+        let counted = frames.received(&self.inbox, Instant::now());
+        self.http2 = Some(Box::new(Http2 { frames, inbound }));
+        if let Err(excess) = counted {
+            self.end(excess);
+        }
         Arc::clone(&self.excess)
     }
 
     /// Ends a connection of HTTP/2, and says why where that can be said.
     fn end(&mut self, why: Excess) -> io::Error {
-        if let Some(farewell) = self.frames.as_ref().and_then(|frames| frames.farewell(why)) {
+        if let Some(farewell) = self.http2.as_ref().and_then(|http2| http2.frames.farewell(why)) {
             self.answer.extend_from_slice(&farewell);
         }
         let _ = self.excess.set(why);
@@ -219,12 +240,35 @@ impl Connection {
         let mut piece = ReadBuf::new(&mut piece);
         ready!(self.socket()?.poll_read(cx, &mut piece))?;
         self.inbox.extend_from_slice(piece.filled());
+        self.count(piece.filled())?;
         Poll::Ready(Ok(piece.filled().len()))
+    }
+
+    /// Counts what a client of HTTP/2 sent.
+    fn count(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(http2) = &mut self.http2 else { return Ok(()) };
+        http2.frames.received(bytes, Instant::now()).map_err(|excess| self.end(excess))
+    }
+
+    /// Lets bytes pass from the inbox to the outbox.
+    fn let_through(&mut self) -> io::Result<()> {
+        let Self { gate, inbox, outbox, http2, .. } = self;
+        if let Some(http2) = http2 {
+            return http2.inbound.pass(inbox, outbox, PIECE).map_err(|excess| self.end(excess));
+        }
+        gate.pass(inbox, outbox, PIECE).map_err(|fault| {
+            self.fault = Some(fault);
+            io::Error::new(io::ErrorKind::InvalidData, fault)
+        })
     }
 
     /// Reads more, straight to where it is wanted if there is nothing to look at on the way.
     fn poll_through(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
-        let free = if self.inbox.is_empty() { self.gate.passes_unseen() } else { 0 };
+        let unseen = self
+            .http2
+            .as_ref()
+            .map_or_else(|| self.gate.passes_unseen(), |http2| http2.inbound.passes_unseen());
+        let free = if self.inbox.is_empty() { unseen } else { 0 };
         if free == 0 {
             return self.poll_fill(cx);
         }
@@ -232,8 +276,13 @@ impl Connection {
         let mut room = ReadBuf::new(into.initialize_unfilled_to(count));
         ready!(self.socket()?.poll_read(cx, &mut room))?;
         let filled = room.filled().len();
+        let before = into.filled().len();
         into.advance(filled);
-        self.gate.passed(filled as u64);
+        match &mut self.http2 {
+            Some(http2) => http2.inbound.passed(filled as u64),
+            None => self.gate.passed(filled as u64),
+        }
+        self.count(&into.filled()[before..])?;
         Poll::Ready(Ok(filled))
     }
 
@@ -268,17 +317,11 @@ impl AsyncRead for Connection {
             sent?;
         }
         loop {
+            if let Some(excess) = this.excess.get() {
+                return Poll::Ready(Err(io::Error::other(*excess)));
+            }
             if this.outbox.is_empty() {
-                let Self { gate, inbox, outbox, .. } = this;
-                if let Err(fault) = gate.pass(inbox, outbox, PIECE) {
-                    this.fault = Some(fault);
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault)));
-                }
-                let counted = this
-                    .frames
-                    .as_mut()
-                    .map_or(Ok(()), |frames| frames.received(&this.outbox, Instant::now()));
-                counted.map_err(|excess| this.end(excess))?;
+                this.let_through()?;
             }
             if !this.outbox.is_empty() {
                 let count = this.outbox.len().min(into.remaining());
@@ -295,18 +338,13 @@ impl AsyncRead for Connection {
                     if filled? == 0 {
                         return Poll::Ready(Ok(())); // the client has closed
                     }
-                    let through = &into.filled()[before..];
-                    if !through.is_empty() {
-                        let counted = this
-                            .frames
-                            .as_mut()
-                            .map_or(Ok(()), |frames| frames.received(through, Instant::now()));
-                        return Poll::Ready(counted.map_err(|excess| this.end(excess)));
+                    if into.filled().len() > before {
+                        return Poll::Ready(Ok(()));
                     }
                 }
                 Poll::Pending => {
                     let late = ready!(this.poll_deadline(cx));
-                    if this.frames.is_some() {
+                    if this.http2.is_some() {
                         return Poll::Ready(Err(this.end(Excess::SlowHeader)));
                     }
                     this.fault = Some(BodyFault::LATE);
@@ -337,8 +375,8 @@ impl AsyncWrite for Connection {
             this.answer.extend_from_slice(bytes);
             bytes.len()
         };
-        if let Some(frames) = &mut this.frames {
-            frames.wrote(&bytes[..taken]);
+        if let Some(http2) = &mut this.http2 {
+            http2.frames.wrote(&bytes[..taken]);
         }
         Poll::Ready(Ok(taken))
     }
@@ -396,7 +434,7 @@ impl Ssl for Connection {
 
     /// Over TLS pingora does not look for the preface of HTTP/2, but asks what was agreed on.
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.frames.is_some().then_some(ALPN::H2)
+        self.http2.is_some().then_some(ALPN::H2)
     }
 }
 

@@ -6,8 +6,11 @@
 //! `ENHANCE_YOUR_CALM`. A header that trickles has the same deadline as over HTTP/1.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tokio::time::Instant;
+
+use super::http2::Waiting;
 
 /// Requests that are taken back before they are answered: a client has [`RESETS`] to begin with, each costs
 /// [`RESET_COSTS`], each request and each tenth of a second earns one. So half of all requests may be taken back, and five a
@@ -34,6 +37,10 @@ pub(super) enum Excess {
     Idle,
     #[error("a request's header did not arrive in time")]
     SlowHeader,
+    #[error("a request's header has no end")]
+    LargeHeader,
+    #[error("too many requests at once")]
+    Streams,
 }
 
 impl Excess {
@@ -43,6 +50,8 @@ impl Excess {
             Self::Resets => "resets",
             Self::Idle => "idle_frames",
             Self::SlowHeader => "slow_header",
+            Self::LargeHeader => "large_header",
+            Self::Streams => "streams",
         }
     }
 }
@@ -63,11 +72,13 @@ pub(super) struct Frames {
     sent: u64,
     /// Streams whose answer has begun and goes on; as many as may be open, at most.
     answered: BTreeSet<u32>,
+    /// Headers of streams that are not accepted yet.
+    waiting: Arc<Waiting>,
 }
 
 impl Frames {
     /// Frames after the client's preface.
-    pub(super) fn new(header_timeout: std::time::Duration, now: Instant) -> Self {
+    pub(super) fn new(header_timeout: std::time::Duration, waiting: Arc<Waiting>, now: Instant) -> Self {
         Self {
             from_client: Walk { skip: PREFACE, ..Walk::default() },
             to_client: Walk::default(),
@@ -79,6 +90,7 @@ impl Frames {
             counted_at: now,
             sent: 0,
             answered: BTreeSet::new(),
+            waiting,
         }
     }
 
@@ -126,6 +138,9 @@ impl Frames {
                 }
                 _ => {}
             }
+            if frame.kind == RST_STREAM {
+                self.waiting.forget(frame.stream);
+            }
             if frame.kind == RST_STREAM || (matches!(frame.kind, DATA | HEADERS) && frame.ends_stream) {
                 self.answered.remove(&frame.stream);
             }
@@ -168,30 +183,54 @@ impl Frames {
     }
 }
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 4;
-const PADDED: u8 = 8;
-const END_STREAM: u8 = 1;
+pub(super) const CONTINUATION: u8 = 9;
+pub(super) const END_STREAM: u8 = 1;
+pub(super) const END_HEADERS: u8 = 4;
+pub(super) const PADDED: u8 = 8;
+pub(super) const PRIORITY: u8 = 0x20;
 const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 /// Bytes of the client's preface (RFC 9113, 3.4).
-const PREFACE: usize = 24;
+pub(super) const PREFACE: usize = 24;
 
 /// Bytes of a frame's header (RFC 9113, 4.1).
-const FRAME_HEADER: usize = 9;
+pub(super) const FRAME_HEADER: usize = 9;
 
+/// The header of a frame.
 #[derive(Clone, Copy, Debug)]
-struct Frame {
-    kind: u8,
-    stream: u32,
-    length: usize,
-    ends_headers: bool,
+pub(super) struct Frame {
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) stream: u32,
+    /// Bytes of its payload.
+    pub(super) length: usize,
+    pub(super) ends_headers: bool,
     padded: bool,
-    ends_stream: bool,
+    pub(super) ends_stream: bool,
+}
+
+impl Frame {
+    /// The header at the start of `bytes`, once it is whole.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        bytes.first_chunk().map(Self::of)
+    }
+
+    fn of(header: &[u8; FRAME_HEADER]) -> Self {
+        let [a, b, c, kind, flags, stream @ ..] = *header;
+        Self {
+            kind,
+            flags,
+            stream: u32::from_be_bytes(stream) & 0x7fff_ffff,
+            length: u32::from_be_bytes([0, a, b, c]) as usize,
+            ends_headers: flags & END_HEADERS != 0,
+            padded: flags & PADDED != 0,
+            ends_stream: flags & END_STREAM != 0,
+        }
+    }
 }
 
 /// Goes from frame to frame through bytes that come in pieces of any size.
@@ -223,18 +262,8 @@ impl Walk {
             return None;
         }
         self.have = 0;
-        let [a, b, c, kind, flags, stream @ ..] = self.header;
-        let length = u32::from_be_bytes([0, a, b, c]) as usize;
-        let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
-        let frame = Frame {
-            kind,
-            stream,
-            length,
-            ends_headers: flags & END_HEADERS != 0,
-            padded: flags & PADDED != 0,
-            ends_stream: flags & END_STREAM != 0,
-        };
-        self.skip = length;
+        let frame = Frame::of(&self.header);
+        self.skip = frame.length;
         self.last = Some(frame);
         Some(frame)
     }
@@ -270,7 +299,7 @@ mod tests {
     }
 
     fn opened(now: Instant) -> Frames {
-        let mut frames = Frames::new(TIMEOUT, now);
+        let mut frames = Frames::new(TIMEOUT, Arc::default(), now);
         frames.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", now).unwrap();
         frames
     }

@@ -4,10 +4,12 @@
 //! ungrammatical Host, Content-Length with Transfer-Encoding, two lengths even if equal, any Transfer-Encoding but one
 //! plain `chunked`, and the spellings `Transfer_Encoding` and `Content_Length`.
 
+use std::borrow::Cow;
+
 use bytes::BytesMut;
 use pingora_http::RequestHeader;
+use policy::path::encode_query;
 use policy::refusal::Code;
-use policy::requests::RequestRule;
 
 /// The parser's room for header fields; a policy's `max_headers` is never more.
 const MAX_FIELDS: usize = policy::requests::MAX_HEADERS as usize;
@@ -30,8 +32,8 @@ pub struct Head {
     pub framing: Framing,
     /// A WebSocket handshake: what follows is not HTTP.
     pub upgrade: bool,
-    /// The target is in absolute form.
-    pub absolute: bool,
+    /// The request line has to be [rewritten](plain_form) before anybody else reads it.
+    pub rewrite: bool,
 }
 
 /// Why a header is refused.
@@ -43,7 +45,7 @@ pub struct HeadFault {
     pub detail: &'static str,
 }
 
-const fn malformed(detail: &'static str) -> HeadFault {
+pub(super) const fn malformed(detail: &'static str) -> HeadFault {
     HeadFault { code: Code::MalformedRequest, detail }
 }
 
@@ -76,12 +78,14 @@ pub fn parse(bytes: &[u8], max_fields: usize) -> Result<Option<Head>, HeadFault>
         && framing == Framing::Length(0)
         && holds(request.headers, "connection", "upgrade")
         && holds(request.headers, "upgrade", "websocket");
-    let absolute = absolute(request.path.unwrap_or_default()).is_some();
-    Ok(Some(Head { length, framing, upgrade, absolute }))
+    let target = request.path.unwrap_or_default();
+    let rewrite = absolute(target).is_some() || matches!(encode_query(target), Cow::Owned(_));
+    Ok(Some(Head { length, framing, upgrade, rewrite }))
 }
 
-/// A header whose target is in absolute form, in origin form with the same Host (RFC 9112, 3.2.2); it was parsed before.
-pub fn origin_form(header: &[u8]) -> BytesMut {
+/// A header whose target is in absolute form, in origin form with the same Host (RFC 9112, 3.2.2), and with a query that
+/// holds only what a query may; it was parsed before.
+pub fn plain_form(header: &[u8]) -> BytesMut {
     let text = header.trim_ascii_start();
     let line_end = text.iter().position(|byte| *byte == b'\r').unwrap_or(text.len());
     let line = String::from_utf8_lossy(&text[..line_end]);
@@ -91,14 +95,16 @@ pub fn origin_form(header: &[u8]) -> BytesMut {
         words.next().unwrap_or_default(),
         words.next().unwrap_or_default(),
     );
-    let (authority, rest) = absolute(target).unwrap_or(("", target));
+    let target = encode_query(target);
+    let (authority, rest) = absolute(&target).unwrap_or(("", &target));
     let rest = match (rest, method) {
         ("", "OPTIONS") => "*".to_owned(),
-        (rest, _) if rest.starts_with('/') => rest.to_owned(),
+        (rest, _) if rest.starts_with('/') || rest == "*" => rest.to_owned(),
         (rest, _) => format!("/{rest}"),
     };
     let mut rewritten = BytesMut::from(format!("{method} {rest} {version}").as_bytes());
-    let has_host = text.to_ascii_lowercase().windows(7).any(|window| window == b"\r\nhost:");
+    let has_host =
+        authority.is_empty() || text.to_ascii_lowercase().windows(7).any(|window| window == b"\r\nhost:");
     if !has_host {
         rewritten.extend_from_slice(format!("\r\nHost: {authority}").as_bytes());
     }
@@ -122,50 +128,7 @@ pub fn is_websocket(header: &RequestHeader) -> bool {
         && holds("upgrade", "websocket")
 }
 
-/// The same rules for a header of HTTP/2, whose framing and pseudo fields pingora has checked (RFC 9113, 8.2 and 8.3).
-pub fn check_http2(header: &RequestHeader, rule: &RequestRule) -> Result<(), HeadFault> {
-    if matches!(header.method.as_str(), "CONNECT" | "TRACE") {
-        return Err(HeadFault { code: Code::MethodNotAllowed, detail: "CONNECT and TRACE are never taken" });
-    }
-    let target = std::str::from_utf8(header.raw_path()).map_err(|_| malformed("the target is not ASCII"))?;
-    check_target(header.method.as_str(), target)?;
-    let authority = header.uri.authority().map(|authority| authority.as_str().as_bytes());
-    let hosts = header.headers.get_all("host").iter().map(http::HeaderValue::as_bytes);
-    let fine = |host: &[u8]| std::str::from_utf8(host).is_ok_and(is_host);
-    if header.headers.get_all("host").iter().count() > 1 {
-        return Err(malformed("the request has more than one Host"));
-    }
-    let named: Vec<&[u8]> = authority.into_iter().chain(hosts).collect();
-    if named.is_empty() || !named.into_iter().all(fine) {
-        return Err(malformed("`:authority` is a name or an address, with a port or without"));
-    }
-    let mut lengths = header.headers.get_all("content-length").iter();
-    let one_number =
-        |value: &http::HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit) && !value.is_empty();
-    if lengths.next().is_some_and(|length| !one_number(length)) || lengths.next().is_some() {
-        return Err(malformed("Content-Length is one number"));
-    }
-    let mut bytes = header.raw_path().len();
-    for (name, value) in &header.headers {
-        // RFC 9113, 6.5.2: what a field counts in a list of limited size.
-        bytes += name.as_str().len() + value.len() + 32;
-        if matches!(name.as_str(), "transfer_encoding" | "content_length") {
-            return Err(malformed("a header field that frames the message is misspelt"));
-        }
-        if value.as_bytes().trim_ascii().len() != value.len() {
-            return Err(malformed("a header field's value begins or ends with a blank"));
-        }
-    }
-    if header.headers.len() > rule.max_headers {
-        return Err(too_many_fields());
-    }
-    if bytes > rule.header_bytes {
-        return Err(HeadFault { code: Code::HeaderTooLarge, detail: "the request's header is too large" });
-    }
-    Ok(())
-}
-
-const fn too_many_fields() -> HeadFault {
+pub(super) const fn too_many_fields() -> HeadFault {
     HeadFault { code: Code::HeaderTooLarge, detail: "the request has too many header fields" }
 }
 
@@ -200,13 +163,15 @@ fn line_ends(bytes: &[u8]) -> Result<(), HeadFault> {
     Ok(())
 }
 
-fn check_target(method: &str, target: &str) -> Result<(), HeadFault> {
-    let refused = |byte: u8| !(0x21..=0x7e).contains(&byte) || b"\\#<>`\"".contains(&byte);
-    if target.bytes().any(refused) {
+/// Checks a target: what of its query a target may not hold is encoded later.
+pub(super) fn check_target(method: &str, target: &str) -> Result<(), HeadFault> {
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
+    let refused = |byte: u8| !(0x21..=0x7e).contains(&byte) || byte == b'#';
+    if target.bytes().any(refused) || path.bytes().any(|byte| b"\\<>`\"".contains(&byte)) {
         return Err(malformed("the target holds a byte that must be percent-encoded"));
     }
-    if target.contains("%00") {
-        return Err(malformed("the target holds a NUL byte"));
+    if path.contains("%00") {
+        return Err(malformed("the path holds a NUL byte"));
     }
     let fine = match absolute(target) {
         Some((authority, _)) => is_host(authority),

@@ -11,6 +11,7 @@ pub mod body;
 pub mod connection;
 mod frames;
 pub mod head;
+mod http2;
 mod places;
 mod proxy_protocol;
 mod socket;

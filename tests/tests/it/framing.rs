@@ -174,7 +174,7 @@ async fn lines_fields_and_hosts_that_break_the_grammar_are_refused() {
 
 #[tokio::test]
 async fn targets_that_could_be_read_in_two_ways_are_refused() {
-    let targets: [&[u8]; 24] = [
+    let targets: [&[u8]; 20] = [
         b"/a\\b",
         b"/a#b",
         b"/a%00b",
@@ -188,17 +188,13 @@ async fn targets_that_could_be_read_in_two_ways_are_refused() {
         b"/a%2",
         b"/\xc3\xa9",
         b"/a\x01",
-        b"/a?x\\y",
         b"/a?x#y",
         b"a",
         b"*",
         b"http://u@h/a",
-        b"/a?%00",
         b"/a<b",
         b"/a\"b",
         b"/a`b",
-        b"/a?x\"y",
-        b"/a?x<y",
     ];
     let cases = targets.map(|target| [b"GET ", target, b" HTTP/1.1\r\nHost: h\r\n\r\n"].concat());
     refused(&cases, &["400"]).await;
@@ -256,6 +252,9 @@ async fn what_is_valid_but_rare_arrives_as_it_should() {
         (get("/%c3%a9"), "get /%c3%a9 ", ""),
         (get("/a?x=%2F&y=../..//"), "get /a?x=%2f&y=../..// ", ""),
         (get("/a??"), "get /a?? ", ""),
+        (get("/a+b%2Bc%3a%40%26;%3B"), "get /a+b%2bc%3a%40%26;%3b ", ""),
+        (get("/a?x\\y\"z<`{|}^&%00&100%&[]"), "get /a?x%5cy%22z%3c%60%7b%7c%7d%5e&%00&100%25&[] ", ""),
+        (get("http://h/a?\""), "get /a?%22 ", "host: h\r\n"),
         (get("http://h/a//b?c"), "get /a/b?c ", "host: h\r\n"),
         (get("http://h"), "get / ", ""),
         (get("/a/%2e%2e/"), "get / ", ""),

@@ -1,0 +1,89 @@
+//! Headers that have been read and whose streams `h2` has not handed on yet; and what was wrong with trailers.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+use pingora_http::RequestHeader;
+
+use crate::wire::frames::Excess;
+use crate::wire::head::HeadFault;
+
+/// Headers of one connection that may wait. `h2` hands on as many streams as may be open; beyond that it resets them, and
+/// what waits for those is dropped when the reset goes out.
+const MOST: usize = 1_024;
+
+/// Of one connection.
+#[derive(Debug, Default)]
+pub(in crate::wire) struct Waiting(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    headers: BTreeMap<u32, Box<RequestHeader>>,
+    faults: BTreeMap<u32, HeadFault>,
+}
+
+impl Waiting {
+    /// Keeps a header until its stream is accepted.
+    pub(super) fn put(&self, stream: u32, header: Box<RequestHeader>) -> Result<(), Excess> {
+        let mut state = self.0.lock();
+        if state.headers.len() >= MOST {
+            return Err(Excess::Streams);
+        }
+        state.headers.insert(stream, header);
+        Ok(())
+    }
+
+    /// The header of a stream that is accepted. Streams are accepted in order: those before it never will be.
+    pub(super) fn take(&self, stream: u32) -> Option<Box<RequestHeader>> {
+        let mut state = self.0.lock();
+        let mut later = state.headers.split_off(&stream);
+        let header = later.remove(&stream);
+        state.headers = later;
+        header
+    }
+
+    /// Notes what is wrong with a stream's trailers.
+    pub(super) fn note_fault(&self, stream: u32, fault: HeadFault) {
+        let faults = &mut self.0.lock().faults;
+        if faults.len() < MOST {
+            faults.insert(stream, fault);
+        }
+    }
+
+    /// Whether something is wrong with a stream's trailers.
+    pub(super) fn has_fault(&self, stream: u32) -> bool {
+        self.0.lock().faults.contains_key(&stream)
+    }
+
+    /// What is wrong with a stream's trailers, if anything is.
+    pub(super) fn take_fault(&self, stream: u32) -> Option<HeadFault> {
+        self.0.lock().faults.remove(&stream)
+    }
+
+    /// Forgets a stream that was reset from here.
+    pub(in crate::wire) fn forget(&self, stream: u32) {
+        let mut state = self.0.lock();
+        state.headers.remove(&stream);
+        state.faults.remove(&stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_has_a_bound_and_is_dropped_with_its_stream() {
+        let waiting = Waiting::default();
+        let header = || Box::new(RequestHeader::build("GET", b"/", None).unwrap());
+        for number in 0..1_024 {
+            waiting.put(number * 2 + 1, header()).unwrap();
+        }
+        assert_eq!(waiting.put(4_001, header()), Err(Excess::Streams));
+        waiting.forget(3);
+        waiting.put(4_001, header()).unwrap();
+        assert!(waiting.take(3).is_none());
+        assert!(waiting.take(2_001).is_some());
+        assert!(waiting.0.lock().headers.keys().all(|stream| *stream > 2_001));
+    }
+}
