@@ -19,7 +19,6 @@ use smallvec::SmallVec;
 use tracing::{Instrument as _, Span, field, info_span, warn};
 
 use crate::answer;
-use crate::balance::Turn;
 use crate::breakers::BreakerPass;
 use crate::clock;
 use crate::crowds::{Place, Shed};
@@ -29,6 +28,7 @@ use crate::observe::telemetry;
 use crate::reload::Loaded;
 use crate::stale::Keeping;
 use crate::tunnels::Open;
+use crate::upstreams::Turn;
 use crate::wire::head;
 
 /// Of a fault's text.
@@ -253,6 +253,11 @@ impl Exchange {
         self.upstream_timeout().saturating_sub(gone).min(most).max(Duration::from_millis(1))
     }
 
+    /// Whether all tries together have had the upstream's time.
+    pub(crate) fn is_out_of_time(&self) -> bool {
+        self.first_try.is_some_and(|first| first.elapsed() >= self.upstream_timeout())
+    }
+
     pub(crate) fn body_too_large(&self) -> Refusal {
         let detail = format!("a body here has at most {} bytes", self.max_body());
         Refusal::new(Stage::Forward, Code::BodyTooLarge, detail)
@@ -303,8 +308,9 @@ impl Exchange {
             (_, None) => true,
         };
         let Some(turn) = &mut self.turn else { return };
-        if turn.tell(failed, clock::now()) {
-            warn!(member = turn.member(), "an address failed too often and is left alone for a while");
+        if let Some(lasts) = turn.tell(failed, clock::now()) {
+            let secs = lasts.as_secs();
+            warn!(address = %turn.address(), ejected_for_secs = secs, "an address that failed too often is ejected");
         }
     }
 

@@ -30,6 +30,7 @@ pub mod healthcheck;
 pub mod hop;
 pub mod keys;
 pub mod ledger;
+pub mod names;
 pub mod observe;
 pub mod overrides;
 pub mod pem;

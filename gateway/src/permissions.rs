@@ -438,7 +438,7 @@ impl Service {
         body: Vec<u8>,
         patience: Duration,
     ) -> anyhow::Result<Bytes> {
-        let answer = self.upstreams.fetch(upstream)?.send(request, target, body, patience).await?;
+        let answer = self.upstreams.ask(upstream, request, target, &body, patience).await?;
         if answer.status() != http::StatusCode::OK {
             bail!("status {}", answer.status().as_u16());
         }

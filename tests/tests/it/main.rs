@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test panics to fail")]
 
 mod accounts;
+mod addresses;
 mod answers;
 mod api_keys;
 mod balance;
