@@ -155,8 +155,8 @@ fn rewrite(
     }
     request.insert_header("x-request-id", &exchange.request_id)?;
     // Only the service that answers permission questions knows the secret with which this is signed.
-    if let Some(signer) = signer.filter(|_| admission.route.upstream == exchange.rules().permissions.upstream)
-    {
+    let asks = exchange.rules().permission_service.as_ref() == Some(&admission.route.upstream);
+    if let Some(signer) = signer.filter(|_| asks) {
         let assertion = Assertion {
             method: request.method.as_str(),
             target: &exchange.target,

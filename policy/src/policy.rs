@@ -36,6 +36,9 @@ pub struct Policy {
     pub routes: Routes,
     /// How permission questions are answered.
     pub permissions: PermissionRule,
+    /// The upstream that answers them, where the policy has `[permissions]` or a route that needs an answer. No other
+    /// upstream is asked anything, or told who asks.
+    pub permission_service: Option<Arc<str>>,
     /// What every answer carries.
     pub headers: AnswerHeaders,
     /// The issuers by name, for those who keep their keys.
@@ -91,6 +94,7 @@ impl Policy {
         for name in names.crowds.keys() {
             names.check_upstream(root, "concurrency", name);
         }
+        let names_service = root.has("permissions");
         let permissions = PermissionRule::read(root.section("permissions"));
         let mut routes = Routes::default();
         for section in root.sections("routes") {
@@ -99,9 +103,11 @@ impl Policy {
         if routes.iter().next().is_none() {
             root.fault("routes", "required: at least one [[routes]]");
         }
-        if routes.iter().any(|route| route.permission.is_some() || route.api_keys) {
+        let needs_service = routes.iter().any(|route| route.permission.is_some() || route.api_keys);
+        if needs_service {
             names.check_upstream(root, "permissions", &permissions.upstream);
         }
+        let permission_service = (names_service || needs_service).then(|| Arc::clone(&permissions.upstream));
         let forwarded = names.issuers.values().flat_map(|issuer| issuer.forward.iter());
         Self {
             client: ClientRule::read(root.section("client")),
@@ -116,6 +122,7 @@ impl Policy {
             limits: names.limits.into_values().collect(),
             breakers: names.breakers.into_values().collect(),
             permissions,
+            permission_service,
             routes,
         }
     }
@@ -135,7 +142,7 @@ impl Policy {
     /// there.
     pub fn route(&self, request: &Request<'_>) -> Result<Arc<Route>, Refusal> {
         let route = self.routes.find(request)?;
-        if *route.upstream == *self.permissions.upstream && request.path.starts_with(INTERNAL) {
+        if self.permission_service.as_ref() == Some(&route.upstream) && request.path.starts_with(INTERNAL) {
             return Err(routes::not_found());
         }
         Ok(route)

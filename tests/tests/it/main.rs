@@ -17,6 +17,7 @@ mod http2;
 mod identity;
 mod limits;
 mod main_job;
+mod own_service;
 mod permissions;
 mod reload;
 mod replicas;
