@@ -8,6 +8,7 @@ use http::{HeaderMap, Version};
 use pingora_core::protocols::http::ServerSession as Session;
 use pingora_http::RequestHeader;
 use policy::breaker::Outcome;
+use policy::headers::Channel;
 use policy::path;
 use policy::pipeline::{Admission, admit, wants_body};
 use policy::refusal::{Code, Refusal};
@@ -22,6 +23,7 @@ use crate::answer;
 use crate::breakers::BreakerPass;
 use crate::clock;
 use crate::crowds::{Place, Shed};
+use crate::forward;
 use crate::gateway::{Gateway, Handle};
 use crate::grpc;
 use crate::observe::telemetry;
@@ -51,6 +53,8 @@ pub(crate) struct Exchange {
     pub(crate) max_judged_body: Option<u64>,
     /// Whether the client came over TLS.
     pub(crate) encrypted: bool,
+    /// How the answer goes to the client.
+    pub(crate) channel: Channel,
     /// Whether it is the handshake of a WebSocket.
     pub(crate) handshake: bool,
     pub(crate) received: u64,
@@ -78,9 +82,15 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn begin(gateway: &Gateway, session: &Session) -> Self {
+    /// A request of `session`, whose header is read; `production` is the profile.
+    pub(crate) fn begin(gateway: &Gateway, session: &Session, production: bool) -> Self {
         let header = session.req_header();
         let peer = session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
+        let peer = peer.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_canonical();
+        let policy = gateway.policy();
+        let encrypted = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+        let told = || forward::scheme_told(header).is_some_and(|told| told.eq_ignore_ascii_case("https"));
+        let is_safe = encrypted || (policy.rules.client.trusts(peer) && told());
         let span = info_span!(
             "request",
             otel.kind = "server",
@@ -92,10 +102,10 @@ impl Exchange {
         );
         telemetry::continue_trace(&span, &header.headers);
         Self {
-            policy: gateway.policy(),
+            policy,
             started: Instant::now(),
             started_at: SystemTime::now(),
-            peer: peer.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_canonical(),
+            peer,
             request_id: answer::request_id(
                 header.headers.get("x-request-id").map(http::HeaderValue::as_bytes),
             ),
@@ -105,7 +115,8 @@ impl Exchange {
             refusal: None,
             body: None,
             max_judged_body: None,
-            encrypted: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
+            encrypted,
+            channel: Channel { encrypted: is_safe, production },
             handshake: head::is_websocket(header),
             received: 0,
             is_grpc: false,
@@ -312,6 +323,17 @@ impl Exchange {
             let secs = lasts.as_secs();
             warn!(address = %turn.address(), ejected_for_secs = secs, "an address that failed too often is ejected");
         }
+    }
+
+    /// The request, as far as kept answers ask about it.
+    pub(crate) fn asking<'r>(
+        &'r self,
+        route: &'r Route,
+        subject: &'r Subject,
+        header: &'r RequestHeader,
+    ) -> Asking<'r> {
+        let (who, encrypted) = (Who::of(subject), self.channel.encrypted);
+        Asking { route, who, encrypted, target: &self.target, header }
     }
 
     /// The end of the upstream's part, if there was one.

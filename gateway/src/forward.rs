@@ -189,6 +189,26 @@ fn is_ours_to_write(name: &str, exchange: &Exchange) -> bool {
         || exchange.rules().is_identity_field(name)
 }
 
+/// Whether a name is of a field in which a proxy says whose request it passes on.
+fn is_hearsay(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "true-client-ip")
+}
+
+/// Takes out what a balancer says of other people when it speaks for itself.
+pub(crate) fn ignore_hearsay(request: &mut RequestHeader) {
+    let names =
+        request.headers.keys().filter(|name| is_hearsay(&name.as_str().replace(['_', '.', '~'], "-")));
+    for name in names.cloned().collect::<Vec<HeaderName>>() {
+        request.remove_header(&name);
+    }
+}
+
+/// How the client came, where a trusted proxy says so: the last one's word, and of a list its first.
+pub(crate) fn scheme_told(received: &RequestHeader) -> Option<&str> {
+    let told = received.headers.get_all("x-forwarded-proto").iter().next_back()?.to_str().ok()?;
+    told.split(',').next().map(str::trim)
+}
+
 /// `X-Forwarded-For|Proto|Host`: appended to when the peer is trusted, replaced when it is not.
 fn forwarded(
     request: &mut RequestHeader,

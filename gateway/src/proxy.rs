@@ -13,6 +13,7 @@ use pingora_core::server::ShutdownWatch;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use policy::breaker::Outcome;
+use policy::headers::Channel;
 use policy::pipeline::settle;
 use policy::refusal::{Code, Refusal};
 use policy::stage::Stage;
@@ -53,6 +54,8 @@ pub struct Proxy {
     pub leaving: Arc<AtomicBool>,
     /// How pingora serves clients.
     pub serving: HttpServerOptions,
+    /// Whether the profile is production.
+    pub production: bool,
 }
 
 /// How pingora serves clients: HTTP/2 without TLS as well, a connection of it that is idle for so long is closed.
@@ -73,7 +76,10 @@ impl HttpServerApp for Proxy {
         if !self.read_header(&mut session).await {
             return None;
         }
-        let mut exchange = Box::new(Exchange::begin(&self.gateway, &session));
+        if session.digest().is_some_and(|digest| digest.proxy_digest.is_some()) {
+            forward::ignore_hearsay(session.req_header_mut());
+        }
+        let mut exchange = Box::new(Exchange::begin(&self.gateway, &session, self.production));
         let served = self.serve(&mut session, &mut exchange).await;
         exchange.upstream_is_done();
         if let Err(fault) = &served {
@@ -120,7 +126,10 @@ impl Proxy {
         let refusal = Refusal::new(Stage::Accept, Code::MalformedRequest, "the header is malformed");
         let request_id = answer::new_request_id();
         let mut header = ResponseHeader::build(refusal.status(), Some(8))?;
-        for (name, value) in answer::fields(&refusal, &request_id, &self.gateway.policy().rules.headers) {
+        let encrypted = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+        let channel = Channel { encrypted, production: self.production };
+        let headers = &self.gateway.policy().rules.headers;
+        for (name, value) in answer::fields(&refusal, &request_id, headers, channel) {
             header.insert_header(name, value)?;
         }
         let body = answer::body(&refusal, &request_id);

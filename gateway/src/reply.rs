@@ -66,7 +66,8 @@ pub(crate) async fn refuse(session: &mut Session, exchange: &mut Exchange, refus
     if close {
         session.set_keepalive(None);
     }
-    let fields = answer::fields(&refusal, &exchange.request_id, &exchange.rules().headers);
+    let (headers, channel) = (&exchange.rules().headers, exchange.channel);
+    let fields = answer::fields(&refusal, &exchange.request_id, headers, channel);
     let status = if is_call { 200 } else { refusal.status() };
     let mut header = ResponseHeader::build(status, Some(16))?;
     for (name, value) in fields {

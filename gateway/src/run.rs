@@ -123,6 +123,7 @@ pub async fn run(
         signer: signer(),
         access: access.clone(),
         leaving: Arc::clone(&leaving),
+        production: profile == Profile::Production,
         serving: serving(gateway.policy().rules.requests.idle_timeout),
     });
     let opening = Opening {

@@ -98,9 +98,7 @@ impl Proxy {
 
 /// What every answer says, whoever made it.
 fn add_fields(exchange: &Exchange, header: &mut ResponseHeader) -> Result<()> {
-    for (name, value) in answer::common(&exchange.request_id, &exchange.rules().headers) {
-        header.insert_header(name, value)?;
-    }
+    answer::complete(header, &exchange.request_id, &exchange.rules().headers, exchange.channel)?;
     let admission = exchange.admission.as_ref();
     let quotas = admission.map(|admission| admission.quotas.as_slice()).unwrap_or_default();
     for (name, value) in answer::rate_limit(quotas) {

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use pingora_core::apps::{HttpServerApp, ServerApp as _};
-use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::{Ssl as _, Stream};
+use policy::headers::Channel;
 use policy::refusal::{Code, Refusal};
 use policy::requests::RequestRule;
 use policy::stage::Stage;
@@ -331,7 +332,9 @@ async fn refuse(door: &Door, peer: IpAddr, mut connection: Box<Connection>, refu
         ..Line::default()
     });
     let policy = door.gateway.policy();
-    let bytes = answer::as_http1(refusal, &request_id, &policy.rules.headers);
+    let channel =
+        Channel { encrypted: connection.get_ssl_digest().is_some(), production: door.proxy.production };
+    let bytes = answer::as_http1(refusal, &request_id, &policy.rules.headers, channel);
     // Everything that still comes is the rest of what was refused: `Connection` reads it while it says farewell.
     connection.open();
     let _ = connection.write_all(&bytes).await;

@@ -21,6 +21,7 @@ mod own_service;
 mod permissions;
 mod reload;
 mod replicas;
+mod response_headers;
 mod retries;
 mod revocations;
 mod slow;
