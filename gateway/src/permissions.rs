@@ -102,6 +102,10 @@ impl Answer for Decision {
         };
         concerns && change.covers(permission, resource)
     }
+
+    fn heap(&self) -> usize {
+        0
+    }
 }
 
 /// Whose an API key is; nobody's when it is no good.
@@ -125,6 +129,14 @@ impl Answer for Holder {
             (Kind::Group, _) => self.grounds.hold(change.kind, &change.name),
             (Kind::Role | Kind::Token, _) => false,
         }
+    }
+
+    fn heap(&self) -> usize {
+        let Some(holder) = &self.found else { return 0 };
+        let text = |text: &String| size_of::<String>() + text.capacity();
+        let roles: usize = holder.roles.iter().map(text).sum();
+        let scopes: usize = holder.scopes.iter().map(|(one, other)| text(one) + text(other)).sum();
+        size_of::<KeyHolder>() + holder.id.capacity() + holder.user.capacity() + roles + scopes
     }
 }
 

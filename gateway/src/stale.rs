@@ -51,7 +51,7 @@ pub struct LastGood {
 
 impl Default for LastGood {
     fn default() -> Self {
-        Self { cache: Mutex::new(Cache::new(MOST)), hasher: RandomState::new() }
+        Self { cache: Mutex::new(Cache::new(MOST, MOST * LARGEST)), hasher: RandomState::new() }
     }
 }
 
@@ -116,7 +116,8 @@ impl LastGood {
     pub fn keep(&self, keeping: Keeping) {
         let Keeping { key, header, body, at } = keeping;
         let hash = self.hasher.hash_one(&key);
-        self.cache.lock().insert(hash, &key, Kept { header, body: body.freeze(), at });
+        let heap = body.capacity();
+        self.cache.lock().insert(hash, &key, Kept { header, body: body.freeze(), at }, heap);
     }
 
     /// The last good answer.
