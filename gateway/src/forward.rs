@@ -239,7 +239,7 @@ fn forwarded(
 }
 
 /// The host that the client asked for: `:authority` goes before `Host` (RFC 9113, 8.3.1).
-fn host(received: &RequestHeader) -> Option<String> {
+pub(crate) fn host(received: &RequestHeader) -> Option<String> {
     let field = || received.headers.get("host").and_then(|value| value.to_str().ok()).map(str::to_owned);
     received.uri.authority().map(ToString::to_string).or_else(field)
 }

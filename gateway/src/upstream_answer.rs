@@ -16,7 +16,7 @@ use crate::exchange::Exchange;
 use crate::forward;
 use crate::grpc;
 use crate::proxy::Proxy;
-use crate::stale::{self, Keeping};
+use crate::stale::Keeping;
 use crate::tunnels::Open;
 
 impl Proxy {
@@ -58,8 +58,8 @@ impl Proxy {
         }
         forward::clean_answer(header, upgraded);
         forward::frame(header, session.req_header(), is_empty)?;
-        add_fields(exchange, header)?;
         exchange.keeping = keep(session.req_header(), header, exchange);
+        add_fields(exchange, header)?;
         Ok(true)
     }
 
@@ -117,6 +117,5 @@ fn keep(request: &RequestHeader, response: &ResponseHeader, exchange: &Exchange)
     if !wanted || admission.permission == Permission::LastKnown {
         return None;
     }
-    let key = stale::key(&admission.route, &admission.subject, &exchange.target, request);
-    Keeping::begin(key, response, clock::now())
+    Keeping::begin(&exchange.asking(&admission.route, &admission.subject, request), response, clock::now())
 }

@@ -15,6 +15,7 @@ mod grpc;
 mod hop;
 mod http2;
 mod identity;
+mod kept_answers;
 mod limits;
 mod main_job;
 mod own_service;
