@@ -253,7 +253,11 @@ pub(crate) fn clean_answer(response: &mut ResponseHeader, upgraded: bool) {
     for name in HOP_BY_HOP.into_iter().map(str::to_owned).chain(named) {
         response.remove_header(name.as_str());
     }
-    if !upgraded {
+    if upgraded {
+        // What follows is not HTTP: nothing frames it (RFC 9110, 8.6; RFC 9112, 6.1).
+        response.remove_header("content-length");
+        response.remove_header("transfer-encoding");
+    } else {
         response.remove_header("upgrade");
     }
     if response.status == http::StatusCode::NO_CONTENT {

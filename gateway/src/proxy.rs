@@ -140,7 +140,8 @@ impl Proxy {
     async fn serve(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
         session.set_write_timeout(Some(exchange.rules().requests.write_timeout));
         let http_10 = session.req_header().version == Version::HTTP_10;
-        if http_10 || self.is_leaving() {
+        // The connection of a handshake is open for whatever follows; where that is refused, it ends.
+        if http_10 || exchange.handshake || self.is_leaving() {
             session.set_keepalive(None);
         }
         session.set_ignore_info_resp(http_10);
