@@ -31,11 +31,9 @@ use crate::observe::telemetry;
 use crate::reload::Loaded;
 use crate::stale::{Asking, Keeping, Who};
 use crate::tunnels::Open;
+use crate::upstream_fault::UpstreamFault;
 use crate::upstreams::Turn;
 use crate::wire::head;
-
-/// Of a fault's text.
-const LONGEST_FAULT: usize = 300;
 
 /// One request, from its header to its log line.
 pub(crate) struct Exchange {
@@ -282,27 +280,16 @@ impl Exchange {
         }
     }
 
-    /// Keeps why the upstream's part failed. Of a connection that was not made all is said; of an answer only what kind of
-    /// fault it was, for the rest may quote the answer.
-    pub(crate) fn upstream_failed(&mut self, fault: &pingora_core::Error) {
-        use pingora_core::ErrorType::{
-            BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, InvalidCert,
-            SocketError, TLSHandshakeFailure, TLSHandshakeTimedout,
-        };
-        let connecting = matches!(
-            fault.etype(),
-            BindError
-                | ConnectError
-                | ConnectNoRoute
-                | ConnectRefused
-                | ConnectTimedout
-                | InvalidCert
-                | SocketError
-                | TLSHandshakeFailure
-                | TLSHandshakeTimedout
-        );
-        let text = if connecting { fault.to_string() } else { fault.etype().as_str().to_owned() };
-        self.upstream_fault = Some(text.chars().take(LONGEST_FAULT).collect());
+    /// Keeps why the upstream's part failed, for the access log, and says so in the metric and the log.
+    pub(crate) fn upstream_failed(&mut self, gateway: &Gateway, fault: &pingora_core::Error) {
+        let rule = UpstreamFault::of(fault);
+        let text = rule.text(fault);
+        if let Some(admission) = &self.admission {
+            let upstream = &admission.route.upstream;
+            gateway.metrics.upstream_faults.with_label_values(&[upstream, rule.word()]).inc();
+            gateway.fault_log.note(upstream, rule, &text, &self.request_id);
+        }
+        self.upstream_fault = Some(text);
     }
 
     /// How a call of gRPC went, if the answer is one and `fields`, its header or its trailers, say so.

@@ -54,6 +54,7 @@ pub mod tokens;
 pub mod transport;
 pub mod tunnels;
 mod upstream_answer;
+pub mod upstream_fault;
 pub mod upstreams;
 pub mod usage;
 pub mod wire;

@@ -198,7 +198,7 @@ impl Proxy {
         // An upstream that breaks off in the middle of its answer has failed, whatever its status said.
         exchange.outcome = Some(outcome);
         if outcome != Outcome::ClientLeft {
-            exchange.upstream_failed(fault);
+            exchange.upstream_failed(&self.gateway, fault);
             exchange.settle_early(outcome);
         }
         let refusal = describe(code, session, exchange);

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
+use pingora_core::Result;
 use pingora_core::protocols::http::ServerSession as Session;
-use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use policy::authorize::Permission;
 use policy::breaker::Outcome;
@@ -18,6 +18,7 @@ use crate::grpc;
 use crate::proxy::Proxy;
 use crate::stale::Keeping;
 use crate::tunnels::Open;
+use crate::upstream_fault::UpstreamFault;
 
 impl Proxy {
     /// Takes the header of an answer and makes it the client's; `false` when the request is sent again in its place.
@@ -29,7 +30,7 @@ impl Proxy {
         is_empty: bool,
     ) -> Result<bool> {
         if !forward::is_sound(header, exchange.handshake) {
-            return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
+            return Err(UpstreamFault::Upgrade.error());
         }
         let mut outcome = Outcome::Answered(header.status.as_u16());
         exchange.is_grpc = grpc::is_grpc(&header.headers);

@@ -26,6 +26,7 @@ use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, understand};
 use crate::forward;
 use crate::hop::{Event, Hop};
 use crate::proxy::Proxy;
+use crate::upstream_fault::UpstreamFault;
 use crate::upstreams::Tried;
 
 /// For the rest of a request whose answer is whole, while the upstream takes nothing.
@@ -334,9 +335,9 @@ fn late(hop: &Hop, told: bool, waits_for_body: bool) -> Result<Try> {
     } else if !told {
         Error::new_down(ErrorType::WriteTimedout)
     } else if hop.is_sending() {
-        Error::new_up(ErrorType::WriteTimedout)
+        UpstreamFault::WriteTimeout.error()
     } else {
-        Error::new_up(ErrorType::ReadTimedout)
+        UpstreamFault::Timeout.error()
     })
 }
 

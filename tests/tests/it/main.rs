@@ -32,5 +32,6 @@ mod streams;
 mod tls;
 mod tokens;
 mod trace;
+mod upstream_faults;
 mod upstreams;
 mod wire;
