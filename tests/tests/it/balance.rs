@@ -90,4 +90,7 @@ async fn of_two_hundred_clients_one_at_a_time_tries_whether_it_is_well() {
     let opened =
         "palisade_circuit_breaker_transitions_total{breaker=\"backend\",from=\"half-open\",to=\"open\"}";
     assert!(gateway.metric(opened).await > 0.5, "the first trial failed");
+    let tried =
+        "palisade_circuit_breaker_transitions_total{breaker=\"backend\",from=\"open\",to=\"half-open\"}";
+    assert!((gateway.metric(tried).await - 2.0).abs() < 0.1, "each trial is a move");
 }
