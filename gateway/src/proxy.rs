@@ -164,6 +164,9 @@ impl Proxy {
             if let Some(most) = exchange.max_judged_body {
                 judged = exchange.check_announced_length(session.req_header());
                 if judged.is_ok() {
+                    if let Some(connection) = connection(session) {
+                        connection.set_body_limit(most);
+                    }
                     let body = request_body::read(session, most, exchange.request_timeout()).await?;
                     // What is not JSON is the upstream's business.
                     exchange.body = serde_json::from_slice(&body).ok();
@@ -177,6 +180,7 @@ impl Proxy {
             if let Some(connection) = connection(session) {
                 let deadline = exchange.started + exchange.request_timeout();
                 connection.set_body_deadline(tokio::time::Instant::from_std(deadline));
+                connection.set_body_limit(exchange.max_body());
             }
             if exchange.max_judged_body.is_none() {
                 request_body::look_ahead(session, exchange.request_timeout()).await?;

@@ -41,6 +41,9 @@ const WORTH_A_LOOK: usize = 1024;
 /// client that does not read, which count as ours.
 const UNSENT: u32 = 128 * 1024;
 
+/// A client with too many connections may ask again after this.
+const WHEN_SOME_HAVE_ENDED: Duration = Duration::from_secs(1);
+
 /// For what the system has accepted or received when the gateway is told to leave.
 const LAST_LOOK: Duration = Duration::from_millis(50);
 
@@ -149,7 +152,8 @@ impl Door {
         let connection = Box::new(Connection::new(socket, peer));
         if place.is_none() {
             let detail = format!("this address holds {most} connections already");
-            let refusal = Refusal::new(Stage::Accept, Code::TooManyConnections, detail);
+            let refusal = Refusal::new(Stage::Accept, Code::TooManyConnections, detail)
+                .retry_after(Some(WHEN_SOME_HAVE_ENDED));
             refuse(&self, address, connection, &refusal).await;
             return;
         }

@@ -4,6 +4,7 @@ use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -69,6 +70,8 @@ pub struct Connection {
     fault: Option<BodyFault>,
     /// When the body must be there, and the alarm for it, set while it is waited for.
     body_deadline: Mutex<Option<Instant>>,
+    /// The most that the chunks of the body may announce, in bytes.
+    body_limit: AtomicU64,
     alarm: Option<Pin<Box<Sleep>>>,
     /// Trailers of the answer, as lines, until the last chunk goes out.
     trailers: Mutex<Option<BytesMut>>,
@@ -95,6 +98,7 @@ impl Connection {
             gate: Gate::Length(0),
             fault: None,
             body_deadline: Mutex::new(None),
+            body_limit: AtomicU64::new(u64::MAX),
             alarm: None,
             trailers: Mutex::default(),
             answer: BytesMut::new(),
@@ -112,6 +116,11 @@ impl Connection {
     /// By when the whole body must be there, however it trickles.
     pub fn set_body_deadline(&self, deadline: Instant) {
         *self.body_deadline.lock() = Some(deadline);
+    }
+
+    /// The chunks of the body may announce at most so many bytes.
+    pub fn set_body_limit(&self, bytes: u64) {
+        self.body_limit.store(bytes, Ordering::Relaxed);
     }
 
     /// Sends these after the last chunk of the answer, which is all that is still to be sent of it. pingora 0.9.1 has no
@@ -144,6 +153,7 @@ impl Connection {
     /// Takes the header off the inbox and sets the gate for its body.
     pub(super) fn begin(&mut self, head_length: usize, framing: Framing, overhead: usize) -> BytesMut {
         self.gate = Gate::new(framing, overhead);
+        *self.body_limit.get_mut() = u64::MAX;
         self.fault = None;
         self.inbox.split_to(head_length)
     }
@@ -269,7 +279,8 @@ impl AsyncRead for Connection {
         }
         loop {
             if this.outbox.is_empty() {
-                let Self { gate, inbox, outbox, .. } = this;
+                let Self { gate, inbox, outbox, body_limit, .. } = this;
+                gate.limit(*body_limit.get_mut());
                 if let Err(fault) = gate.pass(inbox, outbox, PIECE) {
                     this.fault = Some(fault);
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault)));
