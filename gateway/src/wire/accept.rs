@@ -70,11 +70,21 @@ pub struct Opening {
     pub access: AccessLog,
 }
 
+/// Whose a connection is.
+struct Whose {
+    peer: SocketAddr,
+    /// A balancer made it for itself, as to ask how we are: what it says of other people is none of theirs.
+    is_the_balancer_s_own: bool,
+}
+
 impl Opening {
     /// Whose connection it is: a trusted balancer may say so.
-    async fn name(&self, socket: &mut TcpStream, peer: SocketAddr, trusted: bool) -> io::Result<SocketAddr> {
-        let named = if self.proxy_protocol && trusted { proxy_protocol::read(socket).await? } else { None };
-        Ok(named.unwrap_or(peer))
+    async fn name(&self, socket: &mut TcpStream, peer: SocketAddr, trusted: bool) -> io::Result<Whose> {
+        if !(self.proxy_protocol && trusted) {
+            return Ok(Whose { peer, is_the_balancer_s_own: false });
+        }
+        let named = proxy_protocol::read(socket).await?;
+        Ok(Whose { peer: named.unwrap_or(peer), is_the_balancer_s_own: named.is_none() })
     }
 
     async fn secure(&self, socket: TcpStream) -> io::Result<Socket> {
@@ -135,7 +145,7 @@ impl Door {
         let deadline = Instant::now() + requests.header_timeout;
         let trusted = policy.rules.client.trusts(peer.ip().to_canonical());
         let named = timeout_at(deadline, self.opening.name(&mut socket, peer, trusted)).await;
-        let Ok(Ok(peer)) = named else {
+        let Ok(Ok(Whose { peer, is_the_balancer_s_own })) = named else {
             debug!(%peer, "a trusted proxy began its connection with no PROXY header");
             return;
         };
@@ -149,7 +159,10 @@ impl Door {
             return; // a handshake is what we would be kept busy with
         }
         let Ok(Ok(socket)) = timeout_at(deadline, self.opening.secure(socket)).await else { return };
-        let connection = Box::new(Connection::new(socket, peer));
+        let mut connection = Box::new(Connection::new(socket, peer));
+        if is_the_balancer_s_own {
+            connection.speaks_for_itself();
+        }
         if place.is_none() {
             let detail = format!("this address holds {most} connections already");
             let refusal = Refusal::new(Stage::Accept, Code::TooManyConnections, detail)

@@ -19,6 +19,7 @@ use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
     UniqueID, UniqueIDType,
 };
+use pingora_http::ResponseHeader;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -62,6 +63,8 @@ pub struct Connection {
     /// Gone only in `drop`.
     socket: Option<Socket>,
     digest: Arc<SocketDigest>,
+    /// There if a balancer speaks for itself, not for a client.
+    own_word: Option<Arc<ProxyDigest>>,
     /// Read from the socket, not yet let through.
     pub(super) inbox: BytesMut,
     /// Let through, not yet read.
@@ -93,6 +96,7 @@ impl Connection {
         Self {
             socket: Some(socket),
             digest,
+            own_word: None,
             inbox: BytesMut::new(),
             outbox: BytesMut::new(),
             gate: Gate::Length(0),
@@ -105,6 +109,13 @@ impl Connection {
             frames: None,
             excess: Arc::default(),
             stall: Stall { most: Duration::MAX, alarm: None },
+        }
+    }
+
+    /// It is a balancer's own (`PROXY UNKNOWN`, `LOCAL`), which every request on it is told.
+    pub(super) fn speaks_for_itself(&mut self) {
+        if let Ok(header) = ResponseHeader::build(200, None) {
+            self.own_word = Some(Arc::new(ProxyDigest::new(Box::new(header), None)));
         }
     }
 
@@ -431,7 +442,7 @@ impl GetTimingDigest for Connection {
 
 impl GetProxyDigest for Connection {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
+        self.own_word.clone()
     }
 }
 
