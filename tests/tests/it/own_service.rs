@@ -65,7 +65,7 @@ async fn the_lines_of_the_readme_work_and_the_service_s_log_shows_its_clients_re
         let lines = log.iter().filter(|line| line.contains(" - - ["));
         lines.map(|line| line.split_once("] ").unwrap().1.to_owned()).collect::<Vec<_>>()
     };
-    for_a_while(|| assert_eq!(requests(), vec!["\"GET / HTTP/1.1\" 200 -"; 5])).await;
+    for_a_while(|| assert_eq!(requests(), vec!["\"GET /page.html HTTP/1.1\" 200 -"; 5])).await;
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn production_needs_the_secret_of_the_permission_service_only_where_there_
     let program = Program::start("gateway", run);
     let client = Client::of(program.field_of("data plane", "listen").await.parse().unwrap());
     let operator = Client::of(program.field_of("admin plane", "listen").await.parse().unwrap());
-    assert_eq!(client.get("/", None).await.status(), 200);
+    assert_eq!(client.get("/a", None).await.status(), 200);
     // A policy that begins to ask could not be served: it is refused, and says why.
     std::fs::write(dir.path().join("new.toml"), format!("{PASS}[permissions]\n")).unwrap();
     std::fs::rename(dir.path().join("new.toml"), &policy).unwrap();
@@ -106,7 +106,7 @@ async fn production_needs_the_secret_of_the_permission_service_only_where_there_
         state["last_refusal"].to_string().contains("GATEWAY_TOKEN was missing")
     })
     .await;
-    assert_eq!(client.get("/", None).await.status(), 200);
+    assert_eq!(client.get("/a", None).await.status(), 200);
 }
 
 #[tokio::test]
