@@ -82,8 +82,8 @@ pub(crate) fn retry_after(response: &ResponseHeader) -> Option<Duration> {
     Some(Duration::MAX)
 }
 
-/// The pauses of a loop that goes on trying: they double, a random part of each is waited, and the log is told of the first
-/// failure and of the end of them.
+/// The pauses of a loop that goes on trying: they double, a random part of each is waited, and the log is told of the
+/// first failure and of the end of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Backoff {
     first: Duration,

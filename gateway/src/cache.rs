@@ -2,8 +2,8 @@
 //! for again move to the main one, and what was evicted lately is let in there at once. A hit changes one number and
 //! moves nothing; a scan of things that are asked for once drives nothing useful out. `hit_rate` below shows it beside LRU.
 //!
-//! Its bound is a number of entries and a number of bytes: each entry weighs its key, its value with what that holds on the
-//! heap, and the cache's own share.
+//! Its bound is a number of entries and a number of bytes: each entry weighs its key, its value with what that holds on
+//! the heap, and the cache's own share.
 
 use std::collections::VecDeque;
 
@@ -95,8 +95,8 @@ impl<V> Cache<V> {
         self.slots[self.place(hash, key)?].entry.as_ref().map(|(_, value)| value)
     }
 
-    /// Keeps `value`, which holds `heap` bytes outside of itself; how many others had to go. One that is too heavy for the
-    /// whole cache is not kept, and what was kept under its key is dropped.
+    /// Keeps `value`, which holds `heap` bytes outside of itself; how many others had to go. One that is too heavy for
+    /// the whole cache is not kept, and what was kept under its key is dropped.
     pub fn insert(&mut self, hash: u64, key: &[u8], value: V, heap: usize) -> usize {
         let weight = (size_of::<Slot<V>>() + SHARE).saturating_add(key.len()).saturating_add(heap);
         if let Some(place) = self.place(hash, key) {

@@ -58,7 +58,8 @@ pub struct Keys {
     latest: Mutex<Vec<KeySource>>,
     fetch: Fetch,
     secrets: Secrets,
-    /// Whether a policy that asks the permission service cannot be served: what it trusts us for was not there at the start.
+    /// Whether a policy that asks the permission service cannot be served: what it trusts us for was not there at the
+    /// start.
     lacks_gateway_token: AtomicBool,
     /// Counts the changes of keys.
     generation: AtomicU64,

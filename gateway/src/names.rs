@@ -1,8 +1,9 @@
 //! What an upstream's name means now: its addresses, and for how long they may be used.
 //!
-//! An address may be somebody else's tomorrow. So none is used that was found more than [`OLDEST`] ago: a request that comes
-//! later waits for a new look-up, and while requests keep coming the name is looked up in the background. Where nobody can
-//! say what the name means, its last addresses serve for [`LAST_KNOWN`], which the log says, and then no longer.
+//! An address may be somebody else's tomorrow. So none is used that was found more than [`OLDEST`] ago: a request that
+//! comes later waits for a new look-up, and while requests keep coming the name is looked up in the background. Where
+//! nobody can say what the name means, its last addresses serve for [`LAST_KNOWN`], which the log says, and then no
+//! longer.
 
 use std::future::Future;
 use std::io;

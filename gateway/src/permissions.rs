@@ -32,8 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// For one round of the change feed, whose answer waits up to a second for news.
 const FEED_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The pauses after failed rounds: they double from the first on, up to the second; a service that has no such feed at all
-/// is asked as seldom as the third says.
+/// The pauses after failed rounds: they double from the first on, up to the second; a service that has no such feed at
+/// all is asked as seldom as the third says.
 const FEED_BACKOFF: Backoff = Backoff::from(Duration::from_millis(200));
 const FEED_PAUSE: Duration = Duration::from_secs(2);
 const NO_FEED_PAUSE: Duration = Duration::from_mins(1);

@@ -1,5 +1,6 @@
 //! How an address is asked whether it is well: a path that is answered with a 2xx, or gRPC's own health service
-//! (grpc/doc/health-checking.md, `grpc.health.v1`). A service that is not ours is asked nothing unless the settings say so.
+//! (grpc/doc/health-checking.md, `grpc.health.v1`). A service that is not ours is asked nothing unless the settings say
+//! so.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! The last good answers of routes that say `when_open = "stale"`: given again while the breaker is open, and never to
 //! anybody but those for whom the service made them.
 //!
-//! RFC 9111, sections 3, 3.5 and 4, decides what is kept and who is given it. On a route with `auth` an answer belongs to the
-//! subject that asked. On a route without, nobody here knows who asks: an answer to a request that shows who it is to the
-//! service, by `Authorization` or a cookie, is kept only if the service says that it is for everybody.
+//! RFC 9111, sections 3, 3.5 and 4, decides what is kept and who is given it. On a route with `auth` an answer belongs
+//! to the subject that asked. On a route without, nobody here knows who asks: an answer to a request that shows who it
+//! is to the service, by `Authorization` or a cookie, is kept only if the service says that it is for everybody.
 
 mod directives;
 
@@ -76,7 +76,8 @@ struct May {
     authorized: bool,
     /// The same, by a cookie.
     with_cookie: bool,
-    /// Until it has this age; the service forbids that it is given when it is no longer fresh, or this is our own bound.
+    /// Until it has this age; the service forbids that it is given when it is no longer fresh, or this is our own
+    /// bound.
     until: Duration,
 }
 
@@ -156,8 +157,8 @@ impl Asking<'_> {
         digest.finalize().into()
     }
 
-    /// Besides what the gateway knows, everything that the service is told: behind one API key there may be many people, whom
-    /// the service tells apart.
+    /// Besides what the gateway knows, everything that the service is told: behind one API key there may be many
+    /// people, whom the service tells apart.
     fn push_who(&self, push: &mut impl FnMut(&[u8])) {
         let Who { method, id, key } = self.who;
         for part in [method, id, key] {

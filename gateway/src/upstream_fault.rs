@@ -1,5 +1,5 @@
-//! Which rule an upstream's answer broke: a word for the metric and a sentence for the logs. Both come from one table, so
-//! nothing of an answer is ever quoted. Clients are told neither.
+//! Which rule an upstream's answer broke: a word for the metric and a sentence for the logs. Both come from one table,
+//! so nothing of an answer is ever quoted. Clients are told neither.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use pingora_core::{Error, ErrorType, ImmutStr};
 use tokio::time::Instant;
 use tracing::warn;
 
-/// The longest text of a fault in the log, in bytes: that of a connection that was not made names addresses and certificates.
+/// The longest text of a fault in the log, in bytes: that of a connection that was not made names addresses and
+/// certificates.
 const LONGEST: usize = 300;
 
 /// A line of the log about faults of one kind at one upstream, at most so often.
@@ -137,7 +138,13 @@ impl UpstreamFault {
 
 /// When the log last said something of a kind of fault at an upstream, and how often that came since.
 #[derive(Default)]
-pub struct FaultLog(Mutex<HashMap<(Arc<str>, UpstreamFault), (Instant, u64)>>);
+pub struct FaultLog(Mutex<HashMap<(Arc<str>, UpstreamFault), Said>>);
+
+#[derive(Default)]
+struct Said {
+    last: Option<Instant>,
+    unsaid: u64,
+}
 
 impl FaultLog {
     /// Logs a fault, unless one of its kind was logged a moment ago.
@@ -145,14 +152,13 @@ impl FaultLog {
         let now = Instant::now();
         let unsaid = {
             let mut all = self.0.lock();
-            let last = all.entry((Arc::clone(upstream), fault)).or_insert((now - QUIET, 0));
-            if now - last.0 < QUIET {
-                last.1 += 1;
+            let said = all.entry((Arc::clone(upstream), fault)).or_default();
+            if said.last.is_some_and(|last| now - last < QUIET) {
+                said.unsaid += 1;
                 return;
             }
-            let unsaid = last.1;
-            *last = (now, 0);
-            unsaid
+            said.last = Some(now);
+            std::mem::take(&mut said.unsaid)
         };
         warn!(
             upstream = &**upstream,

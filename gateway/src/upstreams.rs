@@ -1,7 +1,7 @@
 //! Where requests go: each upstream's addresses, balanced and checked.
 //!
-//! A name may mean several addresses, each of which is one of its own here: balanced, checked and ejected like those that
-//! stand in the settings one by one.
+//! A name may mean several addresses, each of which is one of its own here: balanced, checked and ejected like those
+//! that stand in the settings one by one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

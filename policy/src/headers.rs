@@ -1,8 +1,8 @@
 //! Header fields that every answer carries, whoever made it.
 //!
-//! The defaults fill in what the service left out: a service knows its own pages best. What stands in `[headers]` replaces
-//! what the service sent, and an empty value removes it; with `mode = "fill"` that, too, only fills in, and an empty value
-//! removes no more than the default.
+//! The defaults fill in what the service left out: a service knows its own pages best. What stands in `[headers]`
+//! replaces what the service sent, and an empty value removes it; with `mode = "fill"` that, too, only fills in, and an
+//! empty value removes no more than the default.
 
 use std::str::FromStr;
 
@@ -59,8 +59,8 @@ impl FromStr for Mode {
 
 from_toml_str!(Mode);
 
-/// RFC 6797: a browser comes over TLS alone from now on. A browser believes it for a long time, so a machine of a developer
-/// does not say it, and nobody says it over plain HTTP (section 7.2).
+/// RFC 6797: a browser comes over TLS alone from now on. A browser believes it for a long time, so a machine of a
+/// developer does not say it, and nobody says it over plain HTTP (section 7.2).
 const HSTS: &str = "strict-transport-security";
 
 /// Source: OWASP Secure Headers Project.

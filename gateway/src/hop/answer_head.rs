@@ -1,5 +1,5 @@
-//! The header of an answer in HTTP/1, and how its body ends (RFC 9112, 6.3). Its lines may end in a bare line feed (2.2);
-//! what frames a body is read strictly.
+//! The header of an answer in HTTP/1, and how its body ends (RFC 9112, 6.3). Its lines may end in a bare line feed
+//! (2.2); what frames a body is read strictly.
 
 use std::mem::MaybeUninit;
 

@@ -124,8 +124,8 @@ impl Proxy {
         }
     }
 
-    /// A connection to the upstream. Where one of its addresses cannot be reached the next is tried at once, for nothing was
-    /// sent yet; when none can be, the last one's fault is the upstream's.
+    /// A connection to the upstream. Where one of its addresses cannot be reached the next is tried at once, for
+    /// nothing was sent yet; when none can be, the last one's fault is the upstream's.
     async fn reach(&self, exchange: &mut Exchange, way: &mut Way) -> Result<(Hop, HttpPeer)> {
         let mut fault = Error::explain(ErrorType::ConnectError, "the upstream has no address").into_up();
         loop {
