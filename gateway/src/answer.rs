@@ -3,7 +3,9 @@
 
 use std::fmt::Write as _;
 
-use policy::headers::AnswerHeaders;
+use pingora_core::Result;
+use pingora_http::ResponseHeader;
+use policy::headers::{AnswerHeaders, Channel, Edit};
 use policy::limits::Quota;
 use policy::refusal::{Code, Refusal};
 use serde::Serialize;
@@ -64,8 +66,17 @@ pub fn body(refusal: &Refusal, request_id: &str) -> Vec<u8> {
 }
 
 /// The fields of a refusal, apart from those that frame the message.
-pub fn fields(refusal: &Refusal, request_id: &str, every_answer: &AnswerHeaders) -> Vec<(String, String)> {
-    let mut fields = vec![("content-type".to_owned(), "application/problem+json".to_owned())];
+pub fn fields(
+    refusal: &Refusal,
+    request_id: &str,
+    every_answer: &AnswerHeaders,
+    channel: Channel,
+) -> Vec<(String, String)> {
+    // A refusal is about this request now, and is nobody else's answer later (RFC 9111, 5.2.2.5).
+    let mut fields = vec![
+        ("content-type".to_owned(), "application/problem+json".to_owned()),
+        ("cache-control".to_owned(), "no-store".to_owned()),
+    ];
     if let Some(seconds) = refusal.retry_after_secs() {
         fields.push(("retry-after".to_owned(), seconds.to_string()));
     }
@@ -80,7 +91,12 @@ pub fn fields(refusal: &Refusal, request_id: &str, every_answer: &AnswerHeaders)
         fields.push(("www-authenticate".to_owned(), format!("Bearer realm=\"palisade\"{error}")));
     }
     fields.extend(rate_limit(&refusal.quotas));
-    fields.extend(common(request_id, every_answer));
+    fields.push(("x-request-id".to_owned(), request_id.to_owned()));
+    for (name, edit) in every_answer.edits(channel).filter(|(name, _)| *name != "cache-control") {
+        if let Edit::Fill(value) | Edit::Replace(value) = edit {
+            fields.push((name.to_owned(), value.clone()));
+        }
+    }
     fields
 }
 
@@ -94,18 +110,34 @@ pub fn rate_limit(quotas: &[Quota]) -> impl Iterator<Item = (String, String)> + 
     pair.into_iter().filter(|_| !quotas.is_empty())
 }
 
-/// What every answer carries, whoever made it.
-pub fn common(request_id: &str, every_answer: &AnswerHeaders) -> Vec<(String, String)> {
-    let mut fields = vec![("x-request-id".to_owned(), request_id.to_owned())];
-    fields.extend(every_answer.iter().map(|(name, value)| (name.to_owned(), value.to_owned())));
-    fields
+/// What every answer of a service carries: a field that it sent itself is its own, unless the policy says otherwise.
+pub fn complete(
+    header: &mut ResponseHeader,
+    request_id: &str,
+    every_answer: &AnswerHeaders,
+    channel: Channel,
+) -> Result<()> {
+    header.insert_header("x-request-id", request_id)?;
+    for (name, edit) in every_answer.edits(channel) {
+        match edit {
+            Edit::Fill(_) if header.headers.contains_key(name) => {}
+            Edit::Fill(value) | Edit::Replace(value) => header.insert_header(name.to_owned(), value)?,
+            Edit::Remove => drop(header.remove_header(name)),
+        }
+    }
+    Ok(())
 }
 
 /// Where there is no session yet: the whole answer as HTTP/1.1, after which the connection closes.
-pub fn as_http1(refusal: &Refusal, request_id: &str, every_answer: &AnswerHeaders) -> Vec<u8> {
+pub fn as_http1(
+    refusal: &Refusal,
+    request_id: &str,
+    every_answer: &AnswerHeaders,
+    channel: Channel,
+) -> Vec<u8> {
     let body = body(refusal, request_id);
     let mut head = format!("HTTP/1.1 {} {}\r\n", refusal.status(), refusal.code.title());
-    for (name, value) in fields(refusal, request_id, every_answer) {
+    for (name, value) in fields(refusal, request_id, every_answer, channel) {
         let _ = write!(head, "{name}: {value}\r\n");
     }
     let _ = write!(head, "content-length: {}\r\nconnection: close\r\n\r\n", body.len());

@@ -31,6 +31,12 @@ const SHARDS: usize = 64;
 /// The longest key that is remembered, in bytes: a client's path is in it, and memory has a bound in bytes, too.
 const LONGEST_KEY: usize = 1024;
 
+/// So many answers have room in a shard whatever the capacity is, as far as bytes go.
+const LARGEST_IN_SHARD: usize = 16;
+
+/// All answers together have at most so many bytes for each that there is room for. A usual one has some 200.
+const BYTES_EACH: usize = 512;
+
 /// What is remembered.
 pub trait Answer: Clone + Send + Sync + 'static {
     /// Whether it is a yes.
@@ -38,6 +44,9 @@ pub trait Answer: Clone + Send + Sync + 'static {
 
     /// Whether a change may make it another.
     fn touched_by(&self, key: &[u8], change: &Change) -> bool;
+
+    /// Bytes that it holds outside of itself.
+    fn heap(&self) -> usize;
 }
 
 /// Where the answers are that a change may touch.
@@ -122,7 +131,7 @@ enum Landing<A> {
 impl<A: Answer> Answers<A> {
     /// No answers yet.
     pub fn new(knowledge: Arc<Knowledge>) -> Arc<Self> {
-        let shard = || Mutex::new(Shard { cache: Cache::new(1), flights: HashMap::new() });
+        let shard = || Mutex::new(Shard { cache: Cache::new(1, 0), flights: HashMap::new() });
         Arc::new(Self {
             shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
             hasher: RandomState::new(),
@@ -248,8 +257,12 @@ impl<A: Answer> Answers<A> {
         if known.is_some_and(|known| known.revision > entry.revision) {
             return; // it came late, and a later answer is there already
         }
-        shard.cache.set_capacity(usize::try_from(capacity).unwrap_or(usize::MAX).div_ceil(SHARDS));
-        let evicted = shard.cache.insert(key.hash, &key.bytes, entry);
+        let capacity = usize::try_from(capacity).unwrap_or(usize::MAX).div_ceil(SHARDS);
+        // A shard may always hold a few of the largest: a small capacity is one of entries.
+        let bytes = capacity.max(LARGEST_IN_SHARD).saturating_mul(BYTES_EACH);
+        shard.cache.set_room(capacity, bytes);
+        let heap = entry.answer.heap();
+        let evicted = shard.cache.insert(key.hash, &key.bytes, entry, heap);
         self.statistics.evictions.fetch_add(evicted as u64, Ordering::Relaxed);
     }
 
@@ -291,6 +304,11 @@ impl<A: Answer> Answers<A> {
         let dropped = self.shards.iter().map(drop_from).sum();
         self.statistics.invalidations.fetch_add(dropped as u64, Ordering::Relaxed);
         dropped
+    }
+
+    /// Bytes of the answers in memory.
+    pub fn bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().cache.bytes()).sum()
     }
 
     /// Answers in memory.

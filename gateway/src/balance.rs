@@ -1,136 +1,256 @@
-//! Several addresses of one upstream: which one a request goes to, and which ones are left alone for a while.
+//! Several addresses of one upstream: which one a request goes to, and which ones are ejected for a while.
 //!
 //! Of two addresses by chance the one with fewer requests in flight is taken (Mitzenmacher, "The Power of Two Choices").
-//! An address that fails [`EJECT_AFTER`] times in a row is left alone, each time for longer; so is one whose health
-//! check fails. Never more than half of them are: when that many fail, it is not the addresses. An upstream with one
-//! address is not balanced; its breaker is there for that.
+//! An address that fails [`EJECT_AFTER`] times in a row is ejected, each time for longer; so is one whose health
+//! check fails. Never more than half of them are: when that many fail, it is not the addresses. An address to which no
+//! connection can be made is ejected sooner, and however many others are: the request goes to another one at once, and
+//! where all of them are ejected, all are tried. An upstream with one address is not balanced; its breaker is there for
+//! that.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use policy::time::Timestamp;
+use smallvec::SmallVec;
 
 /// So many failures in a row.
 const EJECT_AFTER: u32 = 5;
 
-/// An address is left alone for so long the first time, twice as long the second, and at most so long.
+/// So many connections in a row that could not be made. Once it was ejected for that, the next one is enough.
+const UNREACHABLE_AFTER: u32 = 3;
+
+/// An address is ejected for so long the first time, twice as long the second, and at most so long.
 const EJECT_FOR: Duration = Duration::from_secs(10);
 const EJECT_AT_MOST: Duration = Duration::from_mins(5);
 
-/// So many health checks in a row, until an address is left alone.
+/// So many health checks in a row, until an address is ejected.
 const UNWELL_AFTER: u32 = 3;
 
-/// The addresses of an upstream, by number.
-#[derive(Debug)]
-pub struct Fleet(Mutex<Vec<Member>>);
+/// One address, as a number that no other one of its fleet ever has.
+pub type Member = u64;
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Member {
+/// The addresses of an upstream.
+#[derive(Debug)]
+pub struct Fleet<A>(Mutex<Addresses<A>>);
+
+#[derive(Debug)]
+struct Addresses<A> {
+    all: Vec<Known<A>>,
+    next: Member,
+}
+
+/// What is known of an address.
+#[derive(Debug)]
+struct Known<A> {
+    member: Member,
+    address: A,
     in_flight: u32,
-    failures: u32,
-    ejections: u32,
-    ejected_until: Timestamp,
+    answers: Trouble,
+    connections: Trouble,
     failed_checks: u32,
 }
 
-impl Member {
-    fn is_left_alone(&self, now: Timestamp) -> bool {
-        self.ejected_until > now || self.failed_checks >= UNWELL_AFTER
+/// Failures of one kind.
+#[derive(Clone, Copy, Debug, Default)]
+struct Trouble {
+    in_a_row: u32,
+    ejections: u32,
+    ejected_until: Timestamp,
+}
+
+impl Trouble {
+    fn eject(&mut self, now: Timestamp) -> Duration {
+        let lasts = EJECT_FOR.saturating_mul(1 << self.ejections.min(10)).min(EJECT_AT_MOST);
+        *self = Self { in_a_row: 0, ejections: self.ejections + 1, ejected_until: now + lasts };
+        lasts
     }
 }
 
-impl Fleet {
-    /// So many addresses, all well.
-    pub fn new(members: usize) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(vec![Member::default(); members])))
+impl<A> Known<A> {
+    fn is_ejected(&self, now: Timestamp) -> bool {
+        self.answers.ejected_until > now
+            || self.connections.ejected_until > now
+            || self.failed_checks >= UNWELL_AFTER
+    }
+}
+
+impl<A> Addresses<A> {
+    fn find(&mut self, member: Member) -> Option<&mut Known<A>> {
+        self.all.iter_mut().find(|known| known.member == member)
     }
 
-    /// Takes an address for a request, not `last` if there is another. `chance` picks the two.
-    pub fn take(self: &Arc<Self>, last: Option<usize>, now: Timestamp, chance: [usize; 2]) -> Turn {
-        let mut members = self.0.lock();
-        let fine = |wanted: &dyn Fn(usize, &Member) -> bool| -> Vec<usize> {
-            members.iter().enumerate().filter(|(at, member)| wanted(*at, member)).map(|(at, _)| at).collect()
+    /// Whether half of them would be ejected with one more.
+    fn too_many_are_ejected(&self, now: Timestamp) -> bool {
+        let ejected = self.all.iter().filter(|known| known.is_ejected(now)).count();
+        (ejected + 1) * 2 > self.all.len()
+    }
+}
+
+impl<A: Clone + PartialEq> Fleet<A> {
+    /// No addresses yet.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Addresses { all: Vec::new(), next: 0 })))
+    }
+
+    /// From now on it is these addresses. What is known of one that stays is kept.
+    pub fn set(&self, addresses: &[A]) {
+        let mut fleet = self.0.lock();
+        fleet.all.retain(|known| addresses.contains(&known.address));
+        for address in addresses {
+            if !fleet.all.iter().any(|known| known.address == *address) {
+                let known = Known {
+                    member: fleet.next,
+                    address: address.clone(),
+                    in_flight: 0,
+                    answers: Trouble::default(),
+                    connections: Trouble::default(),
+                    failed_checks: 0,
+                };
+                fleet.next += 1;
+                fleet.all.push(known);
+            }
+        }
+    }
+
+    /// The addresses.
+    pub fn members(&self) -> Vec<(Member, A)> {
+        self.0.lock().all.iter().map(|known| (known.member, known.address.clone())).collect()
+    }
+
+    /// Takes an address for a request: none of those that it has `tried`, and not the `last` one if there is another.
+    /// `chance` picks the two. `None` when there is no other.
+    pub fn take(
+        self: &Arc<Self>,
+        tried: &[Member],
+        last: Option<Member>,
+        now: Timestamp,
+        chance: [usize; 2],
+    ) -> Option<Turn<A>> {
+        let mut fleet = self.0.lock();
+        let fine = |wanted: &dyn Fn(&Known<A>) -> bool| -> SmallVec<[usize; 16]> {
+            let untried = |(_, known): &(usize, &Known<A>)| !tried.contains(&known.member) && wanted(known);
+            fleet.all.iter().enumerate().filter(untried).map(|(at, _)| at).collect()
         };
-        let mut candidates = fine(&|at, member| Some(at) != last && !member.is_left_alone(now));
+        let is_other = |known: &Known<A>| Some(known.member) != last;
+        let mut candidates = fine(&|known| is_other(known) && !known.is_ejected(now));
         if candidates.is_empty() {
-            candidates = fine(&|at, _| Some(at) != last || members.len() == 1);
+            candidates = fine(&is_other);
         }
-        let [one, other] = chance.map(|chance| candidates[chance % candidates.len()]);
-        let member = if members[other].in_flight < members[one].in_flight { other } else { one };
-        members[member].in_flight += 1;
-        Turn { fleet: Arc::clone(self), member, told: false }
-    }
-
-    fn tell(&self, member: usize, failed: bool, now: Timestamp) -> bool {
-        let mut members = self.0.lock();
-        let left_alone = members.iter().filter(|member| member.is_left_alone(now)).count();
-        let floor = (left_alone + 1) * 2 > members.len();
-        let member = &mut members[member];
-        if !failed {
-            (member.failures, member.ejections) = (0, member.ejections.min(member.failures));
-            return false;
+        if candidates.is_empty() {
+            candidates = fine(&|_| true);
         }
-        member.failures += 1;
-        if member.failures < EJECT_AFTER || floor || member.is_left_alone(now) {
-            return false;
-        }
-        let lasts = EJECT_FOR.saturating_mul(1 << member.ejections.min(10)).min(EJECT_AT_MOST);
-        member.ejected_until = now + lasts;
-        (member.failures, member.ejections) = (0, member.ejections + 1);
-        true
+        let pick = |chance: usize| candidates.get(chance.checked_rem(candidates.len())?).copied();
+        let [one, other] = chance.map(pick);
+        let (one, other) = (fleet.all.get(one?)?, fleet.all.get(other?)?);
+        let member = if other.in_flight < one.in_flight { other.member } else { one.member };
+        let known = fleet.find(member)?;
+        known.in_flight += 1;
+        let address = known.address.clone();
+        drop(fleet);
+        Some(Turn { fleet: Arc::clone(self), member, address, told: false })
     }
 
     /// What a health check of an address found. Whether that changed anything.
-    pub fn checked(&self, member: usize, well: bool, now: Timestamp) -> bool {
-        let mut members = self.0.lock();
-        let left_alone = members.iter().filter(|member| member.is_left_alone(now)).count();
-        let floor = (left_alone + 1) * 2 > members.len();
-        let member = &mut members[member];
-        let before = member.failed_checks >= UNWELL_AFTER;
+    pub fn checked(&self, member: Member, well: bool, now: Timestamp) -> bool {
+        let mut fleet = self.0.lock();
+        let too_many = fleet.too_many_are_ejected(now);
+        let Some(known) = fleet.find(member) else { return false };
+        let before = known.failed_checks >= UNWELL_AFTER;
         if well {
-            member.failed_checks = 0;
-        } else if member.failed_checks + 1 < UNWELL_AFTER || !floor {
-            member.failed_checks = (member.failed_checks + 1).min(UNWELL_AFTER);
+            known.failed_checks = 0;
+        } else if known.failed_checks + 1 < UNWELL_AFTER || !too_many {
+            known.failed_checks = (known.failed_checks + 1).min(UNWELL_AFTER);
         }
-        before != (member.failed_checks >= UNWELL_AFTER)
+        before != (known.failed_checks >= UNWELL_AFTER)
     }
 
-    /// Addresses that are taken at `now`.
-    pub fn available(&self, now: Timestamp) -> usize {
-        self.0.lock().iter().filter(|member| !member.is_left_alone(now)).count()
+    /// The addresses with their requests in flight, and whether each is ejected.
+    pub fn describe(&self, now: Timestamp) -> Vec<(A, u32, bool)> {
+        let fleet = self.0.lock();
+        fleet
+            .all
+            .iter()
+            .map(|known| (known.address.clone(), known.in_flight, known.is_ejected(now)))
+            .collect()
+    }
+}
+
+impl<A> Fleet<A> {
+    fn answered(&self, member: Member, failed: bool, now: Timestamp) -> Option<Duration> {
+        let mut fleet = self.0.lock();
+        let too_many = fleet.too_many_are_ejected(now);
+        let known = fleet.find(member)?;
+        let is_ejected = known.is_ejected(now);
+        let trouble = &mut known.answers;
+        if !failed {
+            (trouble.in_a_row, trouble.ejections) = (0, trouble.ejections.min(trouble.in_a_row));
+            return None;
+        }
+        trouble.in_a_row += 1;
+        (trouble.in_a_row >= EJECT_AFTER && !too_many && !is_ejected).then(|| trouble.eject(now))
     }
 
-    /// Requests in flight to each address, and whether it is left alone.
-    pub fn describe(&self, now: Timestamp) -> Vec<(u32, bool)> {
-        self.0.lock().iter().map(|member| (member.in_flight, member.is_left_alone(now))).collect()
+    fn connected(&self, member: Member, failed: bool, now: Timestamp) -> Option<Duration> {
+        let mut fleet = self.0.lock();
+        let is_the_only_one = fleet.all.len() == 1;
+        let trouble = &mut fleet.find(member)?.connections;
+        if !failed || is_the_only_one {
+            *trouble = Trouble::default();
+            return None;
+        }
+        trouble.in_a_row += 1;
+        let enough = trouble.in_a_row >= UNREACHABLE_AFTER || trouble.ejections > 0;
+        (enough && trouble.ejected_until <= now).then(|| trouble.eject(now))
     }
 }
 
 /// A request's turn at an address, which ends when this is dropped.
 #[derive(Debug)]
-pub struct Turn {
-    fleet: Arc<Fleet>,
-    member: usize,
+pub struct Turn<A> {
+    fleet: Arc<Fleet<A>>,
+    member: Member,
+    address: A,
     told: bool,
 }
 
-impl Turn {
+impl<A> Turn<A> {
     /// Which address.
-    pub fn member(&self) -> usize {
+    pub fn member(&self) -> Member {
         self.member
     }
 
-    /// Says how it went, once. Whether the address is left alone from now on.
-    pub fn tell(&mut self, failed: bool, now: Timestamp) -> bool {
-        !std::mem::replace(&mut self.told, true) && self.fleet.tell(self.member, failed, now)
+    /// The address itself.
+    pub fn address(&self) -> &A {
+        &self.address
+    }
+
+    /// Says how it went, once. For how long the address is ejected from now on, if it is.
+    pub fn tell(&mut self, failed: bool, now: Timestamp) -> Option<Duration> {
+        if std::mem::replace(&mut self.told, true) {
+            None
+        } else {
+            self.fleet.answered(self.member, failed, now)
+        }
+    }
+
+    /// There is a connection to it.
+    pub fn reached(&self, now: Timestamp) {
+        self.fleet.connected(self.member, false, now);
+    }
+
+    /// No connection can be made to it; nothing was sent. For how long the address is ejected from now on, if it is.
+    pub fn unreachable(&mut self, now: Timestamp) -> Option<Duration> {
+        self.told = true;
+        self.fleet.connected(self.member, true, now)
     }
 }
 
-impl Drop for Turn {
+impl<A> Drop for Turn<A> {
     fn drop(&mut self) {
-        let mut members = self.fleet.0.lock();
-        members[self.member].in_flight -= 1;
+        if let Some(known) = self.fleet.0.lock().find(self.member) {
+            known.in_flight = known.in_flight.saturating_sub(1);
+        }
     }
 }
 
@@ -140,45 +260,92 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_secs(1_000);
 
-    fn fail(fleet: &Arc<Fleet>, member: usize, now: Timestamp) -> bool {
-        fleet.tell(member, true, now)
+    fn fleet(addresses: usize) -> Arc<Fleet<usize>> {
+        let fleet = Fleet::new();
+        fleet.set(&(0..addresses).collect::<Vec<_>>());
+        fleet
+    }
+
+    fn available(fleet: &Fleet<usize>, now: Timestamp) -> usize {
+        fleet.describe(now).iter().filter(|(_, _, ejected)| !ejected).count()
+    }
+
+    fn fail(fleet: &Fleet<usize>, member: Member, now: Timestamp) -> bool {
+        fleet.answered(member, true, now).is_some()
     }
 
     #[test]
     fn the_less_busy_of_two_is_taken_and_another_after_a_failure() {
-        let fleet = Fleet::new(3);
-        let first = fleet.take(None, NOW, [0, 0]);
-        assert_eq!(first.member(), 0);
-        assert_eq!(fleet.take(None, NOW, [0, 1]).member(), 1, "0 has a request in flight");
+        let fleet = fleet(3);
+        let take = |last, chance| fleet.take(&[], last, NOW, chance).unwrap();
+        let first = take(None, [0, 0]);
+        assert_eq!((first.member(), *first.address()), (0, 0));
+        assert_eq!(take(None, [0, 1]).member(), 1, "0 has a request in flight");
         drop(first);
-        assert_eq!(fleet.take(None, NOW, [0, 1]).member(), 0);
-        assert!((0..9).all(|chance| fleet.take(Some(1), NOW, [chance, chance]).member() != 1));
-        assert_eq!(Fleet::new(1).take(Some(0), NOW, [0, 0]).member(), 0, "there is no other");
+        assert_eq!(take(None, [0, 1]).member(), 0);
+        assert!((0..9).all(|chance| take(Some(1), [chance, chance]).member() != 1));
+        let alone = self::fleet(1);
+        assert_eq!(alone.take(&[], Some(0), NOW, [0, 0]).unwrap().member(), 0, "there is no other");
     }
 
     #[test]
-    fn an_address_that_keeps_failing_is_left_alone_for_longer_each_time_and_never_too_many() {
-        let fleet = Fleet::new(4);
+    fn an_address_that_keeps_failing_is_ejected_for_longer_each_time_and_never_too_many() {
+        let fleet = fleet(4);
         let eject = |member, now| (0..EJECT_AFTER).any(|_| fail(&fleet, member, now));
         assert!(eject(0, NOW) && eject(1, NOW));
         assert!(!eject(2, NOW), "half of them are already");
-        assert_eq!(fleet.available(NOW), 2);
-        assert!((0..20).all(|chance| fleet.take(None, NOW, [chance, chance]).member() > 1));
+        assert_eq!(available(&fleet, NOW), 2);
+        assert!((0..20).all(|chance| fleet.take(&[], None, NOW, [chance, chance]).unwrap().member() > 1));
         let later = NOW + EJECT_FOR;
-        assert_eq!(fleet.available(later), 4);
+        assert_eq!(available(&fleet, later), 4);
         assert!(eject(0, later));
-        assert_eq!(fleet.available(later + EJECT_FOR), 3, "twice as long");
-        fleet.tell(2, false, NOW);
+        assert_eq!(available(&fleet, later + EJECT_FOR), 3, "twice as long");
+        fleet.answered(2, false, NOW);
         assert!(!fail(&fleet, 2, later), "a success begins the count anew");
     }
 
     #[test]
-    fn health_checks_leave_alone_and_bring_back() {
-        let fleet = Fleet::new(2);
+    fn health_checks_eject_and_bring_back() {
+        let fleet = fleet(2);
         assert!((0..UNWELL_AFTER).any(|_| fleet.checked(0, false, NOW)));
         assert!(!(0..9).any(|_| fleet.checked(1, false, NOW)), "one is always taken");
-        assert_eq!(fleet.take(None, NOW, [0, 0]).member(), 1);
+        assert_eq!(fleet.take(&[], None, NOW, [0, 0]).unwrap().member(), 1);
         assert!(fleet.checked(0, true, NOW));
-        assert_eq!(fleet.available(NOW), 2);
+        assert_eq!(available(&fleet, NOW), 2);
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_reached_is_ejected_however_many_are_and_all_are_tried_then() {
+        let fleet = fleet(3);
+        let take = |tried: &[Member], now| fleet.take(tried, None, now, [0, 1]);
+        for member in 0..3 {
+            let ejected = (0..UNREACHABLE_AFTER).filter_map(|_| fleet.connected(member, true, NOW));
+            assert_eq!(ejected.collect::<Vec<_>>(), [EJECT_FOR]);
+        }
+        let mut tried = Vec::new();
+        while let Some(turn) = take(&tried, NOW) {
+            tried.push(turn.member());
+        }
+        tried.sort_unstable();
+        assert_eq!(tried, [0, 1, 2], "each once, and then there is no other");
+        let later = NOW + EJECT_FOR;
+        assert_eq!(fleet.connected(0, true, later), Some(EJECT_FOR * 2), "one more is enough");
+        fleet.connected(1, false, later);
+        assert_eq!(fleet.connected(1, true, later), None, "a connection begins the count anew");
+        let alone = self::fleet(1);
+        assert!((0..9).all(|_| alone.connected(0, true, NOW).is_none()), "there is no other");
+    }
+
+    #[test]
+    fn what_is_known_of_an_address_that_stays_is_kept() {
+        let fleet = fleet(3);
+        assert!((0..EJECT_AFTER).any(|_| fail(&fleet, 1, NOW)));
+        let turn = fleet.take(&[], None, NOW, [0, 0]).unwrap();
+        fleet.set(&[1, 7]);
+        drop(turn); // of an address that is gone
+        assert_eq!(fleet.describe(NOW), [(1, 0, true), (7, 0, false)]);
+        assert_eq!(fleet.members(), [(1, 1), (3, 7)], "no number is used twice");
+        fleet.set(&[]);
+        assert!(fleet.take(&[], None, NOW, [0, 0]).is_none());
     }
 }

@@ -34,7 +34,7 @@ impl Breakers {
     /// Asks to send a request under `rule`.
     pub fn enter(&self, rule: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<BreakerPass, Duration> {
         let Some(rule) = rule else { return Ok(BreakerPass { guard: None }) };
-        let pass = self.with(rule, now, |breaker| breaker.enter(rule, now))?;
+        let pass = self.with(rule, |breaker| breaker.enter(rule, now))?;
         Ok(BreakerPass { guard: Some((self.clone(), Arc::clone(rule), pass)) })
     }
 
@@ -47,23 +47,29 @@ impl Breakers {
 
     /// Closes a breaker by hand; `false` when it has never been used.
     pub fn reset(&self, name: &str) -> bool {
-        let found = self.all.lock().get_mut(name).map(Breaker::reset).is_some();
-        if found {
-            self.metrics.breaker_state.with_label_values(&[name]).set(State::Closed.number());
+        let before = self.all.lock().get_mut(name).map(|breaker| {
+            let before = breaker.moved_to();
+            breaker.reset();
+            before
+        });
+        match before {
+            Some(State::Closed) | None => {}
+            Some(before) => self.metrics.breaker_moved(name, before, State::Closed),
         }
-        found
+        before.is_some()
     }
 
-    fn with<T>(&self, rule: &BreakerRule, now: Timestamp, work: impl FnOnce(&mut Breaker) -> T) -> T {
+    fn with<T>(&self, rule: &BreakerRule, work: impl FnOnce(&mut Breaker) -> T) -> T {
         let (result, before, after) = {
             let mut all = self.all.lock();
             if !all.contains_key(&rule.name) {
                 all.insert(Arc::clone(&rule.name), Breaker::default());
             }
             let Some(breaker) = all.get_mut(&rule.name) else { unreachable!("inserted above") };
-            let before = breaker.state(now);
+            // What it moved to, not what the time makes of it: the first trial moves it to half-open.
+            let before = breaker.moved_to();
             let result = work(breaker);
-            (result, before, breaker.state(now))
+            (result, before, breaker.moved_to())
         };
         if before != after {
             warn!(breaker = &*rule.name, from = before.as_str(), to = after.as_str(), "breaker moved");
@@ -80,14 +86,14 @@ impl BreakerPass {
         let early =
             self.guard.take_if(|(_, rule, pass)| pass.is_trial() || outcome.failed(rule) == Some(true));
         if let Some((breakers, rule, pass)) = early {
-            breakers.with(&rule, now, |breaker| breaker.settle(&rule, pass, outcome, now));
+            breakers.with(&rule, |breaker| breaker.settle(&rule, pass, outcome, now));
         }
     }
 
     /// Says how the request ended.
     pub fn settle(mut self, outcome: Outcome, now: Timestamp) {
         if let Some((breakers, rule, pass)) = self.guard.take() {
-            breakers.with(&rule, now, |breaker| breaker.settle(&rule, pass, outcome, now));
+            breakers.with(&rule, |breaker| breaker.settle(&rule, pass, outcome, now));
         }
     }
 }
@@ -96,7 +102,7 @@ impl Drop for BreakerPass {
     fn drop(&mut self) {
         if let Some((breakers, rule, pass)) = self.guard.take() {
             let now = clock::now();
-            breakers.with(&rule, now, |breaker| breaker.settle(&rule, pass, Outcome::ClientLeft, now));
+            breakers.with(&rule, |breaker| breaker.settle(&rule, pass, Outcome::ClientLeft, now));
         }
     }
 }

@@ -1,6 +1,9 @@
 //! A bounded cache that evicts by S3-FIFO (Yang et al., SOSP 2023): newcomers wait in a small queue, those that are asked
 //! for again move to the main one, and what was evicted lately is let in there at once. A hit changes one number and
 //! moves nothing; a scan of things that are asked for once drives nothing useful out. `hit_rate` below shows it beside LRU.
+//!
+//! Its bound is a number of entries and a number of bytes: each entry weighs its key, its value with what that holds on
+//! the heap, and the cache's own share.
 
 use std::collections::VecDeque;
 
@@ -9,12 +12,17 @@ use hashbrown::HashTable;
 /// Of the room, the newcomers' share: a tenth.
 const SMALL: usize = 10;
 
+/// Of an entry, the cache's own bytes besides its slot: numbers in the table and in a queue, and a ghost.
+const SHARE: usize = 48;
+
 /// Uses are counted up to this.
 const MOST_USES: u8 = 3;
 
 /// A cache of one shard. Hashes are the caller's; keys are compared in full.
 pub struct Cache<V> {
     capacity: usize,
+    most_bytes: usize,
+    bytes: usize,
     places: HashTable<u32>,
     slots: Vec<Slot<V>>,
     free: Vec<u32>,
@@ -26,15 +34,18 @@ pub struct Cache<V> {
 struct Slot<V> {
     hash: u64,
     uses: u8,
+    weight: usize,
     /// None: it was taken out, and its number still stands in a queue.
     entry: Option<(Box<[u8]>, V)>,
 }
 
 impl<V> Cache<V> {
-    /// Room for `capacity` entries, at least one.
-    pub fn new(capacity: usize) -> Self {
+    /// Room for `capacity` entries, at least one, that weigh at most `most_bytes` together.
+    pub fn new(capacity: usize, most_bytes: usize) -> Self {
         Self {
             capacity: capacity.max(1),
+            most_bytes,
+            bytes: 0,
             places: HashTable::new(),
             slots: Vec::new(),
             free: Vec::new(),
@@ -54,9 +65,14 @@ impl<V> Cache<V> {
         self.places.is_empty()
     }
 
-    /// Changes the room; what is too many goes when the next entry comes.
-    pub fn set_capacity(&mut self, capacity: usize) {
-        self.capacity = capacity.max(1);
+    /// What the entries weigh.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Changes the room; what is too much goes when the next entry comes.
+    pub fn set_room(&mut self, capacity: usize, most_bytes: usize) {
+        (self.capacity, self.most_bytes) = (capacity.max(1), most_bytes);
     }
 
     fn place(&self, hash: u64, key: &[u8]) -> Option<usize> {
@@ -79,17 +95,30 @@ impl<V> Cache<V> {
         self.slots[self.place(hash, key)?].entry.as_ref().map(|(_, value)| value)
     }
 
-    /// Keeps `value`; how many others had to go.
-    pub fn insert(&mut self, hash: u64, key: &[u8], value: V) -> usize {
+    /// Keeps `value`, which holds `heap` bytes outside of itself; how many others had to go. One that is too heavy for
+    /// the whole cache is not kept, and what was kept under its key is dropped.
+    pub fn insert(&mut self, hash: u64, key: &[u8], value: V, heap: usize) -> usize {
+        let weight = (size_of::<Slot<V>>() + SHARE).saturating_add(key.len()).saturating_add(heap);
         if let Some(place) = self.place(hash, key) {
-            self.slots[place].entry = Some((key.into(), value));
+            let slot = &mut self.slots[place];
+            if weight > slot.weight {
+                // It is weighed anew, as any other: in its old place it could be too much.
+                self.vacate(u32::try_from(place).unwrap_or(u32::MAX));
+            } else {
+                self.bytes -= slot.weight - weight;
+                (slot.weight, slot.entry) = (weight, Some((key.into(), value)));
+                return 0;
+            }
+        }
+        if weight > self.most_bytes {
             return 0;
         }
         let mut evicted = 0;
-        while self.small.len() + self.main.len() >= self.capacity {
+        while self.small.len() + self.main.len() >= self.capacity || self.bytes + weight > self.most_bytes {
             evicted += usize::from(self.evict());
         }
-        let slot = Slot { hash, uses: 0, entry: Some((key.into(), value)) };
+        self.bytes += weight;
+        let slot = Slot { hash, uses: 0, weight, entry: Some((key.into(), value)) };
         let place = if let Some(place) = self.free.pop() {
             self.slots[place as usize] = slot;
             place
@@ -109,7 +138,9 @@ impl<V> Cache<V> {
 
     /// Makes room for one; whether an entry went.
     fn evict(&mut self) -> bool {
-        let from_small = self.main.is_empty() || self.small.len() > self.capacity / SMALL;
+        // Where bytes are the bound, the newcomers' share is one of the entries that are there.
+        let entries = self.capacity.min(self.small.len() + self.main.len());
+        let from_small = self.main.is_empty() || self.small.len() > entries / SMALL;
         let queue = if from_small { &mut self.small } else { &mut self.main };
         let Some(place) = queue.pop_front() else { return false };
         let slot = &mut self.slots[place as usize];
@@ -134,6 +165,7 @@ impl<V> Cache<V> {
     /// Empties a slot whose number may still stand in a queue.
     fn vacate(&mut self, place: u32) {
         let slot = &mut self.slots[place as usize];
+        self.bytes -= std::mem::take(&mut slot.weight);
         slot.entry = None;
         if let Ok(found) = self.places.find_entry(slot.hash, |other| *other == place) {
             found.remove();
@@ -143,11 +175,12 @@ impl<V> Cache<V> {
     /// Takes out what `keep` does not want; how many that were.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &V) -> bool) -> usize {
         let before = self.places.len();
-        let slots = &mut self.slots;
+        let (slots, bytes) = (&mut self.slots, &mut self.bytes);
         self.places.retain(|place| {
             let slot = &mut slots[*place as usize];
             let kept = slot.entry.as_ref().is_some_and(|(key, value)| keep(key, value));
             if !kept {
+                *bytes -= std::mem::take(&mut slot.weight);
                 slot.entry = None;
             }
             kept
@@ -201,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_found_and_what_is_taken_out_is_not() {
-        let mut cache = Cache::new(100);
+        let mut cache = Cache::new(100, usize::MAX);
         let hasher = RandomState::new();
         let mut model = HashMap::new();
         let mut random = StdRng::seed_from_u64(7);
@@ -216,7 +249,7 @@ mod tests {
                     model.retain(|key: &u8, _| !key.is_multiple_of(gone));
                 }
                 1..5 => {
-                    cache.insert(hash, &key, step);
+                    cache.insert(hash, &key, step, 0);
                     model.insert(number, step);
                 }
                 _ => {
@@ -231,6 +264,40 @@ mod tests {
             }
             assert!(cache.len() <= 100 && cache.slots.len() <= 101, "{} {}", cache.len(), cache.slots.len());
         }
+    }
+
+    #[test]
+    fn entries_weigh_no_more_than_there_is_room_for() {
+        const MOST: usize = 100_000;
+        let mut cache = Cache::new(usize::MAX, MOST);
+        let hasher = RandomState::new();
+        let mut random = StdRng::seed_from_u64(7);
+        let weigh = |cache: &Cache<Vec<u8>>| {
+            let entries = cache.slots.iter().filter_map(|slot| Some((slot.weight, slot.entry.as_ref()?)));
+            entries
+                .map(|(weight, (key, value))| {
+                    assert_eq!(weight, size_of::<Slot<Vec<u8>>>() + SHARE + key.len() + value.len());
+                    weight
+                })
+                .sum::<usize>()
+        };
+        for step in 0..5_000 {
+            let key = vec![b'k'; random.random_range(1..200)];
+            let value = vec![b'v'; random.random_range(0..3_000)];
+            let heap = value.len();
+            cache.insert(hasher.hash_one(&key), &key, value, heap);
+            if step % 100 == 99 {
+                let longest = random.random_range(0..200);
+                cache.retain(|key, _| key.len() <= longest);
+            }
+            assert!(cache.bytes() <= MOST, "{}", cache.bytes());
+            assert_eq!(weigh(&cache), cache.bytes());
+        }
+        cache.insert(1, b"a", vec![1], 1);
+        cache.insert(1, b"a", vec![2; MOST], MOST);
+        assert!(cache.get(1, b"a").is_none(), "too heavy, and what it replaces is outdated");
+        cache.insert(1, b"b", vec![0; MOST / 2], MOST / 2);
+        assert!(cache.get(1, b"b").is_some());
     }
 
     /// Least recently used, as plain as can be.
@@ -278,7 +345,7 @@ mod tests {
             let sums = zipf(keys, exponent);
             let total = sums[sums.len() - 1];
             let mut random = StdRng::seed_from_u64(42);
-            let mut cache = Cache::new(capacity);
+            let mut cache = Cache::new(capacity, usize::MAX);
             let mut lru = Lru { capacity, last_use: HashMap::new(), order: BTreeMap::new(), clock: 0 };
             let hasher = RandomState::new();
             let (mut hits, mut lru_hits, mut asked) = (0u32, 0u32, 0u32);
@@ -289,7 +356,7 @@ mod tests {
                 let hash = hasher.hash_one(bytes);
                 let hit = cache.get(hash, &bytes).is_some();
                 if !hit {
-                    cache.insert(hash, &bytes, ());
+                    cache.insert(hash, &bytes, (), 0);
                 }
                 let lru_hit = lru.hit(key);
                 if turn >= 200_000 {

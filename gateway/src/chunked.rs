@@ -7,6 +7,11 @@ use bytes::{Buf as _, BytesMut};
 #[error("{0}")]
 pub struct ChunkFault(pub &'static str);
 
+impl ChunkFault {
+    /// Extensions and trailers have too many bytes.
+    pub(crate) const TOO_LARGE: Self = Self("chunk extensions and trailers are too large");
+}
+
 const MALFORMED: ChunkFault = ChunkFault("the chunked body is malformed");
 
 /// What was read.
@@ -153,8 +158,7 @@ impl Chunks {
     }
 
     fn count(&mut self) -> Result<(), ChunkFault> {
-        self.overhead =
-            self.overhead.checked_sub(1).ok_or(ChunkFault("chunk extensions and trailers are too large"))?;
+        self.overhead = self.overhead.checked_sub(1).ok_or(ChunkFault::TOO_LARGE)?;
         Ok(())
     }
 }
@@ -235,6 +239,6 @@ mod tests {
             assert!(read(body, 3).is_err(), "{:?}", String::from_utf8_lossy(body));
         }
         let long = format!("5;{}\r\n", "a".repeat(65));
-        assert_eq!(read(long.as_bytes(), 9), Err(ChunkFault("chunk extensions and trailers are too large")));
+        assert_eq!(read(long.as_bytes(), 9), Err(ChunkFault::TOO_LARGE));
     }
 }

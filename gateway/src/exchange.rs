@@ -7,7 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 use http::HeaderMap;
 use pingora_core::protocols::http::ServerSession as Session;
 use pingora_http::RequestHeader;
+use policy::authenticate::Subject;
 use policy::breaker::Outcome;
+use policy::headers::Channel;
 use policy::path;
 use policy::pipeline::{Admission, admit, wants_body};
 use policy::refusal::{Code, Refusal};
@@ -18,7 +20,6 @@ use smallvec::SmallVec;
 use tracing::{Instrument as _, Span, field, info_span, warn};
 
 use crate::answer;
-use crate::balance::Turn;
 use crate::breakers::BreakerPass;
 use crate::clock;
 use crate::crowds::{Place, Shed};
@@ -27,12 +28,11 @@ use crate::gateway::{Gateway, Handle};
 use crate::grpc;
 use crate::observe::telemetry;
 use crate::reload::Loaded;
-use crate::stale::Keeping;
+use crate::stale::{Asking, Keeping, Who};
 use crate::tunnels::Open;
+use crate::upstream_fault::UpstreamFault;
+use crate::upstreams::Turn;
 use crate::wire::head::{self, HeadFault};
-
-/// Of a fault's text.
-const LONGEST_FAULT: usize = 300;
 
 /// One request, from its header to its log line.
 pub(crate) struct Exchange {
@@ -51,6 +51,8 @@ pub(crate) struct Exchange {
     pub(crate) max_judged_body: Option<u64>,
     /// Whether the client came over TLS.
     pub(crate) encrypted: bool,
+    /// How the answer goes to the client.
+    pub(crate) channel: Channel,
     /// Whether it is the handshake of a WebSocket.
     pub(crate) handshake: bool,
     pub(crate) received: u64,
@@ -78,9 +80,15 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn begin(gateway: &Gateway, session: &Session) -> Self {
+    /// A request of `session`, whose header is read; `production` is the profile.
+    pub(crate) fn begin(gateway: &Gateway, session: &Session, production: bool) -> Self {
         let header = session.req_header();
         let peer = session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
+        let peer = peer.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_canonical();
+        let policy = gateway.policy();
+        let encrypted = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+        let told = || forward::scheme_told(header).is_some_and(|told| told.eq_ignore_ascii_case("https"));
+        let is_safe = encrypted || (policy.rules.client.trusts(peer) && told());
         let span = info_span!(
             "request",
             otel.kind = "server",
@@ -92,10 +100,10 @@ impl Exchange {
         );
         telemetry::continue_trace(&span, &header.headers);
         Self {
-            policy: gateway.policy(),
+            policy,
             started: Instant::now(),
             started_at: SystemTime::now(),
-            peer: peer.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_canonical(),
+            peer,
             request_id: answer::request_id(
                 header.headers.get("x-request-id").map(http::HeaderValue::as_bytes),
             ),
@@ -105,7 +113,8 @@ impl Exchange {
             refusal: None,
             body: None,
             max_judged_body: None,
-            encrypted: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
+            encrypted,
+            channel: Channel { encrypted: is_safe, production },
             handshake: head::is_websocket(header),
             received: 0,
             is_grpc: false,
@@ -257,6 +266,11 @@ impl Exchange {
         self.upstream_timeout().saturating_sub(gone).min(most).max(Duration::from_millis(1))
     }
 
+    /// Whether all tries together have had the upstream's time.
+    pub(crate) fn is_out_of_time(&self) -> bool {
+        self.first_try.is_some_and(|first| first.elapsed() >= self.upstream_timeout())
+    }
+
     pub(crate) fn body_too_large(&self) -> Refusal {
         let detail = format!("a body here has at most {} bytes", self.max_body());
         Refusal::new(Stage::Forward, Code::BodyTooLarge, detail)
@@ -269,27 +283,16 @@ impl Exchange {
         }
     }
 
-    /// Keeps why the upstream's part failed. Of a connection that was not made all is said; of an answer only what kind of
-    /// fault it was, for the rest may quote the answer.
-    pub(crate) fn upstream_failed(&mut self, fault: &pingora_core::Error) {
-        use pingora_core::ErrorType::{
-            BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, InvalidCert,
-            SocketError, TLSHandshakeFailure, TLSHandshakeTimedout,
-        };
-        let connecting = matches!(
-            fault.etype(),
-            BindError
-                | ConnectError
-                | ConnectNoRoute
-                | ConnectRefused
-                | ConnectTimedout
-                | InvalidCert
-                | SocketError
-                | TLSHandshakeFailure
-                | TLSHandshakeTimedout
-        );
-        let text = if connecting { fault.to_string() } else { fault.etype().as_str().to_owned() };
-        self.upstream_fault = Some(text.chars().take(LONGEST_FAULT).collect());
+    /// Keeps why the upstream's part failed, for the access log, and says so in the metric and the log.
+    pub(crate) fn upstream_failed(&mut self, gateway: &Gateway, fault: &pingora_core::Error) {
+        let rule = UpstreamFault::of(fault);
+        let text = rule.text(fault);
+        if let Some(admission) = &self.admission {
+            let upstream = &admission.route.upstream;
+            gateway.metrics.upstream_faults.with_label_values(&[upstream, rule.word()]).inc();
+            gateway.fault_log.note(upstream, rule, &text, &self.request_id);
+        }
+        self.upstream_fault = Some(text);
     }
 
     /// How a call of gRPC went, if the answer is one and `fields`, its header or its trailers, say so.
@@ -307,9 +310,21 @@ impl Exchange {
             (_, None) => true,
         };
         let Some(turn) = &mut self.turn else { return };
-        if turn.tell(failed, clock::now()) {
-            warn!(member = turn.member(), "an address failed too often and is left alone for a while");
+        if let Some(lasts) = turn.tell(failed, clock::now()) {
+            let secs = lasts.as_secs();
+            warn!(address = %turn.address(), ejected_for_secs = secs, "an address that failed too often is ejected");
         }
+    }
+
+    /// The request, as far as kept answers ask about it.
+    pub(crate) fn asking<'r>(
+        &'r self,
+        route: &'r Route,
+        subject: &'r Subject,
+        header: &'r RequestHeader,
+    ) -> Asking<'r> {
+        let (who, encrypted) = (Who::of(subject), self.channel.encrypted);
+        Asking { route, who, encrypted, target: &self.target, header }
     }
 
     /// The end of the upstream's part, if there was one.

@@ -45,6 +45,7 @@ pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outc
     };
     match connection(session).and_then(Connection::fault) {
         Some(BodyFault::LATE) => return Some((Code::BodyTimeout, Outcome::ClientLeft)),
+        Some(BodyFault::TOO_LARGE) => return Some((Code::BodyTooLarge, Outcome::ClientLeft)),
         Some(_) => return Some((Code::MalformedRequest, Outcome::ClientLeft)),
         None => {}
     }

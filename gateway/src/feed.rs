@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 use policy::time::Timestamp;
 use serde::Deserialize;
 
-/// So many changes are remembered; an answer that is older than all of them is not kept.
+/// So many changes are remembered, and so many bytes of them; an answer that is older than all of them is not kept.
 const REMEMBERED: usize = 4_096;
+const REMEMBERED_BYTES: usize = 4 * 1024 * 1024;
 
 /// What a change is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -52,6 +53,12 @@ pub struct Change {
 }
 
 impl Change {
+    /// Its bytes in memory.
+    fn bytes(&self) -> usize {
+        let heap = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
+        size_of::<Self>() + self.name.capacity() + heap(&self.permission) + heap(&self.resource)
+    }
+
     /// Whether the permission on the resource may be what changed.
     pub fn covers(&self, permission: &[u8], resource: &[u8]) -> bool {
         let same = self.permission.as_ref().is_none_or(|one| one == "*" || one.as_bytes() == permission);
@@ -99,6 +106,7 @@ pub struct Knowledge {
 #[derive(Default)]
 struct Recent {
     changes: VecDeque<Change>,
+    bytes: usize,
     /// Changes up to this one are not remembered.
     forgotten: i64,
 }
@@ -125,14 +133,16 @@ impl Knowledge {
         let mut recent = self.recent.lock();
         if news.reset {
             recent.changes.clear();
+            recent.bytes = 0;
             recent.forgotten = news.revision;
             self.resets.fetch_add(1, Ordering::AcqRel);
         } else {
+            recent.bytes += news.changes.iter().map(Change::bytes).sum::<usize>();
             recent.changes.extend(news.changes.iter().cloned());
-            while recent.changes.len() > REMEMBERED {
-                if let Some(oldest) = recent.changes.pop_front() {
-                    recent.forgotten = oldest.revision;
-                }
+            while recent.changes.len() > REMEMBERED || recent.bytes > REMEMBERED_BYTES {
+                let Some(oldest) = recent.changes.pop_front() else { break };
+                recent.bytes = recent.bytes.saturating_sub(oldest.bytes());
+                recent.forgotten = oldest.revision;
             }
         }
         self.revision.store(news.revision, Ordering::Release);
@@ -151,5 +161,32 @@ impl Knowledge {
         asked.resets != self.resets.load(Ordering::Acquire)
             || revision < recent.forgotten
             || recent.changes.iter().rev().take_while(|change| change.revision > revision).any(touches)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn news(revision: i64, name: String) -> News {
+        let change =
+            Change { revision, kind: Kind::User, name, permission: None, resource: None, until: None };
+        News { revision, run: String::new(), reset: false, changes: vec![change], more: false }
+    }
+
+    #[test]
+    fn changes_have_a_bound_in_bytes_and_what_is_forgotten_voids_whatever_is_older() {
+        let knowledge = Knowledge::default();
+        let asked = knowledge.moment();
+        for revision in 1..=20 {
+            knowledge.note(&news(revision, "n".repeat(1_000_000)));
+        }
+        let recent = knowledge.recent.lock();
+        let bytes: usize = recent.changes.iter().map(Change::bytes).sum();
+        assert!(bytes <= REMEMBERED_BYTES && bytes == recent.bytes, "{bytes}");
+        let forgotten = recent.forgotten;
+        drop(recent);
+        assert!(knowledge.voids(asked, forgotten - 1, |_| false));
+        assert!(!knowledge.voids(asked, forgotten, |_| false));
     }
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -63,6 +64,24 @@ impl fmt::Display for Address {
     }
 }
 
+/// Where connections are made to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An address over TCP.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// A client with connections to one place.
 #[derive(Clone)]
 pub struct Fetch {
@@ -75,15 +94,30 @@ pub struct Fetch {
 type Pool = (u64, Client<Dial, Full<Bytes>>);
 
 impl Fetch {
-    /// A client of the service at `address`.
+    /// A client of the service at `address`, whose name is looked up for each connection.
     pub fn of(address: &Address, transport: Arc<Transport>) -> Self {
-        let (unix, host) = match address {
-            Address::Tcp(host) => (None, host.clone()),
-            Address::Unix(path) => (Some(path.clone()), "localhost".to_owned()),
-        };
+        match address {
+            Address::Tcp(host) => Self::dialling(None, host, transport),
+            Address::Unix(path) => Self::at(Place::Unix(path.clone()), "localhost", transport),
+        }
+    }
+
+    /// A client of the service at `place`, which is called `host`.
+    pub fn at(place: Place, host: &str, transport: Arc<Transport>) -> Self {
+        Self::dialling(Some(place), host, transport)
+    }
+
+    fn dialling(place: Option<Place>, host: &str, transport: Arc<Transport>) -> Self {
         let base = format!("{}://{host}", transport.scheme());
-        let dial = Dial { unix, transport };
+        let dial = Dial { place, transport };
         Self { base, pool: Arc::new(ArcSwap::from_pointee(dial.pool())), dial }
+    }
+
+    /// Makes a connection and asks nothing.
+    pub async fn connect(&self, patience: Duration) -> anyhow::Result<()> {
+        let connect = self.dial.clone().dial(self.base.parse()?);
+        tokio::time::timeout(patience, connect).await.context("no connection in time")??;
+        Ok(())
     }
 
     /// The client, whose connections were made with the files in force.
@@ -127,10 +161,17 @@ impl Fetch {
     }
 }
 
+/// Whether `error` is that no connection could be made, so that nothing was sent.
+pub fn is_unreachable(error: &anyhow::Error) -> bool {
+    let client = error.downcast_ref::<hyper_util::client::legacy::Error>();
+    client.is_some_and(hyper_util::client::legacy::Error::is_connect)
+}
+
 /// Makes connections.
 #[derive(Clone)]
 struct Dial {
-    unix: Option<PathBuf>,
+    /// `None`: what the address of a request says.
+    place: Option<Place>,
     transport: Arc<Transport>,
 }
 
@@ -155,13 +196,15 @@ impl Dial {
             _ => return Err(io::Error::new(io::ErrorKind::Unsupported, "an http or https address")),
         };
         let host = uri.host().ok_or(io::ErrorKind::InvalidInput)?.trim_matches(['[', ']']);
-        let socket: Box<dyn Duplex> = if let Some(path) = self.unix {
-            Box::new(UnixStream::connect(path).await?)
-        } else {
-            let socket = TcpStream::connect((host, uri.port_u16().unwrap_or(if secure { 443 } else { 80 })));
-            let socket = socket.await?;
+        let over_tcp = |socket: TcpStream| {
             socket.set_nodelay(true)?;
-            Box::new(socket)
+            io::Result::Ok(Box::new(socket) as Box<dyn Duplex>)
+        };
+        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let socket: Box<dyn Duplex> = match self.place {
+            Some(Place::Unix(path)) => Box::new(UnixStream::connect(path).await?),
+            Some(Place::Tcp(address)) => over_tcp(TcpStream::connect(address).await?)?,
+            None => over_tcp(TcpStream::connect((host, port)).await?)?,
         };
         if !secure {
             return Ok(Socket { stream: TokioIo::new(socket), is_http2: false });

@@ -199,6 +199,26 @@ fn is_ours_to_write(name: &str, exchange: &Exchange) -> bool {
         || exchange.rules().is_identity_field(name)
 }
 
+/// Whether a name is of a field in which a proxy says whose request it passes on.
+fn is_hearsay(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "true-client-ip")
+}
+
+/// Takes out what a balancer says of other people when it speaks for itself.
+pub(crate) fn ignore_hearsay(request: &mut RequestHeader) {
+    let names =
+        request.headers.keys().filter(|name| is_hearsay(&name.as_str().replace(['_', '.', '~'], "-")));
+    for name in names.cloned().collect::<Vec<HeaderName>>() {
+        request.remove_header(&name);
+    }
+}
+
+/// How the client came, where a trusted proxy says so: the last one's word, and of a list its first.
+pub(crate) fn scheme_told(received: &RequestHeader) -> Option<&str> {
+    let told = received.headers.get_all("x-forwarded-proto").iter().next_back()?.to_str().ok()?;
+    told.split(',').next().map(str::trim)
+}
+
 /// `X-Forwarded-For|Proto|Host`: appended to when the peer is trusted, replaced when it is not.
 fn forwarded(
     request: &mut RequestHeader,
@@ -234,7 +254,7 @@ pub(crate) fn content_length(request: &RequestHeader) -> Option<u64> {
 }
 
 /// The host that the client asked for: `:authority` goes before `Host` (RFC 9113, 8.3.1).
-fn host(received: &RequestHeader) -> Option<String> {
+pub(crate) fn host(received: &RequestHeader) -> Option<String> {
     let field = || received.headers.get("host").and_then(|value| value.to_str().ok()).map(str::to_owned);
     received.uri.authority().map(ToString::to_string).or_else(field)
 }
@@ -248,7 +268,11 @@ pub(crate) fn clean_answer(response: &mut ResponseHeader, upgraded: bool) {
     for name in HOP_BY_HOP.into_iter().map(str::to_owned).chain(named) {
         response.remove_header(name.as_str());
     }
-    if !upgraded {
+    if upgraded {
+        // What follows is not HTTP: nothing frames it (RFC 9110, 8.6; RFC 9112, 6.1).
+        response.remove_header("content-length");
+        response.remove_header("transfer-encoding");
+    } else {
         response.remove_header("upgrade");
     }
     if response.status == http::StatusCode::NO_CONTENT {

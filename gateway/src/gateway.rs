@@ -40,6 +40,7 @@ use crate::store::redis::{News, RedisStore};
 use crate::store::{Change, Store as _, Topic};
 use crate::tokens::GoodTokens;
 use crate::tunnels::Tunnels;
+use crate::upstream_fault::FaultLog;
 use crate::usage::Usage;
 
 /// Everything that decisions need, shared by all connections.
@@ -75,6 +76,8 @@ pub struct Gateway {
     pub crowds: Crowds,
     /// What may be tried again.
     pub retry_budgets: Budgets,
+    /// What upstreams did wrong, as far as it was logged.
+    pub fault_log: FaultLog,
     /// What can be counted.
     pub metrics: Metrics,
     /// Who changed what.
@@ -116,6 +119,7 @@ impl Gateway {
             last_good: LastGood::default(),
             crowds: Crowds::default(),
             retry_budgets: Budgets::default(),
+            fault_log: FaultLog::default(),
             metrics,
             audit,
             usage: Usage::default(),

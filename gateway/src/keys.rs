@@ -58,6 +58,9 @@ pub struct Keys {
     latest: Mutex<Vec<KeySource>>,
     fetch: Fetch,
     secrets: Secrets,
+    /// Whether a policy that asks the permission service cannot be served: what it trusts us for was not there at the
+    /// start.
+    lacks_gateway_token: AtomicBool,
     /// Counts the changes of keys.
     generation: AtomicU64,
     /// Keys changed lately.
@@ -72,6 +75,7 @@ impl Keys {
             latest: Mutex::default(),
             fetch: Fetch::anywhere(),
             secrets,
+            lacks_gateway_token: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             changed: AtomicBool::new(false),
         }
@@ -91,6 +95,7 @@ impl Keys {
     /// here, so that a policy whose keys are not there is refused. Sources that only the policy before needs stay until
     /// the next: its requests in flight end under it.
     pub fn adopt(&self, policy: &Policy) -> anyhow::Result<()> {
+        self.check_gateway_token(policy)?;
         let (known, mut latest) = (self.sources.load(), self.latest.lock());
         let mut sources: HashMap<_, _> = known
             .iter()
@@ -114,8 +119,23 @@ impl Keys {
 
     /// Whether the keys of `policy` that are in files and secrets can be read.
     pub fn check(&self, policy: &Policy) -> anyhow::Result<()> {
+        self.check_gateway_token(policy)?;
         for issuer in &policy.issuers {
             self.read(&issuer.keys).with_context(|| format!("jwt.{}", issuer.name))?;
+        }
+        Ok(())
+    }
+
+    /// From now on a policy is refused that asks the permission service.
+    pub fn note_missing_gateway_token(&self) {
+        self.lacks_gateway_token.store(true, Ordering::Relaxed);
+    }
+
+    fn check_gateway_token(&self, policy: &Policy) -> anyhow::Result<()> {
+        if policy.permission_service.is_some() && self.lacks_gateway_token.load(Ordering::Relaxed) {
+            bail!(
+                "permissions: GATEWAY_TOKEN was missing when the gateway started: the service trusts it for that"
+            );
         }
         Ok(())
     }

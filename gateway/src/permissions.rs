@@ -6,7 +6,6 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use ahash::RandomState;
-use anyhow::bail;
 use bytes::Bytes;
 use http::Request;
 use policy::authorize::PermissionRule;
@@ -16,8 +15,9 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
-use tracing::{Instrument as _, info_span, warn};
+use tracing::{Instrument as _, info, info_span, warn};
 
+use crate::again::Backoff;
 use crate::answers::{Answer, Answers, Reach, parts};
 use crate::assertion::{Assertion, BodyBinding, FIELD, Signer};
 use crate::clock;
@@ -31,6 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// For one round of the change feed, whose answer waits up to a second for news.
 const FEED_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The pauses after failed rounds: they double from the first on, up to the second; a service that has no such feed at
+/// all is asked as seldom as the third says.
+const FEED_BACKOFF: Backoff = Backoff::from(Duration::from_millis(200));
+const FEED_PAUSE: Duration = Duration::from_secs(2);
+const NO_FEED_PAUSE: Duration = Duration::from_mins(1);
 
 /// The most API keys that are remembered.
 const MOST_KEYS: u32 = 10_000;
@@ -97,6 +103,10 @@ impl Answer for Decision {
         };
         concerns && change.covers(permission, resource)
     }
+
+    fn heap(&self) -> usize {
+        0
+    }
 }
 
 /// Whose an API key is; nobody's when it is no good.
@@ -120,6 +130,14 @@ impl Answer for Holder {
             (Kind::Group, _) => self.grounds.hold(change.kind, &change.name),
             (Kind::Role | Kind::Token, _) => false,
         }
+    }
+
+    fn heap(&self) -> usize {
+        let Some(holder) = &self.found else { return 0 };
+        let text = |text: &String| size_of::<String>() + text.capacity();
+        let roles: usize = holder.roles.iter().map(text).sum();
+        let scopes: usize = holder.scopes.iter().map(|(one, other)| text(one) + text(other)).sum();
+        size_of::<KeyHolder>() + holder.id.capacity() + holder.user.capacity() + roles + scopes
     }
 }
 
@@ -145,6 +163,11 @@ impl Answer for HeldRoles {
             Kind::Unknown => true,
         }
     }
+
+    fn heap(&self) -> usize {
+        let text = |text: &String| size_of::<String>() + text.capacity();
+        self.roles.iter().flat_map(|roles| roles.iter()).map(text).sum()
+    }
 }
 
 /// Says whose word the user's name is, where that is a question.
@@ -153,6 +176,11 @@ fn name_issuer(body: &mut serde_json::Value, issuer: Option<&str>) {
         body["issuer"] = issuer.into();
     }
 }
+
+/// An answer that is none.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("status {0}")]
+struct Status(u16);
 
 /// The permission service.
 struct Service {
@@ -353,7 +381,8 @@ impl Permissions {
         rule: impl Fn() -> Option<PermissionRule>,
         revoke: impl Fn(Vec<Revoked>),
     ) {
-        let (mut failing, mut run, mut asked) = (false, None, None);
+        let (mut run, mut asked) = (None, None);
+        let mut backoff = FEED_BACKOFF;
         loop {
             let Some(rule) = rule() else {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -363,13 +392,24 @@ impl Permissions {
                 run = None; // another service counts its changes by itself
             }
             match self.next_changes(&rule, run.as_deref(), &revoke).await {
-                Ok(current) => (failing, run) = (false, Some(current)),
-                Err(error) => {
-                    if !failing {
-                        warn!(error = format!("{error:#}"), "the change feed is away: trust is short");
+                Ok(current) => {
+                    run = Some(current);
+                    if backoff.succeeded() {
+                        info!(upstream = &*rule.upstream, "the change feed is there again");
                     }
-                    failing = true;
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                Err(error) => {
+                    let has_none = error.downcast_ref::<Status>().is_some_and(|status| status.0 == 404);
+                    let most = if has_none { NO_FEED_PAUSE } else { FEED_PAUSE };
+                    let error = format!("{error:#}");
+                    let (first, wait) = backoff.failed(most, rand::random());
+                    if first {
+                        warn!(
+                            upstream = &*rule.upstream,
+                            error, "the change feed is unavailable: trust is short"
+                        );
+                    }
+                    tokio::time::sleep(wait).await;
                 }
             }
             let (_, age) = self.feed();
@@ -520,9 +560,9 @@ impl Service {
         body: Vec<u8>,
         patience: Duration,
     ) -> anyhow::Result<Bytes> {
-        let answer = self.upstreams.fetch(upstream)?.send(request, target, body, patience).await?;
+        let answer = self.upstreams.ask(upstream, request, target, &body, patience).await?;
         if answer.status() != http::StatusCode::OK {
-            bail!("status {}", answer.status().as_u16());
+            return Err(Status(answer.status().as_u16()).into());
         }
         Ok(answer.into_body())
     }

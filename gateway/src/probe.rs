@@ -1,5 +1,6 @@
-//! How an address is asked whether it is well: a path that is answered with 200, or gRPC's own health service
-//! (grpc/doc/health-checking.md, `grpc.health.v1`).
+//! How an address is asked whether it is well: a path that is answered with a 2xx, or gRPC's own health service
+//! (grpc/doc/health-checking.md, `grpc.health.v1`). A service that is not ours is asked nothing unless the settings say
+//! so.
 
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use crate::fetch::Fetch;
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
+    /// Nothing: a connection is proof enough, and none is made only for that.
+    Nothing,
     /// A path.
     Path(String),
     /// A service by its gRPC name; empty: the server as a whole.
@@ -18,20 +21,34 @@ pub enum Health {
 }
 
 impl Health {
-    /// Reads `/PATH`, `grpc` or `grpc:SERVICE`.
+    /// Reads the empty text, `/PATH`, `grpc` or `grpc:SERVICE`.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         match text.split_once(':') {
+            None if text.is_empty() => Ok(Self::Nothing),
             _ if text.starts_with('/') => Ok(Self::Path(text.to_owned())),
             Some(("grpc", service)) if service.len() <= LONGEST_NAME => Ok(Self::Grpc(service.to_owned())),
             None if text == "grpc" => Ok(Self::Grpc(String::new())),
-            _ => bail!("a path, `grpc` or `grpc:SERVICE` (got {text:?})"),
+            _ => bail!("a path, `grpc`, `grpc:SERVICE` or nothing (got {text:?})"),
         }
+    }
+
+    /// Whether addresses are asked now and then.
+    pub fn asks(&self) -> bool {
+        *self != Self::Nothing
     }
 
     /// Asks; an error says what is wrong.
     pub async fn ask(&self, fetch: &Fetch, patience: Duration) -> anyhow::Result<()> {
         match self {
-            Self::Path(path) => fetch.get(path, patience).await.map(drop),
+            Self::Nothing => fetch.connect(patience).await,
+            Self::Path(path) => {
+                let request = Request::builder().method("GET");
+                let answer = fetch.send(request, path, Vec::new(), patience).await?;
+                if !answer.status().is_success() {
+                    bail!("status {}", answer.status().as_u16());
+                }
+                Ok(())
+            }
             Self::Grpc(service) => {
                 let request = Request::builder()
                     .method("POST")
@@ -75,12 +92,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_health_check_is_a_path_or_grpc() {
+    fn a_health_check_is_a_path_or_grpc_or_nothing() {
+        assert_eq!(Health::parse("").unwrap(), Health::Nothing);
         assert_eq!(Health::parse("/ready").unwrap(), Health::Path("/ready".to_owned()));
         assert_eq!(Health::parse("grpc").unwrap(), Health::Grpc(String::new()));
         assert_eq!(Health::parse("grpc:a.B").unwrap(), Health::Grpc("a.B".to_owned()));
         let error = Health::parse("ready").unwrap_err().to_string();
-        assert_eq!(error, "a path, `grpc` or `grpc:SERVICE` (got \"ready\")");
+        assert_eq!(error, "a path, `grpc`, `grpc:SERVICE` or nothing (got \"ready\")");
         assert!(Health::parse(&format!("grpc:{}", "a".repeat(121))).is_err());
     }
 

@@ -11,6 +11,7 @@ use pingora_core::server::ShutdownWatch;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use policy::breaker::Outcome;
+use policy::headers::Channel;
 use policy::pipeline::settle;
 use policy::refusal::{Code, Refusal};
 use policy::request::JsonBody;
@@ -43,6 +44,8 @@ pub struct Proxy {
     pub access: AccessLog,
     /// True from SIGTERM on: an answered client should come back on another connection, to another replica.
     pub leaving: Arc<AtomicBool>,
+    /// Whether the profile is production.
+    pub production: bool,
 }
 
 #[async_trait]
@@ -55,7 +58,10 @@ impl HttpServerApp for Proxy {
         if !self.read_header(&mut session).await {
             return None;
         }
-        let mut exchange = Box::new(Exchange::begin(&self.gateway, &session));
+        if session.digest().is_some_and(|digest| digest.proxy_digest.is_some()) {
+            forward::ignore_hearsay(session.req_header_mut());
+        }
+        let mut exchange = Box::new(Exchange::begin(&self.gateway, &session, self.production));
         let served = self.serve(&mut session, &mut exchange).await;
         exchange.upstream_is_done();
         if let Err(fault) = &served {
@@ -92,7 +98,10 @@ impl Proxy {
         let refusal = Refusal::new(Stage::Accept, Code::MalformedRequest, "the header is malformed");
         let request_id = answer::new_request_id();
         let mut header = ResponseHeader::build(refusal.status(), Some(8))?;
-        for (name, value) in answer::fields(&refusal, &request_id, &self.gateway.policy().rules.headers) {
+        let encrypted = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+        let channel = Channel { encrypted, production: self.production };
+        let headers = &self.gateway.policy().rules.headers;
+        for (name, value) in answer::fields(&refusal, &request_id, headers, channel) {
             header.insert_header(name, value)?;
         }
         let body = answer::body(&refusal, &request_id);
@@ -103,7 +112,8 @@ impl Proxy {
     async fn serve(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
         session.set_write_timeout(Some(exchange.rules().requests.write_timeout));
         let http_10 = session.req_header().version == Version::HTTP_10;
-        if http_10 || self.is_leaving() {
+        // The connection of a handshake is open for whatever follows; where that is refused, it ends.
+        if http_10 || exchange.handshake || self.is_leaving() {
             session.set_keepalive(None);
         }
         session.set_ignore_info_resp(http_10);
@@ -126,6 +136,9 @@ impl Proxy {
             if let Some(most) = exchange.max_judged_body {
                 judged = exchange.check_announced_length(session.req_header());
                 if judged.is_ok() {
+                    if let Some(connection) = connection(session) {
+                        connection.set_body_limit(most);
+                    }
                     let body = request_body::read(session, most, exchange.request_timeout()).await?;
                     // What is no JSON object is the upstream's business.
                     exchange.body = JsonBody::parse(&body);
@@ -139,6 +152,7 @@ impl Proxy {
             if let Some(connection) = connection(session) {
                 let deadline = exchange.started + exchange.request_timeout();
                 connection.set_body_deadline(tokio::time::Instant::from_std(deadline));
+                connection.set_body_limit(exchange.max_body());
             }
             if exchange.max_judged_body.is_none() {
                 let bound = self.signer.is_some() && exchange.asks_permission_service();
@@ -161,7 +175,7 @@ impl Proxy {
         // An upstream that breaks off in the middle of its answer has failed, whatever its status said.
         exchange.outcome = Some(outcome);
         if outcome != Outcome::ClientLeft {
-            exchange.upstream_failed(fault);
+            exchange.upstream_failed(&self.gateway, fault);
             exchange.settle_early(outcome);
         }
         let refusal = describe(code, session, exchange, fault);

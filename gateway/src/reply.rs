@@ -14,7 +14,6 @@ use crate::exchange::Exchange;
 use crate::failure::is_http2;
 use crate::grpc;
 use crate::proxy::Proxy;
-use crate::stale;
 
 /// For reading on after an early answer over HTTP/2, where a reset stream loses the answer.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -30,15 +29,13 @@ impl Proxy {
         let request = session.req_header();
         let reads = request.method == http::Method::GET || request.method == http::Method::HEAD;
         let Some((route, subject)) = refusal.stale.as_deref().filter(|_| reads) else { return Ok(false) };
-        let (key, now) = (stale::key(route, subject, &exchange.target, request), clock::now());
-        let Some(kept) = self.gateway.last_good.find(&key, now) else { return Ok(false) };
+        let (asking, now) = (exchange.asking(route, subject, request), clock::now());
+        let Some(kept) = self.gateway.last_good.find(&asking, now) else { return Ok(false) };
         let mut header = (*kept.header).clone();
-        header.insert_header("age", now.since(kept.at).as_secs().to_string())?;
+        answer::complete(&mut header, &exchange.request_id, &exchange.rules().headers, exchange.channel)?;
+        header.insert_header("age", kept.age(now).as_secs().to_string())?;
         header.insert_header("warning", answer::STALE)?;
-        header.insert_header("x-request-id", &exchange.request_id)?;
-        for name in ["ratelimit", "ratelimit-policy", "transfer-encoding", "connection"] {
-            header.remove_header(name);
-        }
+        header.remove_header("transfer-encoding");
         header.insert_header("content-length", kept.body.len().to_string())?;
         self.gateway.metrics.stale_answers.with_label_values(&[&*route.name]).inc();
         let body = (request.method == http::Method::GET).then_some(kept.body);
@@ -67,7 +64,8 @@ pub(crate) async fn refuse(session: &mut Session, exchange: &mut Exchange, refus
     if close {
         session.set_keepalive(None);
     }
-    let fields = answer::fields(&refusal, &exchange.request_id, &exchange.rules().headers);
+    let (headers, channel) = (&exchange.rules().headers, exchange.channel);
+    let fields = answer::fields(&refusal, &exchange.request_id, headers, channel);
     let status = if is_call { 200 } else { refusal.status() };
     let mut header = ResponseHeader::build(status, Some(16))?;
     for (name, value) in fields {

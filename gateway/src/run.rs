@@ -52,13 +52,6 @@ pub async fn run(
         rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files cannot be read")?;
     let metrics = Metrics::new()?;
     let secrets = Secrets::new(&settings.secrets.dir, environment)?;
-    let gateway_token = match profile {
-        Profile::Production => {
-            Some(secrets.require("GATEWAY_TOKEN", "the backend believes the gateway for it")?)
-        }
-        Profile::Development | Profile::Testing => secrets.get("GATEWAY_TOKEN")?,
-    };
-    let signer = || gateway_token.as_ref().map(Signer::new);
     let upstreams = Upstreams::new(&settings.upstreams, &metrics)?;
     let keys = Arc::new(Keys::new(secrets.clone()));
     let ledger = Arc::new(Ledger::open(&settings.state.dir, clock::now()).context("state.dir")?);
@@ -71,6 +64,14 @@ pub async fn run(
         metrics.clone(),
     );
     let first = reloader.first()?;
+    let gateway_token = secrets.get("GATEWAY_TOKEN")?;
+    if gateway_token.is_none() && profile == Profile::Production {
+        if first.rules.permission_service.is_some() {
+            secrets.require("GATEWAY_TOKEN", "the service of `[permissions]` trusts the gateway for it")?;
+        }
+        keys.note_missing_gateway_token();
+    }
+    let signer = || gateway_token.as_ref().map(Signer::new);
     let shared = match settings.redis.url.as_str() {
         "" => None,
         _ => Some(RedisStore::new(redis_places(&settings.redis, &secrets)?, metrics.clone())),
@@ -122,6 +123,7 @@ pub async fn run(
         signer: signer(),
         access: access.clone(),
         leaving: Arc::clone(&leaving),
+        production: profile == Profile::Production,
     });
     let opening = Opening {
         proxy_protocol: settings.server.proxy_protocol,
@@ -219,6 +221,7 @@ fn start_background(
 /// to know of a token that it revoked.
 fn asks_permissions(gateway: &Gateway) -> Option<PermissionRule> {
     let policy = gateway.policy();
+    policy.rules.permission_service.as_ref()?;
     let asks = policy.rules.routes.iter().any(|route| route.permission.is_some() || route.wants_proof());
     asks.then(|| policy.rules.permissions.clone())
 }

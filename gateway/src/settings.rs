@@ -105,9 +105,9 @@ pub struct UpstreamSettings {
     /// `HOST:PORT` or `unix:PATH`; several are taken in turn.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// What `/health/ready` asks of it: a path that is answered with 200, or `grpc` or `grpc:SERVICE`
-    /// (grpc.health.v1).
-    #[serde(default = "health_path")]
+    /// What is asked of it now and then: a path that is answered with a 2xx, or `grpc` or `grpc:SERVICE`
+    /// (grpc.health.v1); empty: nothing.
+    #[serde(default)]
     pub health: String,
     /// Which HTTP it speaks.
     #[serde(default)]
@@ -142,10 +142,6 @@ pub struct UpstreamTlsSettings {
     pub certificate: String,
     /// Its private key in PEM.
     pub key: String,
-}
-
-fn health_path() -> String {
-    "/health/ready".to_owned()
 }
 
 /// `[redis]`
@@ -309,7 +305,7 @@ impl Settings {
         if self.upstreams.is_empty() {
             let backend = UpstreamSettings {
                 addresses: vec!["127.0.0.1:8090".to_owned()],
-                health: health_path(),
+                health: String::new(),
                 protocol: UpstreamProtocol::default(),
                 tls: None,
             };

@@ -12,8 +12,12 @@ use crate::cache::Cache;
 /// So many locks share the tokens.
 const SHARDS: usize = 16;
 
-/// The most tokens that are remembered, some 1 KiB each.
+/// The most tokens that are remembered, and their bytes with what they say.
 const MOST: usize = 16_384;
+const MOST_BYTES: usize = 32 * 1024 * 1024;
+
+/// What a subject holds for each byte of its token, at most: its id, its roles and its fields are claims of the token.
+const CLAIMS: usize = 3;
 
 /// Tokens that were found good.
 pub struct GoodTokens {
@@ -28,7 +32,7 @@ struct Remembered {
 
 impl Default for GoodTokens {
     fn default() -> Self {
-        let shard = || Mutex::new(Cache::new(MOST / SHARDS));
+        let shard = || Mutex::new(Cache::new(MOST / SHARDS, MOST_BYTES / SHARDS));
         Self { shards: std::iter::repeat_with(shard).take(SHARDS).collect(), hasher: RandomState::new() }
     }
 }
@@ -51,6 +55,7 @@ impl GoodTokens {
     pub fn keep(&self, token: &str, subject: &Subject, generation: u64) {
         let hash = self.hasher.hash_one(token);
         let remembered = Remembered { subject: subject.clone(), generation };
-        self.shard(hash).lock().insert(hash, token.as_bytes(), remembered);
+        let heap = token.len() * CLAIMS;
+        self.shard(hash).lock().insert(hash, token.as_bytes(), remembered, heap);
     }
 }

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
+use pingora_core::Result;
 use pingora_core::protocols::http::ServerSession as Session;
-use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use policy::authorize::Permission;
 use policy::breaker::Outcome;
@@ -16,8 +16,9 @@ use crate::exchange::Exchange;
 use crate::forward;
 use crate::grpc;
 use crate::proxy::Proxy;
-use crate::stale::{self, Keeping};
+use crate::stale::Keeping;
 use crate::tunnels::{Handshake, Open};
+use crate::upstream_fault::UpstreamFault;
 
 impl Proxy {
     /// Takes the header of an answer and makes it the client's; `false` when the request is sent again in its place.
@@ -29,7 +30,7 @@ impl Proxy {
         is_empty: bool,
     ) -> Result<bool> {
         if !forward::is_sound(header, exchange.handshake) {
-            return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
+            return Err(UpstreamFault::Upgrade.error());
         }
         let mut outcome = Outcome::Answered(header.status.as_u16());
         exchange.is_grpc = grpc::is_grpc(&header.headers);
@@ -58,8 +59,8 @@ impl Proxy {
         }
         forward::clean_answer(header, upgraded);
         forward::frame(header, session.req_header(), is_empty)?;
-        add_fields(exchange, header)?;
         exchange.keeping = keep(session.req_header(), header, exchange);
+        add_fields(exchange, header)?;
         Ok(true)
     }
 
@@ -103,9 +104,7 @@ impl Proxy {
 
 /// What every answer says, whoever made it.
 fn add_fields(exchange: &Exchange, header: &mut ResponseHeader) -> Result<()> {
-    for (name, value) in answer::common(&exchange.request_id, &exchange.rules().headers) {
-        header.insert_header(name, value)?;
-    }
+    answer::complete(header, &exchange.request_id, &exchange.rules().headers, exchange.channel)?;
     let admission = exchange.admission.as_ref();
     let quotas = admission.map(|admission| admission.quotas.as_slice()).unwrap_or_default();
     for (name, value) in answer::rate_limit(quotas) {
@@ -124,6 +123,5 @@ fn keep(request: &RequestHeader, response: &ResponseHeader, exchange: &Exchange)
     if !wanted || admission.permission == Permission::LastKnown {
         return None;
     }
-    let key = stale::key(&admission.route, &admission.subject, &exchange.target, request);
-    Keeping::begin(key, response, clock::now())
+    Keeping::begin(&exchange.asking(&admission.route, &admission.subject, request), response, clock::now())
 }

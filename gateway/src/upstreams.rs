@@ -1,20 +1,25 @@
 //! Where requests go: each upstream's addresses, balanced and checked.
+//!
+//! A name may mean several addresses, each of which is one of its own here: balanced, checked and ejected like those
+//! that stand in the settings one by one.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
-use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Request, Response};
 use parking_lot::Mutex;
 use pingora_core::upstreams::peer::HttpPeer;
-use tracing::warn;
+use smallvec::SmallVec;
+use tracing::{debug, warn};
 
-use crate::balance::{Fleet, Turn};
+use crate::balance::{self, Fleet, Member};
 use crate::clock;
-use crate::fetch::{Address, Fetch};
+use crate::fetch::{Address, Fetch, Place, is_unreachable};
+use crate::names::{self, LookUp, Name};
 use crate::observe::metrics::Metrics;
 use crate::probe::Health;
 use crate::settings::UpstreamSettings;
@@ -26,72 +31,130 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// An unused connection to an upstream is kept for so long.
 const KEEP: Duration = Duration::from_mins(1);
 
-/// A name is looked up anew after this time, in the background: its addresses may change.
-const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
-
-/// For looking up a name that has no known address yet.
-const LOOK_UP: Duration = Duration::from_secs(2);
-
 /// How often addresses are asked how they are, and for how long each may think about it.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 const CHECK: Duration = Duration::from_secs(1);
 
+/// Addresses that one request has tried; few upstreams have more.
+pub type Tried = SmallVec<[Member; 4]>;
+
+/// A request's turn at an address of an upstream.
+pub type Turn = balance::Turn<Arc<Endpoint>>;
+
 /// Every upstream by name; cheap to clone.
 #[derive(Clone)]
-pub struct Upstreams(Arc<BTreeMap<String, Upstream>>);
+pub struct Upstreams {
+    all: Arc<BTreeMap<String, Upstream>>,
+    metrics: Metrics,
+}
+
+/// One address: a place, and what the settings call it.
+pub struct Endpoint {
+    place: Place,
+    named: Arc<str>,
+    fetch: Fetch,
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.place.fmt(f)
+    }
+}
+
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Self) -> bool {
+        self.place == other.place && self.named == other.named
+    }
+}
 
 struct Upstream {
-    addresses: Vec<(Address, Fetch, Arc<Found>)>,
-    fleet: Arc<Fleet>,
+    /// Addresses that are as they stand in the settings.
+    fixed: Vec<Arc<Endpoint>>,
+    names: Vec<Arc<Name>>,
+    /// What the names meant when the fleet was last made.
+    meant: Mutex<Vec<Arc<[std::net::SocketAddr]>>>,
+    fleet: Arc<Fleet<Arc<Endpoint>>>,
     health: Health,
     transport: Arc<Transport>,
 }
 
-/// What a name was found to mean, and when it was looked up.
-#[derive(Default)]
-struct Found {
-    addresses: ArcSwap<Vec<SocketAddr>>,
-    looked_up: Mutex<Option<Instant>>,
-    next: AtomicUsize,
-}
-
-impl Found {
-    /// The next address of `name`. Only the first request waits for a look-up.
-    async fn next(self: &Arc<Self>, name: &str) -> anyhow::Result<SocketAddr> {
-        let known = self.addresses.load_full();
-        let stale = || self.looked_up.lock().is_none_or(|at| at.elapsed() > LOOK_UP_EVERY);
-        let known = if known.is_empty() {
-            tokio::time::timeout(LOOK_UP, self.look_up(name.to_owned()))
-                .await
-                .context("no answer in time")??;
-            self.addresses.load_full()
-        } else {
-            if stale() {
-                *self.looked_up.lock() = Some(Instant::now()); // one look-up at a time
-                let (found, name) = (Arc::clone(self), name.to_owned());
-                tokio::spawn(async move {
-                    if let Err(error) = found.look_up(name.clone()).await {
-                        warn!(
-                            name,
-                            error = format!("{error:#}"),
-                            "cannot be looked up: its last addresses serve"
-                        );
+impl Upstream {
+    fn new(
+        name: &str,
+        settings: &UpstreamSettings,
+        metrics: &Metrics,
+        look_up: &LookUp,
+    ) -> anyhow::Result<Self> {
+        let transport = Transport::load(name, settings, metrics)?;
+        let setting = || format!("upstreams.{name}.addresses");
+        let (mut fixed, mut names) = (Vec::new(), Vec::new());
+        for text in &settings.addresses {
+            let endpoint = |place: Place, host: &str| {
+                let fetch = Fetch::at(place.clone(), host, Arc::clone(&transport));
+                Arc::new(Endpoint { place, named: text.as_str().into(), fetch })
+            };
+            match Address::parse(text).with_context(setting)? {
+                Address::Unix(path) => fixed.push(endpoint(Place::Unix(path), "localhost")),
+                Address::Tcp(host) => {
+                    transport.check_name(&host).with_context(setting)?;
+                    match host.parse() {
+                        Ok(address) => fixed.push(endpoint(Place::Tcp(address), &host)),
+                        Err(_) => names.push(Name::new(host, Arc::clone(look_up))),
                     }
-                });
+                }
             }
-            known
-        };
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        known.get(turn % known.len().max(1)).copied().context("the upstream's name has no address")
+        }
+        let health = Health::parse(&settings.health).with_context(|| format!("upstreams.{name}.health"))?;
+        let fleet = Fleet::new();
+        fleet.set(&fixed);
+        Ok(Self { fixed, names, meant: Mutex::default(), fleet, health, transport })
     }
 
-    async fn look_up(&self, name: String) -> anyhow::Result<()> {
-        let found: Vec<_> = tokio::net::lookup_host(name).await?.collect();
-        *self.looked_up.lock() = Some(Instant::now());
-        if !found.is_empty() {
-            self.addresses.store(Arc::new(found));
+    /// Looks names up whose addresses are too old to be used. An error when nothing is left to be used.
+    async fn refresh(&self) -> anyhow::Result<()> {
+        if self.names.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let mut fault = None;
+        let mut meant = Vec::with_capacity(self.names.len());
+        for addresses in join_all(self.names.iter().map(Name::addresses)).await {
+            meant.push(addresses.unwrap_or_else(|error| {
+                fault = Some(error);
+                Arc::default()
+            }));
+        }
+        let mut before = self.meant.lock();
+        if *before != meant {
+            let named = self.names.iter().zip(&meant).flat_map(|(name, addresses)| {
+                addresses.iter().map(|address| {
+                    let (place, named) = (Place::Tcp(*address), Arc::<str>::from(name.as_str()));
+                    let fetch = Fetch::at(place.clone(), &named, Arc::clone(&self.transport));
+                    Arc::new(Endpoint { place, named, fetch })
+                })
+            });
+            self.fleet.set(&self.fixed.iter().cloned().chain(named).collect::<Vec<_>>());
+            *before = meant;
+        }
+        let nothing_is_left = self.fixed.is_empty() && before.iter().all(|addresses| addresses.is_empty());
+        drop(before);
+        fault.filter(|_| nothing_is_left).map_or(Ok(()), Err)
+    }
+
+    fn peer(&self, endpoint: &Endpoint, patience: Duration) -> anyhow::Result<HttpPeer> {
+        let mut peer = match &endpoint.place {
+            Place::Unix(path) => self.transport.unix_peer(path)?,
+            Place::Tcp(address) => self.transport.peer(*address, &endpoint.named),
+        };
+        peer.options.connection_timeout = Some(CONNECT.min(patience));
+        peer.options.total_connection_timeout = Some(CONNECT.min(patience));
+        peer.options.idle_timeout = Some(KEEP);
+        Ok(peer)
     }
 }
 
@@ -99,10 +162,13 @@ impl Found {
 #[derive(Debug, serde::Serialize)]
 pub struct AddressState {
     upstream: String,
+    /// As the settings name it.
     address: String,
+    /// What that means now.
+    resolved: String,
     /// Requests to it that are not answered yet.
     in_flight: u32,
-    /// Whether it has failed too often, or is not well.
+    /// Whether it is ejected: it has failed too often, cannot be reached, or is not well.
     left_alone: bool,
 }
 
@@ -113,80 +179,88 @@ fn chance() -> [usize; 2] {
 impl Upstreams {
     /// The upstreams of the settings.
     pub fn new(settings: &BTreeMap<String, UpstreamSettings>, metrics: &Metrics) -> anyhow::Result<Self> {
+        Self::looking_up(settings, metrics, &names::system())
+    }
+
+    fn looking_up(
+        settings: &BTreeMap<String, UpstreamSettings>,
+        metrics: &Metrics,
+        look_up: &LookUp,
+    ) -> anyhow::Result<Self> {
         let mut upstreams = BTreeMap::new();
         for (name, upstream) in settings {
-            let transport = Transport::load(name, upstream, metrics)?;
-            let parse = |text: &String| {
-                let address = Address::parse(text)?;
-                if let Address::Tcp(address) = &address {
-                    transport.check_name(address)?;
-                }
-                Ok((address.clone(), Fetch::of(&address, Arc::clone(&transport)), Arc::default()))
-            };
-            let addresses = upstream.addresses.iter().map(parse).collect::<anyhow::Result<Vec<_>>>();
-            let addresses = addresses.with_context(|| format!("upstreams.{name}.addresses"))?;
-            let fleet = Fleet::new(addresses.len());
-            let health =
-                Health::parse(&upstream.health).with_context(|| format!("upstreams.{name}.health"))?;
-            let upstream = Upstream { addresses, fleet, health, transport };
-            upstreams.insert(name.clone(), upstream);
+            upstreams.insert(name.clone(), Upstream::new(name, upstream, metrics, look_up)?);
         }
-        Ok(Self(Arc::new(upstreams)))
+        Ok(Self { all: Arc::new(upstreams), metrics: metrics.clone() })
     }
 
     /// The names, for the policy to refer to.
     pub fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
+        self.all.keys().cloned().collect()
     }
 
     fn find(&self, name: &str) -> anyhow::Result<&Upstream> {
-        self.0.get(name).ok_or_else(|| anyhow!("no upstream is called `{name}`"))
+        self.all.get(name).ok_or_else(|| anyhow!("no upstream is called `{name}`"))
     }
 
-    /// A client of one of the addresses.
-    pub fn fetch(&self, name: &str) -> anyhow::Result<&Fetch> {
+    /// Asks an upstream a question of our own; where an address cannot be reached, the next one.
+    pub async fn ask(
+        &self,
+        name: &str,
+        request: http::request::Builder,
+        target: &str,
+        body: &[u8],
+        patience: Duration,
+    ) -> anyhow::Result<Response<Bytes>> {
         let upstream = self.find(name)?;
-        let turn = upstream.fleet.take(None, clock::now(), chance());
-        Ok(&upstream.addresses[turn.member()].1)
+        upstream.refresh().await?;
+        let (head, ()) = request.body(())?.into_parts();
+        let mut tried = Tried::new();
+        let mut fault = anyhow!("it has no address");
+        while let Some(mut turn) = upstream.fleet.take(&tried, None, clock::now(), chance()) {
+            let mut request = Request::builder().method(head.method.clone());
+            for (name, value) in &head.headers {
+                request = request.header(name, value);
+            }
+            match turn.address().fetch.send(request, target, body.to_vec(), patience).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if is_unreachable(&error) => {
+                    self.note_unreachable(name, &mut turn, &error);
+                    tried.push(turn.member());
+                    fault = error;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(fault)
     }
 
-    /// An address for a request and the request's turn at it; it must be reached within `patience`. Not `last`, if there
-    /// is another.
+    /// An address for a request and the request's turn at it; it must be reached within `patience`. None of those that
+    /// were `tried`, and not `last`, if there is another; `None` when there is none left.
     pub async fn peer(
         &self,
         name: &str,
         patience: Duration,
-        last: Option<usize>,
-    ) -> anyhow::Result<(HttpPeer, Turn)> {
+        tried: &[Member],
+        last: Option<Member>,
+    ) -> anyhow::Result<Option<(HttpPeer, Turn)>> {
         let upstream = self.find(name)?;
-        let turn = upstream.fleet.take(last, clock::now(), chance());
-        let (address, _, found) = &upstream.addresses[turn.member()];
-        let mut peer = match address {
-            Address::Unix(path) => upstream.transport.unix_peer(path)?,
-            Address::Tcp(host) => {
-                // Numbers need no look-up.
-                let address = match host.parse() {
-                    Ok(address) => address,
-                    Err(_) => found.next(host).await?,
-                };
-                upstream.transport.peer(address, host)
-            }
-        };
-        peer.options.connection_timeout = Some(CONNECT.min(patience));
-        peer.options.total_connection_timeout = Some(CONNECT.min(patience));
-        peer.options.idle_timeout = Some(KEEP);
-        Ok((peer, turn))
+        upstream.refresh().await?;
+        let Some(turn) = upstream.fleet.take(tried, last, clock::now(), chance()) else { return Ok(None) };
+        Ok(Some((upstream.peer(turn.address(), patience)?, turn)))
     }
 
-    /// Asks the addresses of upstreams that have several how they are, forever.
+    /// Asks the addresses of upstreams that have several how they are, forever, where the settings say how.
     pub async fn keep_checking(self) {
         loop {
             tokio::time::sleep(CHECK_EVERY).await;
-            for (name, upstream) in self.0.iter().filter(|(_, upstream)| upstream.addresses.len() > 1) {
-                for (member, (address, fetch, _)) in upstream.addresses.iter().enumerate() {
-                    let well = upstream.health.ask(fetch, CHECK).await.is_ok();
-                    if upstream.fleet.checked(member, well, clock::now()) {
-                        warn!(upstream = name, %address, well, "an address changed its health");
+            for (name, upstream) in self.all.iter().filter(|(_, upstream)| upstream.health.asks()) {
+                let _ = upstream.refresh().await; // which says itself what is wrong
+                let members = upstream.fleet.members();
+                for (member, endpoint) in members.iter().filter(|_| members.len() > 1) {
+                    let well = upstream.health.ask(&endpoint.fetch, CHECK).await.is_ok();
+                    if upstream.fleet.checked(*member, well, clock::now()) {
+                        warn!(upstream = name, address = %endpoint, well, "an address changed its health");
                     }
                 }
             }
@@ -197,11 +271,10 @@ impl Upstreams {
     pub fn describe(&self) -> Vec<AddressState> {
         let now = clock::now();
         let mut all = Vec::new();
-        for (name, upstream) in self.0.iter() {
-            let states = upstream.fleet.describe(now);
-            for ((address, ..), (in_flight, left_alone)) in upstream.addresses.iter().zip(states) {
-                let (upstream, address) = (name.clone(), address.to_string());
-                all.push(AddressState { upstream, address, in_flight, left_alone });
+        for (name, upstream) in self.all.iter() {
+            for (endpoint, in_flight, left_alone) in upstream.fleet.describe(now) {
+                let (address, resolved) = (endpoint.named.to_string(), endpoint.to_string());
+                all.push(AddressState { upstream: name.clone(), address, resolved, in_flight, left_alone });
             }
         }
         all
@@ -210,11 +283,12 @@ impl Upstreams {
     /// What each upstream says of its health, the first of its addresses that is well, and how long that took.
     pub async fn health(&self) -> Vec<(&str, Result<(), String>, Duration)> {
         let mut checks = Vec::new();
-        for (name, upstream) in self.0.iter() {
+        for (name, upstream) in self.all.iter() {
             let started = Instant::now();
-            let mut health = Err("no address".to_owned());
-            for (_, fetch, _) in &upstream.addresses {
-                let asked = upstream.health.ask(fetch, CHECK).await;
+            let refreshed = upstream.refresh().await;
+            let mut health = refreshed.map_err(|error| format!("{error:#}"));
+            for (_, endpoint) in upstream.fleet.members() {
+                let asked = upstream.health.ask(&endpoint.fetch, CHECK).await;
                 health = asked.map_err(|error| format!("{error:#}"));
                 if health.is_ok() {
                     break;
@@ -223,5 +297,18 @@ impl Upstreams {
             checks.push((name.as_str(), health, started.elapsed()));
         }
         checks
+    }
+
+    /// Notes that no connection can be made to the address of `turn`; the log says when it is ejected for that.
+    pub fn note_unreachable(&self, name: &str, turn: &mut Turn, fault: &dyn std::fmt::Display) {
+        self.metrics.connect_failures.with_label_values(&[name]).inc();
+        let ejected = turn.unreachable(clock::now());
+        let address = Arc::clone(turn.address());
+        if let Some(lasts) = ejected {
+            let secs = lasts.as_secs();
+            warn!(upstream = name, %address, %fault, ejected_for_secs = secs, "an address that cannot be reached is ejected");
+        } else {
+            debug!(upstream = name, %address, %fault, "an address cannot be reached");
+        }
     }
 }

@@ -4,6 +4,14 @@ use policy::bucket::Bucket;
 
 use crate::sketch::Sketch;
 
+/// The longest name that is counted, in bytes: subjects are as long as their issuers make them.
+const LONGEST_NAME: usize = 128;
+
+/// A name as it is counted: those that begin alike for so long are one.
+pub fn counted(name: &str) -> &str {
+    &name[..name.floor_char_boundary(LONGEST_NAME)]
+}
+
 /// The busiest of each kind.
 #[derive(Default)]
 pub struct Usage {
@@ -29,5 +37,17 @@ impl Usage {
             "route" => Some(&self.routes),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counted_name_has_a_bound_and_is_not_cut_within_a_letter() {
+        assert_eq!(counted("ann"), "ann");
+        let long = format!("{}ä", "a".repeat(LONGEST_NAME - 1));
+        assert_eq!(counted(&long).len(), LONGEST_NAME - 1);
     }
 }

@@ -191,6 +191,15 @@ impl Breaker {
         }
     }
 
+    /// The state that it last moved to: an open breaker stays open until a trial is let through, however late.
+    pub fn moved_to(&self) -> State {
+        match self.phase {
+            Phase::Closed { .. } => State::Closed,
+            Phase::Open { .. } => State::Open,
+            Phase::HalfOpen { .. } => State::HalfOpen,
+        }
+    }
+
     /// Asks to send a request; refused with the time after which it is worth asking again.
     pub fn enter(&mut self, rule: &BreakerRule, now: Timestamp) -> Result<Pass, Duration> {
         match &mut self.phase {
@@ -360,7 +369,9 @@ mod tests {
     fn half_open_sends_one_trial_at_a_time_and_closes_after_enough_successes() {
         let mut breaker = open_breaker();
         let later = START + Duration::from_secs(31);
+        assert_eq!((breaker.state(later), breaker.moved_to()), (State::HalfOpen, State::Open));
         let first = breaker.enter(&rule(), later).unwrap();
+        assert_eq!(breaker.moved_to(), State::HalfOpen);
         assert!(breaker.enter(&rule(), later).is_err(), "one trial at a time");
         breaker.settle(&rule(), first, FINE, later);
         assert_eq!(breaker.state(later), State::HalfOpen);

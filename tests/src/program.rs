@@ -36,13 +36,18 @@ pub fn command(name: &str) -> Command {
 impl Program {
     /// Starts `command`.
     pub fn start(name: &str, mut command: Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        Self::spawn(name, command)
+    }
+
+    /// Starts `command`, whose standard input ends with the test: so it can end what it has started itself.
+    pub fn start_with_input(name: &str, mut command: Command) -> Self {
+        command.stdin(Stdio::piped());
+        Self::spawn(name, command)
+    }
+
+    fn spawn(name: &str, mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         follow(child.stdout.take().unwrap(), Arc::clone(&log));
         follow(child.stderr.take().unwrap(), Arc::clone(&log));

@@ -111,7 +111,8 @@ impl Gateway {
 
     async fn start_in(dir: TempDir, upstream: SocketAddr, environment: &[(&str, &str)]) -> Self {
         let mut run = command("gateway");
-        run.args(["run", "--profile", "testing", "--policy"]).arg(dir.path().join("policy.toml"));
+        run.args(["run", "--policy"]).arg(dir.path().join("policy.toml"));
+        run.env("PALISADE_PROFILE", "testing");
         run.env("PALISADE_GATEWAY__SERVER__LISTEN", "127.0.0.1:0");
         run.env("PALISADE_GATEWAY__ADMIN__LISTEN", "127.0.0.1:0");
         run.env("PALISADE_GATEWAY__UPSTREAMS__BACKEND__ADDRESSES", upstream.to_string());

@@ -57,6 +57,9 @@ env:
   - { name: PALISADE_PROFILE, value: production }
   - { name: PALISADE_GATEWAY__ADMIN__LISTEN, value: "0.0.0.0:8081" }
   - { name: PALISADE_GATEWAY__UPSTREAMS__BACKEND__ADDRESSES, value: {{ include "palisade.upstream" . | quote }} }
+  {{- if not .Values.service.container }}
+  - { name: PALISADE_GATEWAY__UPSTREAMS__BACKEND__HEALTH, value: /health/ready }
+  {{- end }}
   - { name: PALISADE_GATEWAY__POLICY__FILE, value: /etc/palisade-policy/policy.toml }
   - { name: PALISADE_GATEWAY__STATE__DIR, value: /var/lib/palisade }
   {{- with .Values.redis.url }}

@@ -31,6 +31,10 @@ impl Answer for Word {
     fn touched_by(&self, key: &[u8], change: &Change) -> bool {
         parts(key).next() == Some(change.name.as_bytes())
     }
+
+    fn heap(&self) -> usize {
+        0
+    }
 }
 
 fn at(ms: u64) -> Timestamp {
@@ -219,4 +223,37 @@ async fn who_asked_first_may_leave() {
     let second = answers.ask(&found, 100, at(0), || async { None });
     drop(first);
     assert_eq!(second.await, Some(Word(true)));
+}
+
+/// An answer that holds much.
+#[derive(Clone)]
+struct Heavy(usize);
+
+impl Answer for Heavy {
+    fn is_yes(&self) -> bool {
+        true
+    }
+
+    fn touched_by(&self, _: &[u8], _: &Change) -> bool {
+        false
+    }
+
+    fn heap(&self) -> usize {
+        self.0
+    }
+}
+
+#[tokio::test]
+async fn answers_have_a_bound_in_bytes_whatever_each_holds() {
+    const CAPACITY: u32 = 10_000;
+    let answers: Arc<Answers<Heavy>> = Answers::new(Arc::default());
+    let longest = "k".repeat(LONGEST_KEY - 10);
+    for number in 0..2_000_usize {
+        let key = answers.key(&number.to_le_bytes(), &[format!("{longest}{number}").as_bytes()]);
+        let heavy = Heavy([100, 10_000, 1_000_000][number % 3]);
+        let asked = answers.ask(&key, CAPACITY, at(0), || async move { Some((heavy, 1)) }).await;
+        assert!(asked.is_some(), "who asks gets it, kept or not");
+    }
+    let most = usize::try_from(CAPACITY).unwrap().div_ceil(SHARDS) * SHARDS * BYTES_EACH;
+    assert!((most / 2..=most).contains(&answers.bytes()), "{} of {most}", answers.bytes());
 }

@@ -1,10 +1,13 @@
-//! The header of an answer in HTTP/1, and how its body ends (RFC 9112, 6.3).
+//! The header of an answer in HTTP/1, and how its body ends (RFC 9112, 6.3). Its lines may end in a bare line feed
+//! (2.2); what frames a body is read strictly.
 
 use std::mem::MaybeUninit;
 
 use http::{HeaderMap, Version};
-use pingora_core::{Error, ErrorType, OrErr as _, Result};
+use pingora_core::Result;
 use pingora_http::ResponseHeader;
+
+use crate::upstream_fault::UpstreamFault;
 
 /// Fields of a header, and its bytes.
 const MAX_FIELDS: usize = 256;
@@ -34,8 +37,17 @@ pub(super) enum Body {
     Tunnel,
 }
 
-fn malformed<T>(detail: &'static str) -> Result<T> {
-    Err(Error::explain(ErrorType::InvalidHTTPHeader, detail).into_up())
+/// Which rule of the grammar a header breaks.
+fn broken_rule(error: httparse::Error) -> UpstreamFault {
+    match error {
+        httparse::Error::HeaderName => UpstreamFault::FieldName,
+        httparse::Error::HeaderValue => UpstreamFault::FieldValue,
+        httparse::Error::NewLine => UpstreamFault::LineEnd,
+        httparse::Error::TooManyHeaders => UpstreamFault::TooManyFields,
+        httparse::Error::Status | httparse::Error::Token | httparse::Error::Version => {
+            UpstreamFault::StatusLine
+        }
+    }
 }
 
 /// Reads the header at the start of `bytes`, of an answer to HEAD or to something else: `None` while it is not complete.
@@ -46,20 +58,19 @@ pub(super) fn parse(bytes: &[u8], head_only: bool) -> Result<Option<AnswerHead>>
     let length = match parser.parse_response_with_uninit_headers(&mut answer, bytes, &mut fields) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if bytes.len() < MAX_LENGTH => return Ok(None),
-        Ok(httparse::Status::Partial) => return malformed("the header is too large"),
-        Err(_) => return malformed("the header breaks the grammar"),
+        Ok(httparse::Status::Partial) => return Err(UpstreamFault::HeaderTooLarge.error()),
+        Err(error) => return Err(broken_rule(error).error()),
     };
     let status = answer.code.unwrap_or_default();
     let mut header = ResponseHeader::build(status, Some(answer.headers.len()))
-        .or_err(ErrorType::InvalidHTTPHeader, "the status")
-        .map_err(Error::into_up)?;
+        .map_err(|_| UpstreamFault::StatusLine.error())?;
     let http_11 = answer.version == Some(1);
     header.set_version(if http_11 { Version::HTTP_11 } else { Version::HTTP_10 });
     // An unusual one is passed on; one that cannot be is no loss.
     let _ = header.set_reason_phrase(answer.reason);
     for field in answer.headers.iter() {
         if header.append_header(field.name.to_owned(), field.value).is_err() {
-            return malformed("a field breaks the grammar");
+            return Err(UpstreamFault::FieldValue.error());
         }
     }
     let body = body(&mut header, head_only)?;
@@ -84,7 +95,7 @@ fn body(header: &mut ResponseHeader, head_only: bool) -> Result<Body> {
     let length = content_length(header)?;
     let chunked = is_chunked(header)?;
     if chunked && length.is_some() {
-        return malformed("both Content-Length and Transfer-Encoding");
+        return Err(UpstreamFault::LengthAndChunks.error());
     }
     Ok(match (status, length) {
         (101, _) => Body::Tunnel,
@@ -112,9 +123,11 @@ pub(super) fn content_length(header: &mut ResponseHeader) -> Result<Option<u64>>
         for one in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
             let digits = !one.is_empty() && one.iter().all(u8::is_ascii_digit);
             let number = std::str::from_utf8(one).ok().filter(|_| digits).and_then(|one| one.parse().ok());
-            let Some(number): Option<u64> = number else { return malformed("Content-Length is no number") };
+            let Some(number): Option<u64> = number else {
+                return Err(UpstreamFault::LengthMalformed.error());
+            };
             if length.replace(number).is_some_and(|before| before != number) {
-                return malformed("two different Content-Lengths");
+                return Err(UpstreamFault::LengthsDiffer.error());
             }
             times += 1;
         }
@@ -137,7 +150,7 @@ fn is_chunked(header: &ResponseHeader) -> Result<bool> {
         {
             Ok(true)
         }
-        _ => malformed("Transfer-Encoding is not one `chunked` of HTTP/1.1"),
+        _ => Err(UpstreamFault::TransferEncoding.error()),
     }
 }
 
@@ -166,6 +179,8 @@ mod tests {
             ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", Body::None, true),
             ("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", Body::Later, true),
             ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n", Body::Tunnel, true),
+            ("HTTP/1.1 200 OK\nContent-Length: 5\nConnection: close\n\n", Body::Length(5), false),
+            ("HTTP/1.1 200 OK\nTransfer-Encoding: chunked\r\n\n", Body::Chunked, true),
         ] {
             assert_eq!(read(text).unwrap(), (body, keeps), "{text}");
         }
@@ -182,22 +197,38 @@ mod tests {
     }
 
     #[test]
-    fn what_could_end_in_two_places_is_no_answer() {
-        for text in [
-            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
-            "HTTP/2 200 OK\r\n\r\n",
+    fn what_could_end_in_two_places_is_no_answer_and_which_rule_it_breaks_is_known() {
+        use UpstreamFault as Fault;
+        for (text, rule) in [
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Fault::LengthAndChunks,
+            ),
+            ("HTTP/1.1 200 OK\nContent-Length: 5\nTransfer-Encoding: chunked\n\n", Fault::LengthAndChunks),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", Fault::LengthsDiffer),
+            ("HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n", Fault::LengthMalformed),
+            ("HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n", Fault::LengthMalformed),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Fault::TransferEncoding),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Fault::TransferEncoding,
+            ),
+            ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Fault::TransferEncoding),
+            ("HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n\r\n", Fault::FieldName),
+            ("HTTP/1.1 200 OK\r\nA : b\r\n\r\n", Fault::FieldName),
+            ("HTTP/1.1 200 OK\r\nA: b\0\r\n\r\n", Fault::FieldValue),
+            ("HTTP/1.1 200 OK\r\nA: b\rc\r\n\r\n", Fault::FieldValue),
+            ("HTTP/1.1 200 OK\r\n\rA: b\r\n\r\n", Fault::LineEnd),
+            ("HTTP/2 200 OK\r\n\r\n", Fault::StatusLine),
+            ("HTTP/1.1 two OK\r\n\r\n", Fault::StatusLine),
+            ("HTTP/1.1 99 Low\r\n\r\n", Fault::StatusLine),
+            ("SSH-2.0-OpenSSH_9.2\r\n", Fault::StatusLine),
         ] {
-            assert!(read(text).is_err(), "{text}");
+            let found = read(text).map_err(|error| Fault::of(&error));
+            assert_eq!(found, Err(rule), "{text:?}");
         }
         let large = format!("HTTP/1.1 200 OK\r\nA: {}", "b".repeat(MAX_LENGTH));
-        assert!(parse(large.as_bytes(), false).is_err());
+        let found = parse(large.as_bytes(), false).map_err(|error| Fault::of(&error));
+        assert!(matches!(found, Err(Fault::HeaderTooLarge)));
     }
 }

@@ -10,13 +10,14 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::HeaderMap;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::v1::client::http_req_header_to_wire;
-use pingora_core::{Error, ErrorType, OrErr as _, Result};
+use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 
 use super::Event;
 use super::answer_head::{self, AnswerHead, Body};
-use crate::chunked::{Chunks, Part};
+use crate::chunked::{ChunkFault, Chunks, Part};
+use crate::upstream_fault::UpstreamFault;
 
 /// Bytes that are read of an answer at a time, at first and when they keep coming.
 const FIRST_PIECE: usize = 4 * 1024;
@@ -228,11 +229,12 @@ impl Http1 {
             }
             Reading::Chunks(chunks) => loop {
                 let part = chunks.next(&mut self.inbox, PIECE);
-                match part.or_err(ErrorType::ReadError, "in an answer").map_err(Error::into_up)? {
+                match part.map_err(|fault| broken_rule(fault).error())? {
                     None => return Ok(None),
                     Some(Part::Data(data)) => return Ok(Some(Event::Piece(data.freeze(), false))),
                     Some(Part::End) => {
-                        let trailers = trailers(chunks.trailers()).map_err(Error::into_up)?;
+                        let trailers = trailers(chunks.trailers());
+                        let trailers = trailers.ok_or_else(|| UpstreamFault::Trailers.error())?;
                         self.reading = Reading::Over;
                         return Ok(Some(Event::End(trailers)));
                     }
@@ -261,23 +263,36 @@ impl Http1 {
 
     /// The connection ended before the answer did. What went wrong first is why.
     fn lost(&mut self, error: io::Error) -> Result<Event> {
+        let rule = match self.reading {
+            _ if !self.heard => UpstreamFault::NoAnswer,
+            Reading::Head => UpstreamFault::HeaderCut,
+            _ => UpstreamFault::BodyCut,
+        };
         let why = self.broken.take().unwrap_or(error);
-        Err(Error::because(ErrorType::ConnectionClosed, "before the end of the answer", why).into_up())
+        Err(Error::because(ErrorType::ConnectionClosed, rule.says(), why).into_up())
     }
 }
 
-fn trailers(lines: &[u8]) -> Result<Option<HeaderMap>> {
+/// Which rule a body in chunks breaks.
+fn broken_rule(fault: ChunkFault) -> UpstreamFault {
+    if fault == ChunkFault::TOO_LARGE { UpstreamFault::ChunkOverhead } else { UpstreamFault::Chunks }
+}
+
+/// The trailers of an answer, if they follow the grammar.
+fn trailers(lines: &[u8]) -> Option<Option<HeaderMap>> {
     if lines.is_empty() {
-        return Ok(None);
+        return Some(None);
     }
     let mut trailers = HeaderMap::new();
     for line in lines.split(|byte| *byte == b'\n') {
-        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
-        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
-        let invalid = ErrorType::InvalidHTTPHeader;
-        let name = http::HeaderName::from_bytes(name).or_err(invalid.clone(), "a trailer's name")?;
-        let value = http::HeaderValue::from_bytes(value).or_err(invalid, "a trailer's value")?;
-        trailers.append(name, value);
+        let Some((name, value)) =
+            line.iter().position(|byte| *byte == b':').and_then(|colon| line.split_at_checked(colon))
+        else {
+            continue;
+        };
+        let name = http::HeaderName::from_bytes(name).ok()?;
+        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        trailers.append(name, http::HeaderValue::from_bytes(value).ok()?);
     }
-    Ok(Some(trailers))
+    Some(Some(trailers))
 }

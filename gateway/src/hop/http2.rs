@@ -13,6 +13,7 @@ use pingora_core::{Error, ErrorType, OrErr as _, Result};
 use pingora_http::RequestHeader;
 
 use super::{Event, answer_head};
+use crate::upstream_fault::UpstreamFault;
 
 /// One request and its answer.
 pub(super) struct Http2 {
@@ -109,7 +110,7 @@ impl Http2 {
                     read.map_err(Error::into_up)?;
                     let header = self.stream.response_header().cloned();
                     let header = header.filter(|header| !answer_head::is_too_large(&header.headers));
-                    let mut header = header.ok_or_else(|| Error::new_up(ErrorType::InvalidHTTPHeader))?;
+                    let mut header = header.ok_or_else(|| UpstreamFault::HeaderTooLarge.error())?;
                     answer_head::content_length(&mut header)?;
                     // What follows such an answer is no part of it.
                     let has_no_body = self.head_only || matches!(header.status.as_u16(), 204 | 304);
@@ -135,7 +136,7 @@ impl Http2 {
                     let trailers =
                         ready!(pin!(self.stream.read_trailers()).poll(cx)).map_err(Error::into_up)?;
                     if trailers.as_ref().is_some_and(answer_head::is_too_large) {
-                        return Poll::Ready(Err(Error::new_up(ErrorType::InvalidHTTPHeader)));
+                        return Poll::Ready(Err(UpstreamFault::HeaderTooLarge.error()));
                     }
                     self.reading = Reading::Over;
                     return Poll::Ready(Ok(Event::End(trailers)));

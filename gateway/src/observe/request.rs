@@ -9,6 +9,7 @@ use super::telemetry;
 use crate::clock;
 use crate::exchange::Exchange;
 use crate::proxy::Proxy;
+use crate::usage::counted;
 
 impl Proxy {
     pub(crate) fn observe(&self, session: &Session, exchange: &Exchange, status: u16) {
@@ -50,10 +51,10 @@ impl Proxy {
         usage.addresses.record(client.as_str(), now);
         usage.routes.record(route_label, now);
         if let Some(user) = admission.and_then(|admission| admission.subject.identity()) {
-            usage.users.record(user, now);
+            usage.users.record(counted(user), now);
         }
         if let Some(key) = admission.and_then(|admission| admission.subject.key()) {
-            usage.api_keys.record(key, now);
+            usage.api_keys.record(counted(key), now);
         }
         self.access.log(&Line {
             time: humantime::format_rfc3339_millis(exchange.started_at).to_string(),

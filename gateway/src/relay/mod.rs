@@ -14,17 +14,20 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use tokio::time::{self, sleep_until};
-use tracing::error;
 
 use client::{FromClient, Listens, client_event, tell};
 use tunnel::tunnel;
 
 use crate::again::try_again;
+use crate::balance::Member;
+use crate::clock;
 use crate::exchange::Exchange;
 use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, understand};
 use crate::forward::{self, Outgoing};
 use crate::hop::{Event, Hop};
 use crate::proxy::Proxy;
+use crate::upstream_fault::UpstreamFault;
+use crate::upstreams::Tried;
 
 /// For the rest of a request whose answer is whole, while the upstream takes nothing.
 const AFTERWARDS: Duration = Duration::from_secs(1);
@@ -34,6 +37,19 @@ const AFTERWARDS: Duration = Duration::from_secs(1);
 enum Try {
     Answered,
     Again,
+}
+
+/// The way to the upstream that one try takes.
+struct Way {
+    upstream: Arc<str>,
+    /// Where the try before went, which is avoided.
+    last: Option<Member>,
+    /// Addresses that could not be reached.
+    tried: Tried,
+    /// The address to which another connection is made.
+    peer: Option<HttpPeer>,
+    /// Whether kept connections are not trusted any more.
+    fresh: bool,
 }
 
 /// What has become of an answer.
@@ -54,8 +70,8 @@ impl Proxy {
         session.enable_retry_buffering();
         session.set_proxy_tasks_enabled(true);
         loop {
-            let peer = self.next_peer(exchange).await?;
-            let tried = self.try_once(session, exchange, &peer).await;
+            let mut way = self.begin_try(exchange).await?;
+            let tried = self.try_once(session, exchange, &mut way).await;
             if tried.as_ref().is_ok_and(|tried| *tried == Try::Answered) {
                 return Ok(());
             }
@@ -71,8 +87,8 @@ impl Proxy {
         }
     }
 
-    /// Where the next try goes, when it is time for it.
-    async fn next_peer(&self, exchange: &mut Exchange) -> Result<HttpPeer> {
+    /// Begins the next try, when it is time for it.
+    async fn begin_try(&self, exchange: &mut Exchange) -> Result<Way> {
         let internal = || Error::explain(ErrorType::InternalError, "not admitted");
         let admission = exchange.admission.as_ref().ok_or_else(internal)?;
         let route = Arc::clone(&admission.route);
@@ -83,38 +99,74 @@ impl Proxy {
             self.gateway.retry_budgets.pay_in(&route.upstream, rule);
         }
         let last = exchange.turn.take().map(|turn| turn.member());
-        let found = self.upstreams.peer(&route.upstream, exchange.try_timeout(), last).await;
         exchange.asked_upstream = Some(Instant::now());
-        let (mut peer, turn) = found.map_err(|error| {
-            error!(upstream = &*route.upstream, error = format!("{error:#}"), "no address");
-            Error::new_up(ErrorType::ConnectError)
-        })?;
+        let upstream = Arc::clone(&route.upstream);
+        Ok(Way { upstream, last, tried: Tried::new(), peer: None, fresh: false })
+    }
+
+    /// One try. A kept connection that was closed meanwhile is nobody's failure: the request goes over a new one.
+    async fn try_once(&self, session: &mut Session, exchange: &mut Exchange, way: &mut Way) -> Result<Try> {
+        loop {
+            let (mut hop, peer) = self.reach(exchange, way).await?;
+            let carried = self.carry(session, exchange, &mut hop, &peer).await;
+            let Err(fault) = &carried else {
+                self.pool.release(hop, &peer, false);
+                return carried;
+            };
+            let unfit = self.pool.learn(&peer, fault);
+            let repeatable = session.req_header().method.is_idempotent();
+            let unheard = hop.is_untouched(fault) || ((unfit || hop.is_stale(fault)) && repeatable);
+            self.pool.release(hop, &peer, is_timeout(fault));
+            if way.fresh || !unheard || session.retry_buffer_truncated() {
+                return carried;
+            }
+            (way.fresh, way.peer, exchange.received) = (true, Some(peer), 0);
+        }
+    }
+
+    /// A connection to the upstream. Where one of its addresses cannot be reached the next is tried at once, for
+    /// nothing was sent yet; when none can be, the last one's fault is the upstream's.
+    async fn reach(&self, exchange: &mut Exchange, way: &mut Way) -> Result<(Hop, HttpPeer)> {
+        let mut fault = Error::explain(ErrorType::ConnectError, "the upstream has no address").into_up();
+        loop {
+            let peer = match way.peer.take() {
+                Some(peer) => peer,
+                None => match self.next_peer(exchange, way).await? {
+                    Some(peer) => peer,
+                    None => return Err(fault),
+                },
+            };
+            match self.pool.connect(&peer, way.fresh).await {
+                Ok(hop) => {
+                    if let Some(turn) = &exchange.turn {
+                        turn.reached(clock::now());
+                    }
+                    return Ok((hop, peer));
+                }
+                Err(error) => fault = error.into_up(),
+            }
+            if let Some(turn) = &mut exchange.turn {
+                self.upstreams.note_unreachable(&way.upstream, turn, &fault);
+                way.tried.push(turn.member());
+            }
+            if exchange.is_out_of_time() {
+                return Err(fault);
+            }
+        }
+    }
+
+    /// The next address to try; `None` when there is none left.
+    async fn next_peer(&self, exchange: &mut Exchange, way: &Way) -> Result<Option<HttpPeer>> {
+        let patience = exchange.try_timeout();
+        let found = self.upstreams.peer(&way.upstream, patience, &way.tried, way.last).await;
+        let found =
+            found.map_err(|error| Error::explain(ErrorType::ConnectError, format!("{error:#}")).into_up())?;
+        let Some((mut peer, turn)) = found else { return Ok(None) };
         exchange.turn = Some(turn);
         if exchange.handshake {
             peer.options.set_http_version(1, 1); // HTTP/2 has no such upgrade
         }
-        Ok(peer)
-    }
-
-    /// One try. A kept connection that was closed meanwhile is nobody's failure: the request goes over a new one.
-    async fn try_once(&self, session: &mut Session, exchange: &mut Exchange, peer: &HttpPeer) -> Result<Try> {
-        let mut fresh = false;
-        loop {
-            let mut hop = self.pool.connect(peer, fresh).await.map_err(Error::into_up)?;
-            let carried = self.carry(session, exchange, &mut hop, peer).await;
-            let Err(fault) = &carried else {
-                self.pool.release(hop, peer, false);
-                return carried;
-            };
-            let unfit = self.pool.learn(peer, fault);
-            let repeatable = session.req_header().method.is_idempotent();
-            let unheard = hop.is_untouched(fault) || ((unfit || hop.is_stale(fault)) && repeatable);
-            self.pool.release(hop, peer, is_timeout(fault));
-            if fresh || !unheard || session.retry_buffer_truncated() {
-                return carried;
-            }
-            (fresh, exchange.received) = (true, 0);
-        }
+        Ok(Some(peer))
     }
 
     /// Carries the request's body up and the answer down, both at once.
@@ -288,9 +340,9 @@ fn late(hop: &Hop, told: bool, waits_for_body: bool) -> Result<Try> {
     } else if !told {
         Error::new_down(ErrorType::WriteTimedout)
     } else if hop.is_sending() {
-        Error::new_up(ErrorType::WriteTimedout)
+        UpstreamFault::WriteTimeout.error()
     } else {
-        Error::new_up(ErrorType::ReadTimedout)
+        UpstreamFault::Timeout.error()
     })
 }
 

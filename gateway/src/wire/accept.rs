@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use pingora_core::apps::HttpServerApp as _;
+use pingora_core::protocols::Ssl as _;
 use pingora_core::protocols::http::ServerSession;
+use policy::headers::Channel;
 use policy::refusal::{Code, Refusal};
 use policy::requests::RequestRule;
 use policy::stage::Stage;
@@ -40,6 +42,9 @@ const WORTH_A_LOOK: usize = 1024;
 /// client that does not read, which count as ours.
 const UNSENT: u32 = 128 * 1024;
 
+/// A client with too many connections may ask again after this.
+const WHEN_SOME_HAVE_ENDED: Duration = Duration::from_secs(1);
+
 /// For what the system has accepted or received when the gateway is told to leave.
 const LAST_LOOK: Duration = Duration::from_millis(50);
 
@@ -66,11 +71,21 @@ pub struct Opening {
     pub access: AccessLog,
 }
 
+/// Whose a connection is.
+struct Whose {
+    peer: SocketAddr,
+    /// A balancer made it for itself, as to ask how we are: what it says of other people is none of theirs.
+    is_the_balancer_s_own: bool,
+}
+
 impl Opening {
     /// Whose connection it is: a trusted balancer may say so.
-    async fn name(&self, socket: &mut TcpStream, peer: SocketAddr, trusted: bool) -> io::Result<SocketAddr> {
-        let named = if self.proxy_protocol && trusted { proxy_protocol::read(socket).await? } else { None };
-        Ok(named.unwrap_or(peer))
+    async fn name(&self, socket: &mut TcpStream, peer: SocketAddr, trusted: bool) -> io::Result<Whose> {
+        if !(self.proxy_protocol && trusted) {
+            return Ok(Whose { peer, is_the_balancer_s_own: false });
+        }
+        let named = proxy_protocol::read(socket).await?;
+        Ok(Whose { peer: named.unwrap_or(peer), is_the_balancer_s_own: named.is_none() })
     }
 
     async fn secure(&self, socket: TcpStream) -> io::Result<Socket> {
@@ -131,7 +146,7 @@ impl Door {
         let deadline = Instant::now() + requests.header_timeout;
         let trusted = policy.rules.client.trusts(peer.ip().to_canonical());
         let named = timeout_at(deadline, self.opening.name(&mut socket, peer, trusted)).await;
-        let Ok(Ok(peer)) = named else {
+        let Ok(Ok(Whose { peer, is_the_balancer_s_own })) = named else {
             debug!(%peer, "a trusted proxy began its connection with no PROXY header");
             return;
         };
@@ -145,10 +160,14 @@ impl Door {
             return; // a handshake is what we would be kept busy with
         }
         let Ok(Ok(socket)) = timeout_at(deadline, self.opening.secure(socket)).await else { return };
-        let connection = Box::new(Connection::new(socket, peer));
+        let mut connection = Box::new(Connection::new(socket, peer));
+        if is_the_balancer_s_own {
+            connection.speaks_for_itself();
+        }
         if place.is_none() {
             let detail = format!("this address holds {most} connections already");
-            let refusal = Refusal::new(Stage::Accept, Code::TooManyConnections, detail);
+            let refusal = Refusal::new(Stage::Accept, Code::TooManyConnections, detail)
+                .retry_after(Some(WHEN_SOME_HAVE_ENDED));
             refuse(&self, address, connection, &refusal).await;
             return;
         }
@@ -329,7 +348,9 @@ async fn refuse(door: &Door, peer: IpAddr, mut connection: Box<Connection>, refu
         ..Line::default()
     });
     let policy = door.gateway.policy();
-    let bytes = answer::as_http1(refusal, &request_id, &policy.rules.headers);
+    let channel =
+        Channel { encrypted: connection.get_ssl_digest().is_some(), production: door.proxy.production };
+    let bytes = answer::as_http1(refusal, &request_id, &policy.rules.headers, channel);
     // Everything that still comes is the rest of what was refused: `Connection` reads it while it says farewell.
     connection.open();
     let _ = connection.write_all(&bytes).await;

@@ -14,7 +14,14 @@ pub(super) enum Gate {
     /// So many bytes of this message.
     Length(u64),
     /// Chunks until the last one.
-    Chunked(Chunks),
+    Chunked {
+        /// Where we are in them.
+        chunks: Chunks,
+        /// Bytes that they have announced so far.
+        announced: u64,
+        /// The most that they may announce.
+        most: u64,
+    },
     /// Everything: HTTP/2, or a WebSocket after its handshake.
     Open,
 }
@@ -33,6 +40,8 @@ impl From<ChunkFault> for BodyFault {
 impl BodyFault {
     /// It is not all there in time.
     pub const LATE: Self = Self("the request's body did not arrive in time");
+    /// It announces more than it may have.
+    pub const TOO_LARGE: Self = Self("the request's body is too large");
 }
 
 impl Gate {
@@ -40,7 +49,14 @@ impl Gate {
     pub(super) fn new(framing: Framing, overhead: usize) -> Self {
         match framing {
             Framing::Length(length) => Self::Length(length),
-            Framing::Chunked => Self::Chunked(Chunks::new(overhead)),
+            Framing::Chunked => Self::Chunked { chunks: Chunks::new(overhead), announced: 0, most: u64::MAX },
+        }
+    }
+
+    /// A body in chunks may have at most so many bytes; what was announced before counts, too.
+    pub(super) fn limit(&mut self, bytes: u64) {
+        if let Self::Chunked { most, .. } = self {
+            *most = bytes;
         }
     }
 
@@ -48,7 +64,7 @@ impl Gate {
     pub(super) fn is_done(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,
-            Self::Chunked(chunks) => chunks.is_done(),
+            Self::Chunked { chunks, .. } => chunks.is_done(),
             Self::Open => false,
         }
     }
@@ -57,7 +73,7 @@ impl Gate {
     pub(super) fn passes_unseen(&self) -> u64 {
         match self {
             Self::Length(left) => *left,
-            Self::Chunked(_) => 0,
+            Self::Chunked { .. } => 0,
             Self::Open => u64::MAX,
         }
     }
@@ -86,12 +102,21 @@ impl Gate {
                 outbox.extend_from_slice(&inbox.split_to(count));
                 *left -= count as u64;
             }
-            Self::Chunked(chunks) => {
+            Self::Chunked { chunks, announced, most } => {
+                if *announced > *most {
+                    return Err(BodyFault::TOO_LARGE);
+                }
                 while outbox.len() < room
                     && let Some(part) = chunks.next(inbox, room)?
                 {
                     match part {
-                        Part::Size(size) => outbox.extend_from_slice(format!("{size:x}\r\n").as_bytes()),
+                        Part::Size(size) => {
+                            *announced = announced.saturating_add(size);
+                            if *announced > *most {
+                                return Err(BodyFault::TOO_LARGE);
+                            }
+                            outbox.extend_from_slice(format!("{size:x}\r\n").as_bytes());
+                        }
                         Part::Data(data) => outbox.extend_from_slice(&data),
                         Part::ChunkEnd => outbox.extend_from_slice(b"\r\n"),
                         Part::End => outbox.extend_from_slice(b"0\r\n\r\n"),
@@ -130,6 +155,21 @@ mod tests {
             assert_eq!(passed, b"5\r\nhello\r\na\r\n0123456789\r\n0\r\n\r\n");
             assert_eq!(left, b"GET / HTTP/1.1\r\n");
         }
+    }
+
+    #[test]
+    fn a_chunk_that_is_announced_beyond_the_limit_is_too_large_before_it_comes() {
+        let mut gate = Gate::new(Framing::Chunked, 64);
+        let pass = |gate: &mut Gate, text: &[u8]| {
+            gate.pass(&mut BytesMut::from(text), &mut BytesMut::new(), usize::MAX)
+        };
+        gate.limit(10);
+        assert_eq!(pass(&mut gate, b"5\r\nhello\r\n5\r\n"), Ok(()));
+        assert_eq!(pass(&mut gate, b"hello\r\n1\r\n"), Err(BodyFault::TOO_LARGE));
+        let mut early = Gate::new(Framing::Chunked, 64);
+        assert_eq!(pass(&mut early, b"ffffffffffffffff\r\n"), Ok(()), "nobody knows its limit yet");
+        early.limit(10);
+        assert_eq!(pass(&mut early, b"x"), Err(BodyFault::TOO_LARGE));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
     UniqueID, UniqueIDType,
 };
+use pingora_http::ResponseHeader;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -71,6 +73,8 @@ pub struct Connection {
     /// Gone only in `drop`.
     socket: Option<Socket>,
     digest: Arc<SocketDigest>,
+    /// There if a balancer speaks for itself, not for a client.
+    own_word: Option<Arc<ProxyDigest>>,
     /// Read from the socket, not yet let through.
     pub(super) inbox: BytesMut,
     /// Let through, not yet read.
@@ -79,6 +83,8 @@ pub struct Connection {
     fault: Option<BodyFault>,
     /// When the body must be there, and the alarm for it, set while it is waited for.
     body_deadline: Mutex<Option<Instant>>,
+    /// The most that the chunks of the body may announce, in bytes.
+    body_limit: AtomicU64,
     alarm: Option<Pin<Box<Sleep>>>,
     /// Trailers of the answer, as lines, until the last chunk goes out.
     trailers: Mutex<Option<BytesMut>>,
@@ -100,17 +106,26 @@ impl Connection {
         Self {
             socket: Some(socket),
             digest,
+            own_word: None,
             inbox: BytesMut::new(),
             outbox: BytesMut::new(),
             gate: Gate::Length(0),
             fault: None,
             body_deadline: Mutex::new(None),
+            body_limit: AtomicU64::new(u64::MAX),
             alarm: None,
             trailers: Mutex::default(),
             answer: BytesMut::new(),
             http2: None,
             excess: Arc::default(),
             stall: Stall { most: Duration::MAX, alarm: None },
+        }
+    }
+
+    /// It is a balancer's own (`PROXY UNKNOWN`, `LOCAL`), which every request on it is told.
+    pub(super) fn speaks_for_itself(&mut self) {
+        if let Ok(header) = ResponseHeader::build(200, None) {
+            self.own_word = Some(Arc::new(ProxyDigest::new(Box::new(header), None)));
         }
     }
 
@@ -122,6 +137,11 @@ impl Connection {
     /// By when the whole body must be there, however it trickles.
     pub fn set_body_deadline(&self, deadline: Instant) {
         *self.body_deadline.lock() = Some(deadline);
+    }
+
+    /// The chunks of the body may announce at most so many bytes.
+    pub fn set_body_limit(&self, bytes: u64) {
+        self.body_limit.store(bytes, Ordering::Relaxed);
     }
 
     /// Sends these after the last chunk of the answer, which is all that is still to be sent of it. pingora 0.9.1 has no
@@ -154,6 +174,7 @@ impl Connection {
     /// Takes the header off the inbox and sets the gate for its body.
     pub(super) fn begin(&mut self, head_length: usize, framing: Framing, overhead: usize) -> BytesMut {
         self.gate = Gate::new(framing, overhead);
+        *self.body_limit.get_mut() = u64::MAX;
         self.fault = None;
         self.inbox.split_to(head_length)
     }
@@ -252,10 +273,11 @@ impl Connection {
 
     /// Lets bytes pass from the inbox to the outbox.
     fn let_through(&mut self) -> io::Result<()> {
-        let Self { gate, inbox, outbox, http2, .. } = self;
+        let Self { gate, inbox, outbox, http2, body_limit, .. } = self;
         if let Some(http2) = http2 {
             return http2.inbound.pass(inbox, outbox, PIECE).map_err(|excess| self.end(excess));
         }
+        gate.limit(*body_limit.get_mut());
         gate.pass(inbox, outbox, PIECE).map_err(|fault| {
             self.fault = Some(fault);
             io::Error::new(io::ErrorKind::InvalidData, fault)
@@ -458,7 +480,7 @@ impl GetTimingDigest for Connection {
 
 impl GetProxyDigest for Connection {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
+        self.own_word.clone()
     }
 }
 

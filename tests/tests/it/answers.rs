@@ -15,15 +15,15 @@ use crate::hop::{HTTP2, ONE_THREAD, POLICY};
 
 /// An upstream that answers `/N` with the N-th of these, `/N/apart` a byte a segment. One that ends with `CLOSE` ends
 /// the connection; the others keep it.
-struct Answers {
-    address: SocketAddr,
+pub(crate) struct Answers {
+    pub(crate) address: SocketAddr,
     connections: Arc<AtomicUsize>,
 }
 
 const CLOSE: u8 = 0xff;
 
 impl Answers {
-    async fn start(answers: Vec<Vec<u8>>) -> Self {
+    pub(crate) async fn start(answers: Vec<Vec<u8>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, answers) = (listener.local_addr().unwrap(), Arc::new(answers));
         let connections = Arc::new(AtomicUsize::new(0));
@@ -62,13 +62,13 @@ impl Answers {
         }
     }
 
-    async fn gateway(&self) -> Gateway {
+    pub(crate) async fn gateway(&self) -> Gateway {
         Gateway::start(self.address, POLICY, &[("PALISADE_GATEWAY__LOG__ACCESS", "off"), ONE_THREAD]).await
     }
 }
 
 /// All that a client gets for a request that ends its connection.
-async fn ask(gateway: &Gateway, method: &str, path: &str) -> String {
+pub(crate) async fn ask(gateway: &Gateway, method: &str, path: &str) -> String {
     let mut stream = gateway.client().connect().await;
     let request = format!("{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();

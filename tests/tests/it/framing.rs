@@ -291,3 +291,30 @@ async fn what_is_valid_but_rare_arrives_as_it_should() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_chunk_that_is_announced_beyond_the_limit_is_refused_before_it_comes() {
+    let upstream = RawUpstream::start(vec![(std::time::Duration::ZERO, ANSWER)], false).await;
+    let policy = POLICY.replace("[requests]\n", "[requests]\nmax_body = \"1KB\"\n");
+    let gateway = Gateway::start(upstream.address, &policy, &[]).await;
+    let head = "PUT /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for announced in ["3e9\r\n", "1\r\nx\r\n3e8\r\n", "ffffffffffffffff\r\n"] {
+        let mut stream = gateway.client().connect().await;
+        stream.write_all(format!("{head}{announced}").as_bytes()).await.unwrap();
+        let text = read_until(&mut stream, "}").await;
+        assert!(text.starts_with("HTTP/1.1 413 ") && text.contains("\"body_too_large\""), "{text}");
+    }
+    assert!(upstream.heard().is_empty(), "{:?}", upstream.heard());
+}
+
+#[tokio::test]
+async fn a_client_with_too_many_connections_is_told_when_to_come_back() {
+    let upstream = RawUpstream::start(vec![(std::time::Duration::ZERO, ANSWER)], false).await;
+    let policy = POLICY.replace("max_connections = 10000", "max_connections = 1");
+    let gateway = Gateway::start(upstream.address, &policy, &[]).await;
+    let mut first = gateway.client().connect().await;
+    first.write_all(b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    read_until(&mut first, "\r\n\r\nok").await;
+    let text = gateway.client().raw(b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n").await.to_ascii_lowercase();
+    assert!(text.starts_with("http/1.1 429 ") && text.contains("\r\nretry-after: 1\r\n"), "{text}");
+}

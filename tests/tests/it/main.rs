@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test panics to fail")]
 
 mod accounts;
+mod addresses;
 mod answers;
 mod api_keys;
 mod balance;
@@ -14,11 +15,14 @@ mod grpc;
 mod hop;
 mod http2;
 mod identity;
+mod kept_answers;
 mod limits;
 mod main_job;
+mod own_service;
 mod permissions;
 mod reload;
 mod replicas;
+mod response_headers;
 mod retries;
 mod revocations;
 mod same_over_http2;
@@ -30,5 +34,6 @@ mod taken_back;
 mod tls;
 mod tokens;
 mod trace;
+mod upstream_faults;
 mod upstreams;
 mod wire;

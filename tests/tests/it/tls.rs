@@ -117,6 +117,17 @@ async fn a_trusted_balancer_names_the_client_and_nobody_else_does() {
     assert_eq!(send(balancer, b"").await, "", "a balancer that does not say is not believed to be a client");
     let forged = send(gateway.client(), named).await;
     assert!(forged.starts_with("HTTP/1.1 400 "), "nobody else may say: {forged}");
+    // Whoever asks for itself, as a health check does, is not believed about others.
+    let hearsay = "GET /.well-known/jwks.json HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 127.66.0.1\r\nConnection: close\r\n\r\n";
+    let hear = async |header: &[u8]| balancer.raw(&[header, hearsay.as_bytes()].concat()).await;
+    assert!(
+        hear(b"PROXY TCP4 127.0.9.7 127.0.0.1 4711 80\r\n").await.starts_with("HTTP/1.1 403 "),
+        "for a client it is"
+    );
+    for own in [&b"PROXY UNKNOWN\r\n"[..], b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"] {
+        let fine = hear(own).await;
+        assert!(fine.starts_with("HTTP/1.1 200 "), "{own:?}: {fine}");
+    }
     eventually("the access log has the client's address", || async {
         gateway.program.events().iter().any(|line| line["client"] == "192.0.2.7")
     })

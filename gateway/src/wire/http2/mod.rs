@@ -17,7 +17,7 @@ use h2::server::{Builder, SendResponse};
 use http::Request;
 use pingora_core::apps::HttpServerApp as _;
 use pingora_core::protocols::http::ServerSession;
-use pingora_core::protocols::{Digest, GetSocketDigest as _, Ssl as _};
+use pingora_core::protocols::{Digest, GetProxyDigest as _, GetSocketDigest as _, Ssl as _};
 use policy::requests::RequestRule;
 use tokio::sync::{Notify, watch};
 use tracing::debug;
@@ -57,6 +57,7 @@ pub(super) async fn serve(
     let excess = connection.open_http2(inbound, Arc::clone(&waiting), rule.header_timeout);
     let digest = Digest {
         ssl_digest: connection.get_ssl_digest(),
+        proxy_digest: connection.get_proxy_digest(),
         socket_digest: connection.get_socket_digest(),
         ..Digest::default()
     };
