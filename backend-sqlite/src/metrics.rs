@@ -15,6 +15,9 @@ pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) requests: IntCounterVec,
     pub(crate) request_duration: HistogramVec,
+    pub(crate) connections: IntGauge,
+    pub(crate) connections_refused: IntCounter,
+    pub(crate) connections_timed_out: IntCounterVec,
     pub(crate) auth_requests: IntCounterVec,
     pub(crate) auth_duration: HistogramVec,
     pub(crate) active_sessions: IntGauge,
@@ -47,6 +50,15 @@ impl Metrics {
                 "request_duration_seconds",
                 "Time to answer a request.",
                 &["route"],
+            )?,
+            connections: make
+                .gauge("connections_open", "Connections of gateways and whoever else connects.")?,
+            connections_refused: make
+                .counter("connections_refused_total", "Connections beyond server.max_connections.")?,
+            connections_timed_out: make.counters(
+                "connections_timed_out_total",
+                "Connections closed because the other side took too long: for a header, or idle.",
+                &["phase"],
             )?,
             auth_requests: make.counters(
                 "auth_requests_total",

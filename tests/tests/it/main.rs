@@ -7,6 +7,7 @@ mod api_keys;
 mod balance;
 mod chaos;
 mod chart;
+mod connections;
 mod degraded;
 mod drain;
 mod framing;
