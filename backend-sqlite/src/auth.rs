@@ -63,8 +63,8 @@ pub(crate) async fn register(State(app): State<App>, Body(new): Body<Register>) 
         return Err(Problem::unprocessable("invalid_username", format!("a username is {NAME}")));
     }
     let email = check_email(new.email)?;
-    app.accounts.check_password(&new.password, &[&new.username, email.as_deref().unwrap_or_default()])?;
-    let password_hash = password::hash_async(new.password).await.map_err(internal)?;
+    let about = vec![new.username.clone(), email.clone().unwrap_or_default()];
+    let password_hash = password::accept(app.accounts.password, new.password, about).await?;
     let user = NewUser { username: new.username.clone(), email, password_hash, roles: Vec::new() };
     let added: Added = app.database.write(move |session| accounts::add(session, &user)).await?;
     app.metrics.user_operations.with_label_values(&["register"]).inc();
@@ -107,7 +107,7 @@ pub(crate) async fn prove(app: &App, name: String, password: String, totp: Optio
     let user = app.database.read(move |session| accounts::by_name(session, &typed)).await?;
     let user = user.filter(|user| user.active);
     let stored = user.as_ref().map(|user| user.password_hash.clone());
-    let right = password::verify_async(password, stored).await.map_err(internal)?;
+    let right = password::verify_async(password, stored).await?;
     let (state, judged) = (app.clone(), user.filter(|_| right));
     let decide = move |session: &Session<'_>| {
         let locked = lockout::is_locked(session, &name)?;
@@ -167,7 +167,7 @@ pub(crate) async fn login(
             "the password is too old: change it with POST /v1/auth/change-password",
         ));
     }
-    let better = password::better_hash(login.password, &user.password_hash).await.map_err(internal)?;
+    let better = password::better_hash(login.password, &user.password_hash).await?;
     let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
     let (state, origin, next) = (app.clone(), caller.origin(), pair.clone());
     let begin = move |session: &Session<'_>| {

@@ -11,7 +11,6 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use crate::accounts::User;
-use crate::problem::Problem;
 use crate::tokens::{now, seconds};
 
 /// What begins an environment variable of ours.
@@ -228,18 +227,6 @@ impl AccountRules {
     pub(crate) fn has_expired(&self, user: &User) -> bool {
         let ends = |most| user.password_changed_at.saturating_add(seconds(most));
         self.password_expiry.is_some_and(|most| ends(most) <= now())
-    }
-
-    /// Refuses a password with every rule that it breaks.
-    pub(crate) fn check_password(&self, password: &str, about: &[&str]) -> Result<(), Problem> {
-        let violations = self.password.violations(password, about);
-        if violations.is_empty() {
-            return Ok(());
-        }
-        let details: Vec<_> = violations.iter().map(|violation| violation.detail.as_str()).collect();
-        let problem =
-            Problem::unprocessable("weak_password", format!("a password is {}", details.join("; ")));
-        Err(problem.with("violations", serde_json::json!(violations)))
     }
 }
 

@@ -7,9 +7,10 @@ use axum::response::Response;
 use rusqlite::params;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use crate::accounts::{self, User};
-use crate::auth::{self, Proven, accepted, internal};
+use crate::auth::{self, Proven, accepted};
 use crate::db::{Result as DbResult, Session};
 use crate::extract::Body;
 use crate::password;
@@ -20,6 +21,9 @@ use crate::tokens::{fingerprint, now, random_token};
 
 /// A token to reset a password is good for so long, in seconds.
 const LIFETIME: i64 = 30 * 60;
+
+/// Mails that are looked up or sent at a time; whoever asks for one more is told to come back.
+static MAILS: Semaphore = Semaphore::const_new(64);
 
 /// An account is sent one at most so often, in seconds.
 const AT_MOST_ONCE_IN: i64 = 60;
@@ -53,8 +57,13 @@ pub(crate) async fn forgot(State(app): State<App>, Body(forgot): Body<Forgot>) -
     if forgot.username.is_some() == forgot.email.is_some() {
         return Err(Problem::bad_request("send `username` or `email`, one of them"));
     }
+    let place = MAILS.try_acquire().map_err(|_| {
+        let detail = "too many mails are being sent just now: try again";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "mail_busy", detail)
+    })?;
     // After the answer, which therefore takes as long whether there is such an account or not.
     tokio::spawn(async move {
+        let _place = place;
         if let Err(error) = send(&app, forgot).await {
             tracing::error!(error = format!("{error:#}"), "a mail to reset a password was not sent");
         }
@@ -104,9 +113,8 @@ pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> R
     let hash = fingerprint(&reset.token);
     let known = hash.clone();
     let user = app.database.read(move |session| owner(session, &known)).await?.ok_or_else(invalid)?;
-    app.accounts
-        .check_password(&reset.password, &[&user.username, user.email.as_deref().unwrap_or_default()])?;
-    let password_hash = password::hash_async(reset.password).await.map_err(internal)?;
+    let about = vec![user.username, user.email.unwrap_or_default()];
+    let password_hash = password::accept(app.accounts.password, reset.password, about).await?;
     let done = app.database.write(move |session| {
         let Some(user) = owner(session, &hash)? else { return Ok(Err(invalid())) };
         session.row(sql::TAKE_RESET_TOKEN, [&hash], |_| Ok(()))?;
@@ -127,14 +135,14 @@ fn owner(session: &Session<'_>, hash: &[u8]) -> DbResult<Option<User>> {
 /// `POST /v1/auth/change-password`: the old password is the proof, so that one that has expired can be changed. It is
 /// judged as at a login, lock and second factor included, and a wrong one counts as a failed login.
 pub(crate) async fn change(State(app): State<App>, Body(change): Body<ChangePassword>) -> Result<StatusCode> {
-    // First of all, and with nothing but what was sent: it says nothing about the account.
-    app.accounts.check_password(&change.new_password, &[&change.username, &change.password])?;
+    // First of all: what comes next takes a core for a while, which is nothing for a stranger to ask for.
+    let about = vec![change.username.clone(), change.password.clone()];
     let proven = auth::prove(&app, change.username, change.password, change.totp).await?;
     let Proven::Yes(user) = proven else {
         app.metrics.failed_logins.inc();
         return Err(proven.refusal());
     };
-    let hash = password::hash_async(change.new_password).await.map_err(internal)?;
+    let hash = password::accept(app.accounts.password, change.new_password, about).await?;
     let set = app.database.write(move |session| {
         let now = accounts::by_id(session, &user.id)?;
         let same = now.filter(|now| now.active && now.password_hash == user.password_hash);

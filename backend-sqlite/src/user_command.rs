@@ -68,7 +68,7 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
 fn hash_from_stdin() -> anyhow::Result<String> {
     let hash = read_stdin()?;
     if !password::is_hash(&hash) {
-        bail!("what standard input holds is no hash of argon2 ($argon2id$…) or bcrypt ($2b$…)");
+        bail!("standard input: expected a hash of {}", password::hash_kinds());
     }
     Ok(hash)
 }

@@ -9,7 +9,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::accounts::{self, Added, NewUser, User};
-use crate::auth::internal;
 use crate::changes::{self, Subject};
 use crate::db::{Result as DbResult, Session};
 use crate::extract::{Body, PageQuery, Path, Query};
@@ -99,8 +98,8 @@ pub(crate) async fn create(
         return Err(too_many("roles"));
     }
     let email = check_email(new.email)?;
-    app.accounts.check_password(&new.password, &[&new.username, email.as_deref().unwrap_or_default()])?;
-    let password_hash = password::hash_async(new.password).await.map_err(internal)?;
+    let about = vec![new.username.clone(), email.clone().unwrap_or_default()];
+    let password_hash = password::accept(app.accounts.password, new.password, about).await?;
     let user = NewUser { username: new.username.clone(), email, password_hash, roles: new.roles };
     let added = app.database.write(move |session| accounts::add(session, &user)).await?;
     app.metrics.user_operations.with_label_values(&["create"]).inc();
