@@ -4,6 +4,7 @@ use rusqlite::params;
 
 use crate::changes::{self, Subject};
 use crate::db::{Result, Session};
+use crate::lockout;
 use crate::sessions;
 use crate::sql;
 use crate::tokens::now;
@@ -100,11 +101,12 @@ pub(crate) fn add(session: &Session<'_>, new: &NewUser) -> Result<Added> {
     Ok(Added::Id(id))
 }
 
-/// Sets a password, and ends whatever the old one began.
+/// Sets a password, and ends whatever the old one began: sessions, what failed, and the places that are known.
 pub(crate) fn set_password(session: &Session<'_>, user: &User, hash: &str) -> Result<()> {
     session.run(sql::SET_PASSWORD, params![user.id, hash, now()])?;
     session.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
-    session.run(sql::CLEAR_FAILURES, [&user.username])?;
+    session.run(sql::CLEAR_PLACES, [&user.id])?;
+    lockout::clear(session, &user.username)?;
     sessions::end_all(session, &user.id)
 }
 

@@ -15,6 +15,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::Deserialize;
 
 use crate::accounts::{self, User};
+use crate::login_guard::Whereabouts;
 use crate::permissions;
 use crate::problem::{Problem, Result};
 use crate::roles::ADMIN;
@@ -93,14 +94,15 @@ pub(crate) async fn from_gateway(
 
 /// Who asks, as the gateway found out.
 pub(crate) struct Caller {
-    assertion: Assertion,
+    /// Where the request came from.
+    pub(crate) whereabouts: Whereabouts,
     user_agent: String,
 }
 
 impl Caller {
-    /// Where the request came from.
+    /// Where the request came from, as it is shown to the account's owner.
     pub(crate) fn origin(&self) -> Origin {
-        Origin { address: self.assertion.address.clone(), user_agent: self.user_agent.clone() }
+        Origin { address: self.whereabouts.address.clone(), user_agent: self.user_agent.clone() }
     }
 }
 
@@ -119,7 +121,8 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        Ok(Self { assertion: assertion(parts)?, user_agent: user_agent(&parts.headers) })
+        let whereabouts = Whereabouts::new(&assertion(parts)?.address, &parts.headers);
+        Ok(Self { whereabouts, user_agent: user_agent(&parts.headers) })
     }
 }
 

@@ -14,6 +14,7 @@ use aide::transform::TransformOperation;
 use axum::Router;
 use schemars::{JsonSchema, json_schema};
 
+use crate::auth::{LoggedIn, Tokens};
 use crate::extract::{Body, Bytes, Path, Query};
 use crate::identity::{Account, Administrator, Caller};
 use crate::problem::Problem;
@@ -129,6 +130,21 @@ impl OperationInput for Account {
 impl OperationInput for Administrator {
     fn operation_input(_: &mut GenContext, operation: &mut Operation) {
         needs_bearer(operation);
+    }
+}
+
+impl OperationOutput for LoggedIn {
+    type Inner = <axum::Json<Tokens> as OperationOutput>::Inner;
+
+    fn operation_response(context: &mut GenContext, operation: &mut Operation) -> Option<Response> {
+        <axum::Json<Tokens> as OperationOutput>::operation_response(context, operation)
+    }
+
+    fn inferred_responses(
+        context: &mut GenContext,
+        operation: &mut Operation,
+    ) -> Vec<(Option<u16>, Response)> {
+        <axum::Json<Tokens> as OperationOutput>::inferred_responses(context, operation)
     }
 }
 

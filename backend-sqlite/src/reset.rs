@@ -10,11 +10,13 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use crate::accounts::{self, User};
-use crate::auth::{self, Proven, accepted};
+use crate::auth::accepted;
 use crate::db::{Result as DbResult, Session};
 use crate::extract::Body;
+use crate::identity::Caller;
 use crate::password;
 use crate::problem::{Problem, Result};
+use crate::proof::{self, Attempt, Proven};
 use crate::serve::App;
 use crate::sql;
 use crate::tokens::{fingerprint, now, random_token};
@@ -118,9 +120,11 @@ pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> R
     let done = app.database.write(move |session| {
         let Some(user) = owner(session, &hash)? else { return Ok(Err(invalid())) };
         session.row(sql::TAKE_RESET_TOKEN, [&hash], |_| Ok(()))?;
-        accounts::set_password(session, &user, &password_hash).map(Ok)
+        accounts::set_password(session, &user, &password_hash)?;
+        Ok(Ok(user.username))
     });
-    done.await??;
+    let guard = &app.login_guard;
+    guard.forget(guard.key().name(&done.await??));
     app.metrics.user_operations.with_label_values(&["reset_password"]).inc();
     Ok(StatusCode::NO_CONTENT)
 }
@@ -134,19 +138,34 @@ fn owner(session: &Session<'_>, hash: &[u8]) -> DbResult<Option<User>> {
 
 /// `POST /v1/auth/change-password`: the old password is the proof, so that one that has expired can be changed. It is
 /// judged as at a login, lock and second factor included, and a wrong one counts as a failed login.
-pub(crate) async fn change(State(app): State<App>, Body(change): Body<ChangePassword>) -> Result<StatusCode> {
-    // First of all: what comes next takes a core for a while, which is nothing for a stranger to ask for.
-    let about = vec![change.username.clone(), change.password.clone()];
-    let proven = auth::prove(&app, change.username, change.password, change.totp).await?;
-    let Proven::Yes(user) = proven else {
-        app.metrics.failed_logins.inc();
-        return Err(proven.refusal());
+pub(crate) async fn change(
+    State(app): State<App>,
+    caller: Caller,
+    Body(change): Body<ChangePassword>,
+) -> Result<StatusCode> {
+    let ChangePassword { username: name, password, new_password, totp } = change;
+    let about = vec![name.clone(), password.clone()];
+    let judged =
+        proof::judge(&app, Attempt { name, password, totp, whereabouts: caller.whereabouts }).await?;
+    // Only for whoever has the old password: an estimate takes a core for a while, which is nothing for a stranger to
+    // ask for. And before a code of the second factor is used up.
+    let mut hash = None;
+    if judged.is_right() {
+        match password::accept(app.accounts.password, new_password, about).await {
+            Ok(accepted) => hash = Some(accepted),
+            Err(problem) => {
+                judged.withdraw();
+                return Err(problem);
+            }
+        }
+    }
+    let (user, hash) = match (judged.settle(&app).await?, hash) {
+        (Proven::Yes(owner), Some(hash)) => (owner.user, hash),
+        (proven, _) => return Err(proven.refusal()),
     };
-    let hash = password::accept(app.accounts.password, change.new_password, about).await?;
     let set = app.database.write(move |session| {
-        let now = accounts::by_id(session, &user.id)?;
-        let same = now.filter(|now| now.active && now.password_hash == user.password_hash);
-        same.map(|user| accounts::set_password(session, &user, &hash)).transpose()
+        let user = proof::unchanged(session, Some(&user))?;
+        user.map(|user| accounts::set_password(session, &user, &hash)).transpose()
     });
     if set.await?.is_none() {
         return Err(Problem::new(

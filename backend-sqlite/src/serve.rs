@@ -16,6 +16,7 @@ use crate::config::{AccountRules, Config, Profile, ServerConfig};
 use crate::db::Database;
 use crate::identity::Verifier;
 use crate::listener::{self, Limits};
+use crate::login_guard::{HashKey, LoginGuard};
 use crate::mail::Mail;
 use crate::metrics::Metrics;
 use crate::routes::router;
@@ -32,6 +33,7 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
     pub(crate) leaving: Arc<AtomicBool>,
     pub(crate) accounts: Arc<AccountRules>,
+    pub(crate) login_guard: Arc<LoginGuard>,
     pub(crate) mail: Arc<Mail>,
     pub(crate) verifier: Arc<Option<Verifier>>,
     pub(crate) pool_places: usize,
@@ -52,6 +54,8 @@ pub(crate) async fn serve(
     let metrics = Metrics::new()?;
     let database = Database::open(&config.database, metrics.clone())?;
     let signer = Signer::load(&secrets, &database, config.accounts.access_token).await?;
+    let key = database.read(HashKey::load).await?;
+    let login_guard = LoginGuard::new(key, &config.accounts.lockout, metrics.clone());
     let mail = Mail::new(&config.mail, secrets.smtp_password.as_ref(), profile)?;
     let verifier = secrets.gateway_token.as_ref().map(|token| Verifier::new(token.expose()));
     let app = App {
@@ -62,6 +66,7 @@ pub(crate) async fn serve(
         metrics,
         leaving: Arc::default(),
         accounts: Arc::new(config.accounts.rules(profile)),
+        login_guard,
         pool_places: usize::try_from(config.database.pool_size + config.database.pool_overflow)?,
         database,
     };

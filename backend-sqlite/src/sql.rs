@@ -8,8 +8,11 @@ pub(crate) struct Statement {
 }
 
 /// The schema's steps, in order; `user_version` counts those that were taken.
-pub(crate) const MIGRATIONS: [&str; 2] =
-    [include_str!("sql/0001_init.sql"), include_str!("sql/0002_identity.sql")];
+pub(crate) const MIGRATIONS: [&str; 3] = [
+    include_str!("sql/0001_init.sql"),
+    include_str!("sql/0002_identity.sql"),
+    include_str!("sql/0003_login_guard.sql"),
+];
 
 macro_rules! statements {
     ($($name:ident = $text:literal;)+) => {$(
@@ -44,15 +47,38 @@ statements! {
     USE_RECOVERY_CODE = "DELETE FROM recovery_codes WHERE user_id = ?1 AND hash = ?2";
     CLEAR_RECOVERY_CODES = "DELETE FROM recovery_codes WHERE user_id = ?1";
 
-    LOCKED_UNTIL = "SELECT locked_until FROM login_failures WHERE name = ?1";
-    COUNT_FAILURE = "INSERT INTO login_failures (name, count, began, locked_until) VALUES (?1, 1, ?2, 0)
-                     ON CONFLICT (name) DO UPDATE SET
-                       count = CASE WHEN began <= ?3 THEN 1 ELSE count + 1 END,
-                       began = CASE WHEN began <= ?3 THEN ?2 ELSE began END
+    GUARD_KEY = "SELECT key FROM guard_key WHERE id = 1";
+    LOCKED_UNTIL = "SELECT locked_until FROM login_failures WHERE name = ?1 AND place = ?2";
+    LOCKED_SOMEWHERE = "SELECT 1 FROM login_failures WHERE name = ?1 AND locked_until > ?2 LIMIT 1";
+    COUNT_FAILURE = "INSERT INTO login_failures (name, place, count, began, locked_until) VALUES (?1, ?2, 1, ?3, 0)
+                     ON CONFLICT (name, place) DO UPDATE SET
+                       count = CASE WHEN began <= ?4 THEN 1 ELSE count + 1 END,
+                       began = CASE WHEN began <= ?4 THEN ?3 ELSE began END
                      RETURNING count";
-    LOCK_NAME = "UPDATE login_failures SET locked_until = ?2, count = 0, began = ?3 WHERE name = ?1 AND locked_until <= ?3";
+    LOCK_PLACE = "UPDATE login_failures SET locked_until = ?3, count = 0, began = ?4
+                  WHERE name = ?1 AND place = ?2 AND locked_until <= ?4";
+    CLEAR_FAILURES_OF_PLACE = "DELETE FROM login_failures WHERE name = ?1 AND place = ?2";
     CLEAR_FAILURES = "DELETE FROM login_failures WHERE name = ?1";
     DROP_OLD_FAILURES = "DELETE FROM login_failures WHERE began <= ?1 AND locked_until <= ?2";
+    COUNT_GUESS = "INSERT INTO login_guesses (name, count, last_at) VALUES (?1, 1, ?2)
+                   ON CONFLICT (name) DO UPDATE SET count = count + 1, last_at = ?2 RETURNING count";
+    CLEAR_GUESSES = "DELETE FROM login_guesses WHERE name = ?1";
+    DROP_OLD_GUESSES = "DELETE FROM login_guesses WHERE last_at <= ?1";
+    DROP_FAILURES_BEYOND = "DELETE FROM login_failures WHERE (name, place) IN (
+                              SELECT name, place FROM login_failures ORDER BY began DESC LIMIT -1 OFFSET ?1)";
+    DROP_GUESSES_BEYOND = "DELETE FROM login_guesses WHERE name IN (
+                             SELECT name FROM login_guesses ORDER BY count DESC, last_at DESC LIMIT -1 OFFSET ?1)";
+
+    // Asked of every name, whether there is such an account or not.
+    KNOWN_PLACES = "SELECT k.place FROM users AS u JOIN known_places AS k ON k.user_id = u.id
+                    WHERE u.username = ?1 AND k.place IN (?2, ?3) AND k.last_used_at > ?4";
+    REMEMBER_PLACE = "INSERT INTO known_places (user_id, place, last_used_at) VALUES (?1, ?2, ?3)
+                      ON CONFLICT (user_id, place) DO UPDATE SET last_used_at = ?3";
+    DROP_LEAST_USED_PLACES = "DELETE FROM known_places WHERE user_id = ?1 AND place IN (
+                                SELECT place FROM known_places WHERE user_id = ?1
+                                ORDER BY last_used_at DESC LIMIT -1 OFFSET ?2)";
+    CLEAR_PLACES = "DELETE FROM known_places WHERE user_id = ?1";
+    DROP_OLD_PLACES = "DELETE FROM known_places WHERE last_used_at <= ?1";
 
     ADD_SESSION = "INSERT INTO sessions (id, user_id, created_at, last_used_at, expires_at, address, user_agent)
                    VALUES (?1, ?2, ?3, ?3, ?4, ?5, ?6)";

@@ -14,8 +14,10 @@ use crate::auth::internal;
 use crate::changes::{self, Subject};
 use crate::db::{Result as DbResult, Session};
 use crate::extract::Body;
-use crate::identity::Account;
+use crate::identity::{Account, Caller};
+use crate::lockout::{self, Failed};
 use crate::problem::{Problem, Result};
+use crate::proof::{self, Admitted};
 use crate::serve::App;
 use crate::sql;
 use crate::tokens::{fingerprint, now, random_bytes};
@@ -41,7 +43,9 @@ fn totp(secret: &[u8], account: &str) -> anyhow::Result<Totp> {
 /// The step that a code is of, when it is right and later than the last one that was used.
 fn fresh_step(secret: &[u8], code: &str, last: i64) -> Option<i64> {
     let now = u64::try_from(now()).ok()?;
-    let step = totp(secret, "account").ok()?.check(code.trim(), now)?;
+    // Apps show a code in groups, and people send it so.
+    let digits: String = code.chars().filter(|char| !char.is_whitespace() && *char != '-').collect();
+    let step = totp(secret, "account").ok()?.check(&digits, now)?;
     i64::try_from(step).ok().filter(|step| *step > last)
 }
 
@@ -112,26 +116,47 @@ pub(crate) async fn confirm(
     Ok(Json(json!({"recovery_codes": shown})))
 }
 
-/// `POST /v1/auth/totp/disable`: needs a code, for a stolen access token should not be enough.
+/// `POST /v1/auth/totp/disable`: needs a code, for a stolen access token should not be enough. A wrong one counts as a
+/// failed login.
 pub(crate) async fn disable(
     Account(user): Account,
+    caller: Caller,
     State(app): State<App>,
     Body(Code { code }): Body<Code>,
 ) -> Result<StatusCode> {
+    let Admitted { one, ticket, .. } = proof::admit(&app, &user.username, &caller.whereabouts).await?;
     let rule = app.accounts.lockout;
     let disabled = app.database.write(move |session| {
-        let Some(user) = accounts::by_id(session, &user.id)? else { return Ok(Err(wrong_code())) };
-        if crate::lockout::is_locked(session, &user.username)? || !use_code(session, &user, &code)? {
-            crate::lockout::failed(session, &user.username, &rule)?;
-            return Ok(Err(wrong_code()));
+        let user = accounts::by_id(session, &user.id)?.filter(|user| user.totp_secret.is_some());
+        let Some(user) = user else { return Ok(Disabled::Never) };
+        if lockout::is_locked(session, &one)? || !use_code(session, &user, &code)? {
+            return lockout::failed(session, &one, &rule).map(Disabled::Failed);
         }
         session.run(sql::DISABLE_TOTP, [&user.id])?;
         session.run(sql::CLEAR_RECOVERY_CODES, [&user.id])?;
-        changes::note(session, Subject::User(&user.id)).map(Ok)
+        changes::note(session, Subject::User(&user.id)).map(|_| Disabled::Now)
     });
-    disabled.await??;
+    match disabled.await? {
+        Disabled::Now => ticket.succeeded(),
+        Disabled::Never => {
+            ticket.give_back();
+            return Err(wrong_code());
+        }
+        Disabled::Failed(failed) => {
+            proof::count(&app, failed);
+            ticket.failed(failed.in_a_row);
+            return Err(wrong_code());
+        }
+    }
     app.metrics.user_operations.with_label_values(&["totp_disable"]).inc();
     Ok(StatusCode::NO_CONTENT)
+}
+
+enum Disabled {
+    Now,
+    /// There is no second factor.
+    Never,
+    Failed(Failed),
 }
 
 /// 80 bits of chance in four groups: `a1b2c-…`.
@@ -153,6 +178,11 @@ mod tests {
         let step = fresh_step(&secret, &code, 0).unwrap();
         assert_eq!(fresh_step(&secret, &code, step), None, "used up");
         assert_eq!(fresh_step(&[8; 20], &code, 0), None, "of another secret");
+        for shown in
+            [format!("{} {}", &code[..3], &code[3..]), format!(" {}-{}\u{a0}", &code[..3], &code[3..])]
+        {
+            assert_eq!(fresh_step(&secret, &shown, 0), Some(step), "{shown:?}, as apps show it");
+        }
         assert_eq!(recovery_hash("A1B2C-d3e4f "), recovery_hash("a1b2cd3e4f"));
     }
 }

@@ -1,5 +1,7 @@
 //! Accounts over HTTP, for administrators.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -112,7 +114,7 @@ fn view(session: &Session<'_>, user: &User) -> DbResult<Value> {
         "username": user.username,
         "email": user.email,
         "active": user.active,
-        "locked": lockout::is_locked(session, &user.username)?,
+        "locked": lockout::is_locked_somewhere(session, &user.username)?,
         "totp": user.totp_secret.is_some(),
         "roles": accounts::roles(session, &user.id)?,
         "groups": permissions::groups(session, &user.id)?,
@@ -207,6 +209,7 @@ pub(crate) async fn deactivate(
     change(&app, "deactivate", id, |session, user| {
         session.run(sql::SET_ACTIVE, rusqlite::params![user.id, false])?;
         session.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
+        session.run(sql::CLEAR_PLACES, [&user.id])?;
         sessions::end_all(session, &user.id).map(Ok)
     })
     .await
@@ -237,11 +240,16 @@ pub(crate) async fn remove_totp(
     .await
 }
 
-/// `POST /v1/users/{id}/unlock`: forgets its failed logins.
+/// `POST /v1/users/{id}/unlock`: forgets its failed logins, wherever they came from.
 pub(crate) async fn unlock(
     _: Administrator,
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    change(&app, "unlock", id, |session, user| lockout::clear(session, &user.username).map(|_| Ok(()))).await
+    let guard = Arc::clone(&app.login_guard);
+    change(&app, "unlock", id, move |session, user| {
+        guard.forget(guard.key().name(&user.username));
+        lockout::clear(session, &user.username).map(Ok)
+    })
+    .await
 }

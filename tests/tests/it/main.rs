@@ -16,6 +16,7 @@ mod hop;
 mod http2;
 mod identity;
 mod limits;
+mod login_guard;
 mod main_job;
 mod permissions;
 mod reload;
