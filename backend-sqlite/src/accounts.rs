@@ -2,6 +2,7 @@
 
 use rusqlite::params;
 
+use crate::api_keys;
 use crate::changes::{self, Subject};
 use crate::db::{Result, Session};
 use crate::lockout;
@@ -99,6 +100,12 @@ pub(crate) fn add(session: &Session<'_>, new: &NewUser) -> Result<Added> {
     }
     changes::note(session, Subject::User(&id))?;
     Ok(Added::Id(id))
+}
+
+/// Sets a password for an account that somebody else may have had: whatever let him in ends, API keys included.
+pub(crate) fn reset_password(session: &Session<'_>, user: &User, hash: &str) -> Result<()> {
+    api_keys::remove_all(session, &user.id)?;
+    set_password(session, user, hash)
 }
 
 /// Sets a password, and ends whatever the old one began: sessions, what failed, and the places that are known.

@@ -76,6 +76,7 @@ struct Standing {
     user: User,
     roles: Vec<String>,
     totp_enrollment_required: bool,
+    auth_time: i64,
 }
 
 /// Tokens, and the cookie that the device is known by from now on.
@@ -135,17 +136,17 @@ pub(crate) async fn login(
         }
         sessions::begin(session, &user, &origin, &next)?;
         lockout::remember(session, &user.id, &place)?;
-        standing(session, &state, user).map(Some)
+        standing(session, &state, user, next.issued_at).map(Some)
     };
     let Some(standing) = app.database.write(begin).await? else { return Err(Proven::No.refusal()) };
     count("ok");
     Ok(LoggedIn { tokens: tokens(&app, &standing, pair)?, device })
 }
 
-fn standing(session: &Session<'_>, app: &App, user: User) -> DbResult<Standing> {
+fn standing(session: &Session<'_>, app: &App, user: User, auth_time: i64) -> DbResult<Standing> {
     let all = permissions::all_roles(session, &user.id)?;
     let roles = permissions::counting_roles(&all, &user, &app.accounts.require_totp_for);
-    Ok(Standing { totp_enrollment_required: roles.len() < all.len(), user, roles })
+    Ok(Standing { totp_enrollment_required: roles.len() < all.len(), user, roles, auth_time })
 }
 
 /// `POST /v1/auth/refresh`: the token is used up and a new pair is given, in one transaction.
@@ -155,7 +156,7 @@ pub(crate) async fn refresh(State(app): State<App>, Body(refresh): Body<Refresh>
     let turned = app.database.write(move |session| {
         let may_go_on = |user: &User| user.active && !state.accounts.has_expired(user);
         let user = sessions::turn(session, &refresh.refresh_token, &next, may_go_on)?;
-        user.map(|user| standing(session, &state, user)).transpose()
+        user.map(|(user, auth_time)| standing(session, &state, user, auth_time)).transpose()
     });
     let turned = turned.await?;
     let word = if turned.is_some() { "ok" } else { "refused" };
@@ -173,8 +174,9 @@ pub(crate) async fn logout(State(app): State<App>, Body(refresh): Body<Refresh>)
 }
 
 fn tokens(app: &App, standing: &Standing, pair: NewPair) -> Result<Json<Tokens>> {
+    let signed = app.signer.sign(&standing.user.id, &standing.roles, &pair, standing.auth_time);
     Ok(Json(Tokens {
-        access_token: app.signer.sign(&standing.user.id, &standing.roles, &pair).map_err(internal)?,
+        access_token: signed.map_err(internal)?,
         refresh_token: pair.refresh_token,
         token_type: "Bearer",
         expires_in: app.signer.expires_in(),

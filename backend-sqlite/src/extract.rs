@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use axum::body::HttpBody as _;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
@@ -18,6 +19,9 @@ use crate::problem::{Problem, Result};
 
 /// A JSON body.
 pub(crate) struct Body<T>(pub(crate) T);
+
+/// A JSON body that may be missing.
+pub(crate) struct Optional<T>(pub(crate) T);
 
 /// A body as it came.
 pub(crate) struct Bytes(pub(crate) axum::body::Bytes);
@@ -83,6 +87,18 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         let axum::Json(body) = body
             .map_err(|rejection| Problem::new(rejection.status(), "malformed_body", rejection.body_text()))?;
         Ok(Self(body))
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for Optional<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        let (parts, body) = request.into_parts();
+        if body.is_end_stream() {
+            return Ok(Self(T::default()));
+        }
+        Body::from_request(Request::from_parts(parts, body), state).await.map(|Body(body)| Self(body))
     }
 }
 

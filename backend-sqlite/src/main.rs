@@ -26,6 +26,7 @@ mod password;
 mod permissions;
 mod problem;
 mod proof;
+mod reauthentication;
 mod records;
 mod reset;
 mod resource;

@@ -15,8 +15,8 @@ use axum::Router;
 use schemars::{JsonSchema, json_schema};
 
 use crate::auth::{LoggedIn, Tokens};
-use crate::extract::{Body, Bytes, Path, Query};
-use crate::identity::{Account, Administrator, Caller};
+use crate::extract::{Body, Bytes, Optional, Path, Query};
+use crate::identity::{Account, Administrator, Caller, Holder};
 use crate::problem::Problem;
 
 /// The name of the way in which a client proves who it is.
@@ -105,6 +105,15 @@ impl<T: JsonSchema> OperationInput for Body<T> {
     }
 }
 
+impl<T: JsonSchema> OperationInput for Optional<T> {
+    fn operation_input(context: &mut GenContext, operation: &mut Operation) {
+        <axum::Json<T> as OperationInput>::operation_input(context, operation);
+        if let Some(ReferenceOr::Item(body)) = &mut operation.request_body {
+            body.required = false;
+        }
+    }
+}
+
 impl OperationInput for Bytes {
     fn operation_input(context: &mut GenContext, operation: &mut Operation) {
         <axum::Json<serde_json::Value> as OperationInput>::operation_input(context, operation);
@@ -122,6 +131,12 @@ impl<T> OperationInput for Path<T> {}
 impl OperationInput for Caller {}
 
 impl OperationInput for Account {
+    fn operation_input(_: &mut GenContext, operation: &mut Operation) {
+        needs_bearer(operation);
+    }
+}
+
+impl OperationInput for Holder {
     fn operation_input(_: &mut GenContext, operation: &mut Operation) {
         needs_bearer(operation);
     }

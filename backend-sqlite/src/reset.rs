@@ -51,6 +51,9 @@ pub(crate) struct ChangePassword {
     password: String,
     new_password: String,
     totp: Option<String>,
+    /// Whether the account's API keys end, too.
+    #[serde(default)]
+    revoke_api_keys: bool,
 }
 
 /// `POST /v1/auth/forgot-password`: 202 for everybody.
@@ -110,7 +113,7 @@ fn invalid() -> Problem {
     )
 }
 
-/// `POST /v1/auth/reset-password`: ends every session of the account, and unlocks it.
+/// `POST /v1/auth/reset-password`: ends every session and API key of the account, and unlocks it.
 pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> Result<StatusCode> {
     let hash = fingerprint(&reset.token);
     let known = hash.clone();
@@ -120,7 +123,7 @@ pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> R
     let done = app.database.write(move |session| {
         let Some(user) = owner(session, &hash)? else { return Ok(Err(invalid())) };
         session.row(sql::TAKE_RESET_TOKEN, [&hash], |_| Ok(()))?;
-        accounts::set_password(session, &user, &password_hash)?;
+        accounts::reset_password(session, &user, &password_hash)?;
         Ok(Ok(user.username))
     });
     let guard = &app.login_guard;
@@ -143,7 +146,7 @@ pub(crate) async fn change(
     caller: Caller,
     Body(change): Body<ChangePassword>,
 ) -> Result<StatusCode> {
-    let ChangePassword { username: name, password, new_password, totp } = change;
+    let ChangePassword { username: name, password, new_password, totp, revoke_api_keys } = change;
     let about = vec![name.clone(), password.clone()];
     let judged =
         proof::judge(&app, Attempt { name, password, totp, whereabouts: caller.whereabouts }).await?;
@@ -165,7 +168,8 @@ pub(crate) async fn change(
     };
     let set = app.database.write(move |session| {
         let user = proof::unchanged(session, Some(&user))?;
-        user.map(|user| accounts::set_password(session, &user, &hash)).transpose()
+        let set = if revoke_api_keys { accounts::reset_password } else { accounts::set_password };
+        user.map(|user| set(session, &user, &hash)).transpose()
     });
     if set.await?.is_none() {
         return Err(Problem::new(

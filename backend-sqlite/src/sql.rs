@@ -93,7 +93,7 @@ statements! {
     COUNT_SESSIONS = "SELECT count(*) FROM sessions WHERE expires_at > ?1";
     ADD_REFRESH_TOKEN = "INSERT INTO refresh_tokens (hash, session_id, expires_at, jti, revoked_until)
                          VALUES (?1, ?2, ?3, ?4, ?5)";
-    REFRESH_TOKEN = "SELECT t.session_id, t.expires_at, t.used, s.user_id FROM refresh_tokens AS t
+    REFRESH_TOKEN = "SELECT t.session_id, t.expires_at, t.used, s.user_id, s.created_at FROM refresh_tokens AS t
                      JOIN sessions AS s ON s.id = t.session_id WHERE t.hash = ?1";
     USE_UP_REFRESH_TOKEN = "UPDATE refresh_tokens SET used = 1 WHERE hash = ?1";
     DROP_OLD_REFRESH_TOKENS = "DELETE FROM refresh_tokens WHERE session_id = ?1 AND expires_at <= ?2

@@ -13,11 +13,12 @@ use crate::accounts::{self, User};
 use crate::auth::internal;
 use crate::changes::{self, Subject};
 use crate::db::{Result as DbResult, Session};
-use crate::extract::Body;
-use crate::identity::{Account, Caller};
+use crate::extract::{Body, Optional};
+use crate::identity::{Account, Holder};
 use crate::lockout::{self, Failed};
 use crate::problem::{Problem, Result};
 use crate::proof::{self, Admitted};
+use crate::reauthentication::{self, Proof};
 use crate::serve::App;
 use crate::sql;
 use crate::tokens::{fingerprint, now, random_bytes};
@@ -32,6 +33,14 @@ const RECOVERY_CODES: usize = 10;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Code {
     code: String,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Disable {
+    code: String,
+    /// The account's password, where the last login is more than five minutes ago.
+    password: Option<String>,
 }
 
 /// Six digits, 30 s, SHA-1, one step of drift either way: what every authenticator app understands.
@@ -65,10 +74,16 @@ fn recovery_hash(code: &str) -> Vec<u8> {
 }
 
 /// `POST /v1/auth/totp/enroll`: a secret for an authenticator app. It counts once it is confirmed.
-pub(crate) async fn enroll(Account(user): Account, State(app): State<App>) -> Result<Json<Value>> {
-    if user.totp_secret.is_some() {
+pub(crate) async fn enroll(
+    holder: Holder,
+    State(app): State<App>,
+    Optional(proof): Optional<Proof>,
+) -> Result<Json<Value>> {
+    if holder.user.totp_secret.is_some() {
         return Err(enrolled());
     }
+    reauthentication::require(&app, &holder, proof).await?;
+    let user = holder.user;
     let secret = random_bytes::<20>().map_err(internal)?;
     // A colon would end the issuer's name in the address.
     let url = totp(&secret, &user.username.replace(':', "_")).map_err(internal)?;
@@ -116,40 +131,62 @@ pub(crate) async fn confirm(
     Ok(Json(json!({"recovery_codes": shown})))
 }
 
-/// `POST /v1/auth/totp/disable`: needs a code, for a stolen access token should not be enough. A wrong one counts as a
-/// failed login.
+/// `POST /v1/auth/totp/disable`: needs a code, and a password that was proved lately. A wrong one counts as a failed
+/// login.
 pub(crate) async fn disable(
-    Account(user): Account,
-    caller: Caller,
+    holder: Holder,
     State(app): State<App>,
-    Body(Code { code }): Body<Code>,
+    Body(Disable { code, password }): Body<Disable>,
 ) -> Result<StatusCode> {
-    let Admitted { one, ticket, .. } = proof::admit(&app, &user.username, &caller.whereabouts).await?;
-    let rule = app.accounts.lockout;
+    if holder.user.totp_secret.is_none() {
+        return Err(wrong_code());
+    }
+    if password.is_some() {
+        // Password and code are proved together, which uses the code up.
+        reauthentication::require(&app, &holder, Proof { password, totp: Some(code) }).await?;
+        let off = move |session: &Session<'_>| take_off(session, &holder.user.id);
+        app.database.write(off).await?;
+    } else {
+        reauthentication::require(&app, &holder, Proof::default()).await?;
+        disable_with_code(&app, &holder, code).await?;
+    }
+    app.metrics.user_operations.with_label_values(&["totp_disable"]).inc();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn take_off(session: &Session<'_>, user: &str) -> DbResult<()> {
+    session.run(sql::DISABLE_TOTP, [user])?;
+    session.run(sql::CLEAR_RECOVERY_CODES, [user])?;
+    changes::note(session, Subject::User(user)).map(drop)
+}
+
+async fn disable_with_code(app: &App, holder: &Holder, code: String) -> Result<()> {
+    let Holder { user, caller, .. } = holder;
+    let Admitted { one, ticket, .. } = proof::admit(app, &user.username, &caller.whereabouts).await?;
+    let (rule, id) = (app.accounts.lockout, user.id.clone());
     let disabled = app.database.write(move |session| {
-        let user = accounts::by_id(session, &user.id)?.filter(|user| user.totp_secret.is_some());
+        let user = accounts::by_id(session, &id)?.filter(|user| user.totp_secret.is_some());
         let Some(user) = user else { return Ok(Disabled::Never) };
         if lockout::is_locked(session, &one)? || !use_code(session, &user, &code)? {
             return lockout::failed(session, &one, &rule).map(Disabled::Failed);
         }
-        session.run(sql::DISABLE_TOTP, [&user.id])?;
-        session.run(sql::CLEAR_RECOVERY_CODES, [&user.id])?;
-        changes::note(session, Subject::User(&user.id)).map(|_| Disabled::Now)
+        take_off(session, &user.id).map(|()| Disabled::Now)
     });
     match disabled.await? {
-        Disabled::Now => ticket.succeeded(),
+        Disabled::Now => {
+            ticket.succeeded();
+            Ok(())
+        }
         Disabled::Never => {
             ticket.give_back();
-            return Err(wrong_code());
+            Err(wrong_code())
         }
         Disabled::Failed(failed) => {
-            proof::count(&app, failed);
+            proof::count(app, failed);
             ticket.failed(failed.in_a_row);
-            return Err(wrong_code());
+            Err(wrong_code())
         }
     }
-    app.metrics.user_operations.with_label_values(&["totp_disable"]).inc();
-    Ok(StatusCode::NO_CONTENT)
 }
 
 enum Disabled {

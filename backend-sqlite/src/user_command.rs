@@ -40,7 +40,7 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
             let password = Password::new(password_stdin, &config, &name)?;
             let (hash, username) = (password::hash(&password.text)?, name.clone());
             let set = move |session: &Session<'_>| match accounts::by_name(session, &username)? {
-                Some(user) => accounts::set_password(session, &user, &hash).map(|()| true),
+                Some(user) => accounts::reset_password(session, &user, &hash).map(|()| true),
                 None => Ok(false),
             };
             if !database.write(set).await? {

@@ -19,6 +19,7 @@ mod limits;
 mod login_guard;
 mod main_job;
 mod permissions;
+mod reauthentication;
 mod reload;
 mod replicas;
 mod retries;
