@@ -65,7 +65,13 @@ pub(crate) async fn register(State(app): State<App>, Body(new): Body<Register>) 
     let email = check_email(new.email)?;
     let about = vec![new.username.clone(), email.clone().unwrap_or_default()];
     let password_hash = password::accept(app.accounts.password, new.password, about).await?;
-    let user = NewUser { username: new.username.clone(), email, password_hash, roles: Vec::new() };
+    let user = NewUser {
+        username: new.username.clone(),
+        email,
+        email_verified: false,
+        password_hash,
+        roles: Vec::new(),
+    };
     let added: Added = app.database.write(move |session| accounts::add(session, &user)).await?;
     app.metrics.user_operations.with_label_values(&["register"]).inc();
     created(added, &new.username)

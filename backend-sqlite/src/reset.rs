@@ -124,6 +124,7 @@ pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> R
         let Some(user) = owner(session, &hash)? else { return Ok(Err(invalid())) };
         session.row(sql::TAKE_RESET_TOKEN, [&hash], |_| Ok(()))?;
         accounts::reset_password(session, &user, &password_hash)?;
+        session.run(sql::VERIFY_EMAIL, [&user.id])?; // which is where the token was sent
         Ok(Ok(user.username))
     });
     let guard = &app.login_guard;

@@ -24,8 +24,9 @@ statements! {
     PING = "SELECT 1";
     TRY_WRITING = "UPDATE versions SET last = last WHERE id = 1";
 
-    ADD_USER = "INSERT INTO users (id, username, email, password_hash, created_at, password_changed_at)
-                VALUES (?1, ?2, ?3, ?4, ?5, ?5)";
+    ADD_USER = "INSERT INTO users (id, username, email, password_hash, created_at, password_changed_at, email_verified)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6)";
+    VERIFY_EMAIL = "UPDATE users SET email_verified = 1 WHERE id = ?1";
     SET_PASSWORD = "UPDATE users SET password_hash = ?2, password_changed_at = ?3 WHERE id = ?1";
     UPGRADE_PASSWORD = "UPDATE users SET password_hash = ?3 WHERE id = ?1 AND password_hash = ?2";
     SET_ACTIVE = "UPDATE users SET active = ?2 WHERE id = ?1";
@@ -34,7 +35,8 @@ statements! {
     USER_BY_ID = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending,
                   totp_last_step FROM users WHERE id = ?1";
     USERS_BY_EMAIL = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending,
-                      totp_last_step FROM users WHERE email = ?1 LIMIT 10";
+                      totp_last_step FROM users WHERE email = ?1 COLLATE NOCASE AND active
+                      ORDER BY email_verified DESC, created_at, id LIMIT 10";
     LIST_USERS = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending,
                   totp_last_step FROM users WHERE username > ?1 ORDER BY username";
     COUNT_USERS = "SELECT count(*) FROM users";

@@ -27,7 +27,7 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
                 let password = Password::new(password_stdin, &config, &name)?;
                 (password::hash(&password.text)?, Some(password))
             };
-            let user = NewUser { username: name.clone(), email, password_hash, roles };
+            let user = NewUser { username: name.clone(), email, email_verified: true, password_hash, roles };
             match database.write(move |session| accounts::add(session, &user)).await? {
                 Added::Id(id) => println!("{id}"),
                 Added::Taken => bail!("the username `{name}` is taken"),

@@ -102,7 +102,13 @@ pub(crate) async fn create(
     let email = check_email(new.email)?;
     let about = vec![new.username.clone(), email.clone().unwrap_or_default()];
     let password_hash = password::accept(app.accounts.password, new.password, about).await?;
-    let user = NewUser { username: new.username.clone(), email, password_hash, roles: new.roles };
+    let user = NewUser {
+        username: new.username.clone(),
+        email,
+        email_verified: true,
+        password_hash,
+        roles: new.roles,
+    };
     let added = app.database.write(move |session| accounts::add(session, &user)).await?;
     app.metrics.user_operations.with_label_values(&["create"]).inc();
     created(added, &new.username)

@@ -17,6 +17,7 @@ mod http2;
 mod identity;
 mod limits;
 mod login_guard;
+mod mail;
 mod main_job;
 mod permissions;
 mod reauthentication;
