@@ -4,7 +4,7 @@ use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use axum::http::StatusCode;
 use parking_lot::Mutex;
@@ -32,13 +32,15 @@ pub(crate) struct Progress {
     limits: Limits,
     state: Mutex<(Phase, Instant)>,
     timed_out: Mutex<Option<&'static str>>,
+    /// Who read while we worked, to whom no deadline applied.
+    reader: Mutex<Option<Waker>>,
 }
 
 impl Progress {
     /// A connection that was just accepted.
     pub(crate) fn new(limits: Limits) -> Self {
         let state = Mutex::new((Phase::Opened, Instant::now() + limits.header_timeout));
-        Self { limits, state, timed_out: Mutex::default() }
+        Self { limits, state, timed_out: Mutex::default(), reader: Mutex::default() }
     }
 
     /// A header is whole, and its request is worked on.
@@ -49,6 +51,10 @@ impl Progress {
     /// There is an answer.
     pub(crate) fn answered(&self) {
         *self.state.lock() = (Phase::Idle, Instant::now() + self.limits.idle_timeout);
+        // It looks at the clock from now on. hyper does not read again by itself where a read was pending.
+        if let Some(reader) = self.reader.lock().take() {
+            reader.wake();
+        }
     }
 
     /// What took too long, when that is why the connection ended.
@@ -101,6 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TimedStream<S> {
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let (phase, deadline) = *self.progress.state.lock();
         if phase == Phase::Serving {
+            *self.progress.reader.lock() = Some(cx.waker().clone());
             return Poll::Pending;
         }
         // A deadline mostly moves on: the timer is set again when it rings too early, not each time.
@@ -247,9 +254,10 @@ mod tests {
         progress.serving();
         let pause = tokio::time::timeout(Duration::from_hours(1), stream.read(&mut byte)).await;
         assert!(pause.is_err(), "it is we who take long");
-        progress.answered();
+        // A read that began while we worked ends as well.
         let begun = Instant::now();
-        assert!(stream.read(&mut byte).await.is_err());
+        let (read, ()) = tokio::join!(stream.read(&mut byte), async { progress.answered() });
+        assert!(read.is_err());
         assert_eq!((begun.elapsed(), progress.timed_out()), (LIMITS.idle_timeout, Some("idle")));
         // Nor is it waited for one that does not take its answer.
         progress.answered();

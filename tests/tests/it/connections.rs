@@ -8,7 +8,7 @@ use tests::client::{Client, ask_on, closes, read_until};
 use tests::eventually;
 use tests::program::{Program, command};
 use tests::stack::{Backend, GATEWAY_TOKEN, Gateway, POLICY, Stack};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 
 const HALF_OPEN: usize = 2_000;
@@ -66,7 +66,7 @@ async fn a_connection_costs_less_than_20_kib_on_every_listener() {
 }
 
 /// What comes until the other side closes.
-async fn until_closed(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+async fn until_closed(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut said = Vec::new();
     let all = tokio::time::timeout(tests::PATIENCE, stream.read_to_end(&mut said)).await;
     all.expect("it closes").unwrap();
