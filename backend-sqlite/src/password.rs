@@ -27,9 +27,15 @@ const CURRENT: &str = "$argon2id$v=19$m=19456,t=2,p=1$";
 /// A longer password is refused: hashing it would be a way to keep us busy.
 const MAX_BYTES: usize = 1024;
 
-/// Of a longer password only so many characters are estimated. The time grows with the square and more of the length;
-/// `estimates_take_milliseconds_whatever_is_estimated` measures it.
-const ESTIMATED: usize = 40;
+/// Of a longer password its first and its last so many characters are estimated. The time grows with the square and more
+/// of the length, as `estimates_take_milliseconds_whatever_is_estimated` measures, and beyond 20 zxcvbn's products overflow.
+const ESTIMATED: usize = 20;
+
+/// What zxcvbn takes for letters in disguise. It tries all combinations of those that a password holds, hundreds with all
+/// of these; beyond the first few, each stands for a character that disguises nothing, which is as hard to guess.
+const DISGUISES: &str = "4@8({[<3691!|70$5+%2";
+const MOST_DISGUISES: usize = 4;
+const UNDISGUISED: &str = "~^&*_=:;?,.'\"/)]";
 
 /// What is known of the owner is compared with the password up to so many characters each.
 const ABOUT: usize = 64;
@@ -196,12 +202,31 @@ impl PasswordRule {
     }
 }
 
-/// Whether the beginning of a password is, which says enough: a longer one is no easier to guess.
+/// Whether both ends of a password are; it is at least as hard to guess as any part of it.
 fn is_easy_to_guess(password: &str, about: &[&str]) -> bool {
-    let first = |text: &str, most: usize| text.chars().take(most).collect::<String>();
-    let about: Vec<String> = about.iter().map(|known| first(known, ABOUT)).collect();
+    let about: Vec<String> = about.iter().map(|known| known.chars().take(ABOUT).collect()).collect();
     let about: Vec<&str> = about.iter().map(String::as_str).collect();
-    zxcvbn::zxcvbn(&first(password, ESTIMATED), &about).score() < Score::Three
+    let first: String = password.chars().take(ESTIMATED).collect();
+    let beyond = password.chars().count().saturating_sub(ESTIMATED);
+    let last: String = password.chars().skip(beyond).collect();
+    let is_easy = |part: &str| zxcvbn::zxcvbn(&few_disguises(part), &about).score() < Score::Three;
+    is_easy(&first) && (beyond == 0 || is_easy(&last))
+}
+
+/// The same text with no more than [`MOST_DISGUISES`] characters that may disguise letters.
+fn few_disguises(part: &str) -> String {
+    let mut seen: Vec<char> = Vec::new();
+    let mut replace = |char: char| {
+        if !DISGUISES.contains(char) {
+            return char;
+        }
+        let at = seen.iter().position(|known| *known == char).unwrap_or_else(|| {
+            seen.push(char);
+            seen.len() - 1
+        });
+        at.checked_sub(MOST_DISGUISES).and_then(|at| UNDISGUISED.chars().nth(at)).unwrap_or(char)
+    };
+    part.chars().map(&mut replace).collect()
 }
 
 #[cfg(test)]
@@ -271,6 +296,14 @@ mod tests {
     }
 
     #[test]
+    fn few_characters_stand_for_letters_and_none_is_lost() {
+        assert_eq!(few_disguises("p@$$w0rd1!"), "p@$$w0rd1~");
+        let many = few_disguises(DISGUISES);
+        assert_eq!(many.chars().filter(|char| DISGUISES.contains(*char)).count(), MOST_DISGUISES);
+        assert_eq!(many.chars().collect::<std::collections::BTreeSet<_>>().len(), DISGUISES.len());
+    }
+
+    #[test]
     fn every_rule_that_is_broken_is_named() {
         let rule = PasswordRule { min_length: 12, strong: true };
         let names = |password: &str, about: &[&str]| -> Vec<_> {
@@ -280,6 +313,8 @@ mod tests {
         assert_eq!(names("passwordpassword", &[]), ["strength"]);
         assert_eq!(names("Annabelle.Smith", &["annabelle.smith"]), ["own_name", "strength"]);
         assert_eq!(names("correct horse battery", &["ann"]), [] as [&str; 0]);
+        let end = format!("{}vK9#tq2Lm!zR", "a".repeat(30));
+        assert_eq!(names(&end, &["ann"]), [] as [&str; 0], "one end that is hard to guess will do");
         assert_eq!(names(&"x".repeat(2_000), &[]), ["max_length"]);
     }
 }

@@ -42,7 +42,7 @@ struct Claims<'a> {
     iat: i64,
     exp: i64,
     jti: &'a str,
-    /// When the account's owner last proved to be that, with password and second factor (OpenID Connect Core, 2).
+    /// When the account's owner last proved to be that, with password and second factor (`OpenID` Connect Core, 2).
     auth_time: i64,
 }
 
