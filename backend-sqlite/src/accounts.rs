@@ -2,8 +2,10 @@
 
 use rusqlite::params;
 
+use crate::api_keys;
 use crate::changes::{self, Subject};
 use crate::db::{Result, Session};
+use crate::lockout;
 use crate::sessions;
 use crate::sql;
 use crate::tokens::now;
@@ -28,6 +30,8 @@ pub(crate) struct User {
 pub(crate) struct NewUser {
     pub(crate) username: String,
     pub(crate) email: Option<String>,
+    /// Whether an administrator answers for the address.
+    pub(crate) email_verified: bool,
     pub(crate) password_hash: String,
     pub(crate) roles: Vec<String>,
 }
@@ -65,6 +69,8 @@ pub(crate) fn by_id(session: &Session<'_>, id: &str) -> Result<Option<User>> {
     session.row(sql::USER_BY_ID, [id], user)
 }
 
+/// Active accounts with this address, whatever the case of its letters. Those for which it is verified come first, then
+/// the older ones: whoever registers somebody else's address comes after its owner.
 pub(crate) fn by_email(session: &Session<'_>, email: &str) -> Result<Vec<User>> {
     session.rows(sql::USERS_BY_EMAIL, [email], user)
 }
@@ -92,7 +98,8 @@ pub(crate) fn add(session: &Session<'_>, new: &NewUser) -> Result<Added> {
         return Ok(Added::UnknownRole(unknown));
     }
     let id = uuid::Uuid::now_v7().to_string();
-    session.run(sql::ADD_USER, params![id, new.username, new.email, new.password_hash, now()])?;
+    let NewUser { username, email, email_verified, password_hash, .. } = new;
+    session.run(sql::ADD_USER, params![id, username, email, password_hash, now(), email_verified])?;
     for role in &new.roles {
         session.run(sql::ADD_ROLE_TO_USER, params![id, role])?;
     }
@@ -100,11 +107,18 @@ pub(crate) fn add(session: &Session<'_>, new: &NewUser) -> Result<Added> {
     Ok(Added::Id(id))
 }
 
-/// Sets a password, and ends whatever the old one began.
+/// Sets a password for an account that somebody else may have had: whatever let him in ends, API keys included.
+pub(crate) fn reset_password(session: &Session<'_>, user: &User, hash: &str) -> Result<()> {
+    api_keys::remove_all(session, &user.id)?;
+    set_password(session, user, hash)
+}
+
+/// Sets a password, and ends whatever the old one began: sessions, what failed, and the places that are known.
 pub(crate) fn set_password(session: &Session<'_>, user: &User, hash: &str) -> Result<()> {
     session.run(sql::SET_PASSWORD, params![user.id, hash, now()])?;
     session.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
-    session.run(sql::CLEAR_FAILURES, [&user.username])?;
+    session.run(sql::CLEAR_PLACES, [&user.id])?;
+    lockout::clear(session, &user.username)?;
     sessions::end_all(session, &user.id)
 }
 

@@ -15,10 +15,12 @@ use serde_json::{Value, json};
 use crate::accounts;
 use crate::auth::internal;
 use crate::changes::{self, Subject};
+use crate::db::{Result as DbResult, Session};
 use crate::extract::{Body, Path};
-use crate::identity::{Account, Gateway};
+use crate::identity::{Account, Gateway, Holder};
 use crate::permissions;
 use crate::problem::{Problem, Result};
+use crate::reauthentication::{self, Proof};
 use crate::resource::Grant;
 use crate::serve::App;
 use crate::sql;
@@ -41,13 +43,17 @@ pub(crate) struct NewKey {
     scopes: Option<Vec<Grant>>,
     /// `"30d"`; without: until it is deleted.
     expires_in: Option<String>,
+    /// The account's password, where the last login is more than five minutes ago.
+    password: Option<String>,
+    /// A code of the second factor beside the password.
+    totp: Option<String>,
 }
 
 /// `POST /v1/api-keys`
 pub(crate) async fn create(
-    Account(user): Account,
+    holder: Holder,
     State(app): State<App>,
-    Body(new): Body<NewKey>,
+    Body(mut new): Body<NewKey>,
 ) -> Result<Response> {
     if new.name.is_empty() || new.name.len() > 128 || new.name.chars().any(char::is_control) {
         return Err(Problem::unprocessable(
@@ -63,6 +69,9 @@ pub(crate) async fn create(
         scopes.iter().try_for_each(Grant::check)?;
     }
     let expires_at = new.expires_in.as_deref().map(end_of).transpose()?;
+    let proof = Proof { password: new.password.take(), totp: new.totp.take() };
+    reauthentication::require(&app, &holder, proof).await?;
+    let user = holder.user;
     let key = format!("{PREFIX}{}", random_token().map_err(internal)?);
     let (id, hash, hint) = (uuid::Uuid::now_v7().to_string(), fingerprint(&key), key[..HINT].to_owned());
     let shown = json!({
@@ -85,6 +94,16 @@ pub(crate) async fn create(
     made.await??;
     app.metrics.user_operations.with_label_values(&["create_api_key"]).inc();
     Ok((StatusCode::CREATED, Json(shown)).into_response())
+}
+
+/// Deletes every key of an account, and has gateways know it.
+pub(crate) fn remove_all(session: &Session<'_>, user: &str) -> DbResult<()> {
+    let all: Vec<String> = session.rows(sql::API_KEYS_OF_USER, [user], |row| row.get(0))?;
+    for id in &all {
+        session.run(sql::DROP_API_KEY, [id.as_str(), user])?;
+        changes::note(session, Subject::ApiKey(id))?;
+    }
+    Ok(())
 }
 
 fn end_of(text: &str) -> Result<i64> {
@@ -147,7 +166,7 @@ pub(crate) struct Shown {
 
 /// What the gateway is told of a key.
 #[derive(Serialize)]
-pub(crate) struct Holder {
+pub(crate) struct KeyHolder {
     revision: i64,
     #[serde(flatten)]
     key: Option<Key>,
@@ -168,7 +187,7 @@ pub(crate) async fn verify(
     _: Gateway,
     State(app): State<App>,
     Body(shown): Body<Shown>,
-) -> Result<Json<Holder>> {
+) -> Result<Json<KeyHolder>> {
     let hash = unhex(&shown.sha256).ok_or_else(|| Problem::bad_request("sha256 is 64 hexadecimal digits"))?;
     let settings = std::sync::Arc::clone(&app.accounts);
     let holder = app.database.read(move |session| {
@@ -178,16 +197,16 @@ pub(crate) async fn verify(
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
             })?;
         let found = found.filter(|(.., ends)| ends.is_none_or(|ends| ends > now()));
-        let Some((id, owner, kept, expires_at)) = found else { return Ok(Holder { revision, key: None }) };
+        let Some((id, owner, kept, expires_at)) = found else { return Ok(KeyHolder { revision, key: None }) };
         let Some(user) = accounts::by_id(session, &owner)?.filter(|user| user.active) else {
-            return Ok(Holder { revision, key: None });
+            return Ok(KeyHolder { revision, key: None });
         };
         let all = permissions::all_roles(session, &owner)?;
         let roles = permissions::counting_roles(&all, &user, &settings.require_totp_for);
-        let Some(scopes) = scopes(kept) else { return Ok(Holder { revision, key: None }) };
+        let Some(scopes) = scopes(kept) else { return Ok(KeyHolder { revision, key: None }) };
         let groups = permissions::groups(session, &owner)?;
         let key = Key { id, user: owner, roles, groups, scopes, expires_at };
-        Ok(Holder { revision, key: Some(key) })
+        Ok(KeyHolder { revision, key: Some(key) })
     });
     Ok(Json(holder.await?))
 }

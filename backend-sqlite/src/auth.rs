@@ -1,9 +1,9 @@
-//! Register, login, refresh, logout. Wrong, unknown, locked and inactive are one answer and take one time.
+//! Register, login, refresh, logout.
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use rusqlite::params;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,11 +17,11 @@ use crate::lockout;
 use crate::password;
 use crate::permissions;
 use crate::problem::{Problem, Result};
+use crate::proof::{self, Attempt, Owner, Proven};
 use crate::serve::App;
 use crate::sessions;
 use crate::sql;
 use crate::tokens::NewPair;
-use crate::totp;
 use crate::users::{NAME, check_email, created, is_name};
 
 #[derive(Deserialize, JsonSchema)]
@@ -63,35 +63,18 @@ pub(crate) async fn register(State(app): State<App>, Body(new): Body<Register>) 
         return Err(Problem::unprocessable("invalid_username", format!("a username is {NAME}")));
     }
     let email = check_email(new.email)?;
-    app.accounts.check_password(&new.password, &[&new.username, email.as_deref().unwrap_or_default()])?;
-    let password_hash = password::hash_async(new.password).await.map_err(internal)?;
-    let user = NewUser { username: new.username.clone(), email, password_hash, roles: Vec::new() };
+    let about = vec![new.username.clone(), email.clone().unwrap_or_default()];
+    let password_hash = password::accept(app.accounts.password, new.password, about).await?;
+    let user = NewUser {
+        username: new.username.clone(),
+        email,
+        email_verified: false,
+        password_hash,
+        roles: Vec::new(),
+    };
     let added: Added = app.database.write(move |session| accounts::add(session, &user)).await?;
     app.metrics.user_operations.with_label_values(&["register"]).inc();
     created(added, &new.username)
-}
-
-/// What somebody's password and second factor prove.
-pub(crate) enum Proven {
-    /// It is this account's owner.
-    Yes(User),
-    No,
-    /// The password is right, and the second factor is missing.
-    TotpRequired,
-}
-
-impl Proven {
-    /// What is said to whoever proved nothing.
-    pub(crate) fn refusal(&self) -> Problem {
-        match self {
-            Self::TotpRequired => {
-                Problem::unauthorized("totp_required", "send the code of the second factor as `totp`")
-            }
-            Self::Yes(_) | Self::No => {
-                Problem::unauthorized("login_failed", "the username or the password is wrong")
-            }
-        }
-    }
 }
 
 /// An account with the roles that its tokens carry.
@@ -99,42 +82,19 @@ struct Standing {
     user: User,
     roles: Vec<String>,
     totp_enrollment_required: bool,
+    auth_time: i64,
 }
 
-/// Judges a password, then lock and second factor in one transaction. A failure is counted.
-pub(crate) async fn prove(app: &App, name: String, password: String, totp: Option<String>) -> Result<Proven> {
-    let typed = name.clone();
-    let user = app.database.read(move |session| accounts::by_name(session, &typed)).await?;
-    let user = user.filter(|user| user.active);
-    let stored = user.as_ref().map(|user| user.password_hash.clone());
-    let right = password::verify_async(password, stored).await.map_err(internal)?;
-    let (state, judged) = (app.clone(), user.filter(|_| right));
-    let decide = move |session: &Session<'_>| {
-        let locked = lockout::is_locked(session, &name)?;
-        let refuse = || {
-            if lockout::failed(session, &name, &state.accounts.lockout)? {
-                state.metrics.locked_accounts.inc();
-            }
-            Ok(Proven::No)
-        };
-        let Some(user) = unchanged(session, judged.as_ref())?.filter(|_| !locked) else { return refuse() };
-        if user.totp_secret.is_some() {
-            let Some(code) = &totp else { return Ok(Proven::TotpRequired) };
-            if !totp::use_code(session, &user, code)? {
-                return refuse();
-            }
-        }
-        lockout::clear(session, &name)?;
-        Ok(Proven::Yes(user))
-    };
-    Ok(app.database.write(decide).await?)
+/// Tokens, and the cookie that the device is known by from now on.
+pub(crate) struct LoggedIn {
+    pub(crate) tokens: Json<Tokens>,
+    pub(crate) device: HeaderValue,
 }
 
-/// The account as it is now, unless its password was changed while it was judged.
-fn unchanged(session: &Session<'_>, judged: Option<&User>) -> DbResult<Option<User>> {
-    let Some(judged) = judged else { return Ok(None) };
-    let now = accounts::by_id(session, &judged.id)?;
-    Ok(now.filter(|now| now.active && now.password_hash == judged.password_hash))
+impl IntoResponse for LoggedIn {
+    fn into_response(self) -> Response {
+        ([(header::SET_COOKIE, self.device)], self.tokens).into_response()
+    }
 }
 
 /// `POST /v1/auth/login`
@@ -142,16 +102,18 @@ pub(crate) async fn login(
     State(app): State<App>,
     caller: Caller,
     Body(login): Body<Login>,
-) -> Result<Json<Tokens>> {
+) -> Result<LoggedIn> {
     let started = Instant::now();
-    let proven = prove(&app, login.username, login.password.clone(), login.totp).await?;
+    let Login { username: name, password, totp } = login;
+    let whereabouts = caller.whereabouts.clone();
+    let attempt = Attempt { name, password: password.clone(), totp, whereabouts };
+    let proven = proof::prove(&app, attempt).await?;
     app.metrics.auth_duration.with_label_values(&["password"]).observe(started.elapsed().as_secs_f64());
     let count = |word| app.metrics.auth_requests.with_label_values(&["password", word]).inc();
-    let user = match proven {
-        Proven::Yes(user) => user,
+    let Owner { user, device_is_known } = match proven {
+        Proven::Yes(owner) => owner,
         Proven::No => {
             count("refused");
-            app.metrics.failed_logins.inc();
             return Err(proven.refusal());
         }
         Proven::TotpRequired => {
@@ -167,27 +129,30 @@ pub(crate) async fn login(
             "the password is too old: change it with POST /v1/auth/change-password",
         ));
     }
-    let better = password::better_hash(login.password, &user.password_hash).await.map_err(internal)?;
+    let better = password::better_hash(password, &user.password_hash).await?;
     let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
+    let (whereabouts, device) = caller.whereabouts.with_device(device_is_known).map_err(internal)?;
+    let place = app.login_guard.key().place(&whereabouts);
     let (state, origin, next) = (app.clone(), caller.origin(), pair.clone());
     let begin = move |session: &Session<'_>| {
-        let Some(mut user) = unchanged(session, Some(&user))? else { return Ok(None) };
+        let Some(mut user) = proof::unchanged(session, Some(&user))? else { return Ok(None) };
         if let Some(better) = &better {
             session.run(sql::UPGRADE_PASSWORD, params![user.id, user.password_hash, better])?;
             user.password_hash.clone_from(better);
         }
         sessions::begin(session, &user, &origin, &next)?;
-        standing(session, &state, user).map(Some)
+        lockout::remember(session, &user.id, &place)?;
+        standing(session, &state, user, next.issued_at).map(Some)
     };
     let Some(standing) = app.database.write(begin).await? else { return Err(Proven::No.refusal()) };
     count("ok");
-    tokens(&app, &standing, pair)
+    Ok(LoggedIn { tokens: tokens(&app, &standing, pair)?, device })
 }
 
-fn standing(session: &Session<'_>, app: &App, user: User) -> DbResult<Standing> {
+fn standing(session: &Session<'_>, app: &App, user: User, auth_time: i64) -> DbResult<Standing> {
     let all = permissions::all_roles(session, &user.id)?;
     let roles = permissions::counting_roles(&all, &user, &app.accounts.require_totp_for);
-    Ok(Standing { totp_enrollment_required: roles.len() < all.len(), user, roles })
+    Ok(Standing { totp_enrollment_required: roles.len() < all.len(), user, roles, auth_time })
 }
 
 /// `POST /v1/auth/refresh`: the token is used up and a new pair is given, in one transaction.
@@ -197,7 +162,7 @@ pub(crate) async fn refresh(State(app): State<App>, Body(refresh): Body<Refresh>
     let turned = app.database.write(move |session| {
         let may_go_on = |user: &User| user.active && !state.accounts.has_expired(user);
         let user = sessions::turn(session, &refresh.refresh_token, &next, may_go_on)?;
-        user.map(|user| standing(session, &state, user)).transpose()
+        user.map(|(user, auth_time)| standing(session, &state, user, auth_time)).transpose()
     });
     let turned = turned.await?;
     let word = if turned.is_some() { "ok" } else { "refused" };
@@ -215,8 +180,9 @@ pub(crate) async fn logout(State(app): State<App>, Body(refresh): Body<Refresh>)
 }
 
 fn tokens(app: &App, standing: &Standing, pair: NewPair) -> Result<Json<Tokens>> {
+    let signed = app.signer.sign(&standing.user.id, &standing.roles, &pair, standing.auth_time);
     Ok(Json(Tokens {
-        access_token: app.signer.sign(&standing.user.id, &standing.roles, &pair).map_err(internal)?,
+        access_token: signed.map_err(internal)?,
         refresh_token: pair.refresh_token,
         token_type: "Bearer",
         expires_in: app.signer.expires_in(),

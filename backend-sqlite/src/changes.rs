@@ -283,8 +283,7 @@ pub(crate) async fn sweep_for_ever(database: Database) {
             .write(|session| {
                 sweep(session)?;
                 session.run(sql::DROP_OLD_SESSIONS, [now() - 3_600])?;
-                let forgotten = now() - 24 * 3_600;
-                session.run(sql::DROP_OLD_FAILURES, [forgotten, now()])
+                crate::lockout::sweep(session)
             })
             .await;
         tokio::time::sleep(EVERY).await;

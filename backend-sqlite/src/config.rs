@@ -11,7 +11,6 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use crate::accounts::User;
-use crate::problem::Problem;
 use crate::tokens::{now, seconds};
 
 /// What begins an environment variable of ours.
@@ -53,12 +52,49 @@ pub(crate) struct ServerConfig {
     /// For requests in flight after that.
     #[serde(deserialize_with = "duration")]
     pub(crate) drain_timeout: Duration,
+    /// Connections at a time; a further one is answered 503 and closed.
+    pub(crate) max_connections: usize,
+    /// For a whole header.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) header_timeout: Duration,
+    /// For a whole body.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) request_timeout: Duration,
+    /// Between requests; longer than gateways keep a connection (1m), so that it is they who close it.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) idle_timeout: Duration,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        let (drain_delay, drain_timeout) = (Duration::ZERO, Duration::from_secs(30));
-        Self { listen: "127.0.0.1:8090".to_owned(), drain_delay, drain_timeout }
+        Self {
+            listen: "127.0.0.1:8090".to_owned(),
+            drain_delay: Duration::ZERO,
+            drain_timeout: Duration::from_secs(30),
+            max_connections: 16_384,
+            header_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
+        }
+    }
+}
+
+impl ServerConfig {
+    fn check(&self) -> anyhow::Result<()> {
+        if !(1..=1_000_000).contains(&self.max_connections) {
+            bail!("server.max_connections: expected 1 to 1000000, got {}", self.max_connections);
+        }
+        let times = [
+            ("header_timeout", self.header_timeout),
+            ("request_timeout", self.request_timeout),
+            ("idle_timeout", self.idle_timeout),
+        ];
+        for (key, time) in times {
+            if time.is_zero() || time > Duration::from_hours(24) {
+                bail!("server.{key}: expected 1ms to 24h, got {}", humantime::format_duration(time));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -192,18 +228,6 @@ impl AccountRules {
         let ends = |most| user.password_changed_at.saturating_add(seconds(most));
         self.password_expiry.is_some_and(|most| ends(most) <= now())
     }
-
-    /// Refuses a password with every rule that it breaks.
-    pub(crate) fn check_password(&self, password: &str, about: &[&str]) -> Result<(), Problem> {
-        let violations = self.password.violations(password, about);
-        if violations.is_empty() {
-            return Ok(());
-        }
-        let details: Vec<_> = violations.iter().map(|violation| violation.detail.as_str()).collect();
-        let problem =
-            Problem::unprocessable("weak_password", format!("a password is {}", details.join("; ")));
-        Err(problem.with("violations", serde_json::json!(violations)))
-    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -320,6 +344,7 @@ impl Config {
     }
 
     fn check(self) -> anyhow::Result<Self> {
+        self.server.check()?;
         if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
             bail!("telemetry.sample_ratio: from 0 to 1 (got {})", self.telemetry.sample_ratio);
         }

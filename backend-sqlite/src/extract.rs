@@ -1,6 +1,10 @@
 //! The parts of a request, with faults that are problems like every other error.
 
+use std::future::Future;
+
+use axum::body::HttpBody as _;
 use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::IntoResponse as _;
 use base64::Engine as _;
@@ -8,11 +12,16 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout_at;
 
+use crate::listener::BodyDeadline;
 use crate::problem::{Problem, Result};
 
 /// A JSON body.
 pub(crate) struct Body<T>(pub(crate) T);
+
+/// A JSON body that may be missing.
+pub(crate) struct Optional<T>(pub(crate) T);
 
 /// A body as it came.
 pub(crate) struct Bytes(pub(crate) axum::body::Bytes);
@@ -60,14 +69,36 @@ impl PageQuery {
     }
 }
 
+/// What `reading` a body comes to, unless the body is not here in time.
+async fn in_time<T>(deadline: Option<BodyDeadline>, reading: impl Future<Output = T>) -> Result<T> {
+    let Some(BodyDeadline(deadline)) = deadline else { return Ok(reading.await) };
+    timeout_at(deadline, reading).await.map_err(|_| {
+        let detail = "the body did not come in time";
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", detail)
+    })
+}
+
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
-        let body = axum::Json::from_request(request, state).await;
+        let deadline = request.extensions().get().copied();
+        let body = in_time(deadline, axum::Json::from_request(request, state)).await?;
         let axum::Json(body) = body
             .map_err(|rejection| Problem::new(rejection.status(), "malformed_body", rejection.body_text()))?;
         Ok(Self(body))
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for Optional<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        let (parts, body) = request.into_parts();
+        if body.is_end_stream() {
+            return Ok(Self(T::default()));
+        }
+        Body::from_request(Request::from_parts(parts, body), state).await.map(|Body(body)| Self(body))
     }
 }
 
@@ -75,7 +106,8 @@ impl<S: Send + Sync> FromRequest<S> for Bytes {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
-        let bytes = axum::body::Bytes::from_request(request, state).await;
+        let deadline = request.extensions().get().copied();
+        let bytes = in_time(deadline, axum::body::Bytes::from_request(request, state)).await?;
         bytes.map(Self).map_err(|rejection| {
             let text = rejection.body_text();
             Problem::new(rejection.into_response().status(), "malformed_body", text)

@@ -7,14 +7,15 @@
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::HeaderMap;
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::Deserialize;
 
 use crate::accounts::{self, User};
+use crate::login_guard::Whereabouts;
 use crate::permissions;
 use crate::problem::{Problem, Result};
 use crate::roles::ADMIN;
@@ -93,14 +94,15 @@ pub(crate) async fn from_gateway(
 
 /// Who asks, as the gateway found out.
 pub(crate) struct Caller {
-    assertion: Assertion,
+    /// Where the request came from.
+    pub(crate) whereabouts: Whereabouts,
     user_agent: String,
 }
 
 impl Caller {
-    /// Where the request came from.
+    /// Where the request came from, as it is shown to the account's owner.
     pub(crate) fn origin(&self) -> Origin {
-        Origin { address: self.assertion.address.clone(), user_agent: self.user_agent.clone() }
+        Origin { address: self.whereabouts.address.clone(), user_agent: self.user_agent.clone() }
     }
 }
 
@@ -119,7 +121,8 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        Ok(Self { assertion: assertion(parts)?, user_agent: user_agent(&parts.headers) })
+        let whereabouts = Whereabouts::new(&assertion(parts)?.address, &parts.headers);
+        Ok(Self { whereabouts, user_agent: user_agent(&parts.headers) })
     }
 }
 
@@ -149,6 +152,32 @@ impl FromRequestParts<App> for Account {
         let id = assertion(parts)?.sub.ok_or_else(missing)?;
         let user = app.database.read(move |session| accounts::by_id(session, &id)).await?;
         user.filter(|user| user.active).map(Self).ok_or_else(missing)
+    }
+}
+
+/// An account of ours that asks for itself, and how lately its owner proved to be that.
+pub(crate) struct Holder {
+    pub(crate) user: User,
+    pub(crate) caller: Caller,
+    /// Seconds since the Unix epoch, by an access token of ours; `None`: something else let the request in.
+    pub(crate) auth_time: Option<i64>,
+}
+
+impl FromRequestParts<App> for Holder {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let Account(user) = Account::from_request_parts(parts, app).await?;
+        let caller = Caller::from_request_parts(parts, app).await?;
+        let mut fields = parts.headers.get_all(header::AUTHORIZATION).iter();
+        let token = match (fields.next(), fields.next()) {
+            (Some(field), None) => field.to_str().ok().and_then(|field| field.split_once(' ')),
+            _ => None,
+        };
+        let auth_time = token
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .and_then(|(_, token)| app.signer.auth_time(token.trim(), &user.id));
+        Ok(Self { user, caller, auth_time })
     }
 }
 

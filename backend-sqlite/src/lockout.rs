@@ -1,43 +1,107 @@
-//! Lockout: a name at which too many guesses failed is locked for a while, whatever password comes next.
+//! Failed logins as they are kept: by name and place, and in a row from places that the account does not know.
 //!
-//! Failures are counted by the name that was typed, whether such an account exists or not: what a guess costs and what it
-//! is told are the same.
+//! A place at which too many guesses at a name failed is locked out of that name for a while, whatever password comes
+//! next; other places are not. Failures are counted by the name that was typed, whether such an account exists or not:
+//! what a guess costs and what it is told are the same.
 
 use rusqlite::params;
 
 use crate::config::Lockout;
 use crate::db::{Result, Session};
+use crate::login_guard::{Hash, HashKey, KNOWN_FOR, MOST_PLACES, Place};
 use crate::sql;
 use crate::tokens::{now, seconds};
 
-/// Longer names are no account's; what is remembered of them has a bound.
-const LONGEST: usize = 128;
-
-fn key(name: &str) -> String {
-    name.chars().take(LONGEST).collect()
+/// A name, and the place from which somebody tries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Try {
+    pub(crate) name: Hash,
+    /// The network or the device that counts, see [`known`].
+    pub(crate) place: Hash,
+    /// Whether the account knows the place.
+    pub(crate) known: bool,
 }
 
-/// Whether the name is locked.
-pub(crate) fn is_locked(session: &Session<'_>, name: &str) -> Result<bool> {
-    let until: Option<i64> = session.row(sql::LOCKED_UNTIL, [key(name)], |row| row.get(0))?;
+/// What came of a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failed {
+    /// Whether it locked the place out.
+    pub(crate) locked: bool,
+    /// Failures in a row at this name from places that its account does not know.
+    pub(crate) in_a_row: u32,
+}
+
+/// Which of `place` the account of `name` knows, the device before the network.
+pub(crate) fn known(session: &Session<'_>, name: &str, place: &Place) -> Result<Option<Hash>> {
+    let device = place.device.unwrap_or(place.network);
+    let since = now().saturating_sub(KNOWN_FOR);
+    let known: Vec<Vec<u8>> =
+        session.rows(sql::KNOWN_PLACES, params![name, place.network, device, since], |row| row.get(0))?;
+    let one_of = |hash: &Hash| known.iter().any(|known| known == hash).then_some(*hash);
+    Ok(one_of(&device).or_else(|| one_of(&place.network)))
+}
+
+/// The account `user` knows these places from now on.
+pub(crate) fn remember(session: &Session<'_>, user: &str, place: &Place) -> Result<()> {
+    for hash in [Some(place.network), place.device].into_iter().flatten() {
+        session.run(sql::REMEMBER_PLACE, params![user, hash, now()])?;
+    }
+    session.run(sql::DROP_LEAST_USED_PLACES, params![user, MOST_PLACES]).map(drop)
+}
+
+/// Whether the place is locked out of the name.
+pub(crate) fn is_locked(session: &Session<'_>, one: &Try) -> Result<bool> {
+    let until: Option<i64> =
+        session.row(sql::LOCKED_UNTIL, params![one.name, one.place], |row| row.get(0))?;
     Ok(until.is_some_and(|until| until > now()))
 }
 
-/// Counts a failure; whether it locked the name.
-pub(crate) fn failed(session: &Session<'_>, name: &str, rule: &Lockout) -> Result<bool> {
-    let now = now();
-    let window_began = now.saturating_sub(seconds(rule.window));
-    let count: u32 = session
-        .row(sql::COUNT_FAILURE, params![key(name), now, window_began], |row| row.get(0))?
-        .unwrap_or_default();
-    if count < rule.failures {
-        return Ok(false);
-    }
-    let until = now.saturating_add(seconds(rule.duration));
-    Ok(session.run(sql::LOCK_NAME, params![key(name), until, now])? > 0)
+/// Whether any place is locked out of the name.
+pub(crate) fn is_locked_somewhere(session: &Session<'_>, name: &str) -> Result<bool> {
+    let name = HashKey::load(session)?.name(name);
+    Ok(session.row(sql::LOCKED_SOMEWHERE, params![name, now()], |_| Ok(()))?.is_some())
 }
 
-/// Forgets the failures, and unlocks the name.
-pub(crate) fn clear(session: &Session<'_>, name: &str) -> Result<bool> {
-    Ok(session.run(sql::CLEAR_FAILURES, [key(name)])? > 0)
+/// Counts a failure.
+pub(crate) fn failed(session: &Session<'_>, one: &Try, rule: &Lockout) -> Result<Failed> {
+    let now = now();
+    let in_a_row = if one.known {
+        0
+    } else {
+        session.row(sql::COUNT_GUESS, params![one.name, now], |row| row.get(0))?.unwrap_or_default()
+    };
+    let window_began = now.saturating_sub(seconds(rule.window));
+    let count: u32 = session
+        .row(sql::COUNT_FAILURE, params![one.name, one.place, now, window_began], |row| row.get(0))?
+        .unwrap_or_default();
+    let until = now.saturating_add(seconds(rule.duration));
+    let locked =
+        count >= rule.failures && session.run(sql::LOCK_PLACE, params![one.name, one.place, until, now])? > 0;
+    Ok(Failed { locked, in_a_row })
+}
+
+/// Somebody proved to be the owner: nothing is held against the name, nor against the place.
+pub(crate) fn succeeded(session: &Session<'_>, one: &Try) -> Result<()> {
+    session.run(sql::CLEAR_FAILURES_OF_PLACE, params![one.name, one.place])?;
+    session.run(sql::CLEAR_GUESSES, params![one.name]).map(drop)
+}
+
+/// Forgets the failures at a name, and lets every place try again.
+pub(crate) fn clear(session: &Session<'_>, name: &str) -> Result<()> {
+    let name = HashKey::load(session)?.name(name);
+    session.run(sql::CLEAR_GUESSES, params![name])?;
+    session.run(sql::CLEAR_FAILURES, params![name]).map(drop)
+}
+
+/// The most rows of a kind that are kept of failures, some 10 MiB: names can be made up.
+const MOST_KEPT: i64 = 100_000;
+
+/// Drops what is too old to matter, or too much.
+pub(crate) fn sweep(session: &Session<'_>) -> Result<()> {
+    let forgotten = now() - 24 * 3_600;
+    session.run(sql::DROP_FAILURES_BEYOND, [MOST_KEPT])?;
+    session.run(sql::DROP_GUESSES_BEYOND, [MOST_KEPT])?;
+    session.run(sql::DROP_OLD_FAILURES, [forgotten, now()])?;
+    session.run(sql::DROP_OLD_GUESSES, [forgotten])?;
+    session.run(sql::DROP_OLD_PLACES, [now() - KNOWN_FOR]).map(drop)
 }

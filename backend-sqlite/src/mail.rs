@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use lettre::message::Mailbox;
+use lettre::message::header::{ContentType, MIME_VERSION_1_0};
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 use tracing::{info, warn};
@@ -43,10 +44,10 @@ impl Mail {
             url => {
                 let mut builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(url).context("mail.url")?;
                 if let Some(password) = password {
-                    let user =
-                        user_of(url).context("mail.url: SMTP_PASSWORD needs a user, smtp://USER@HOST")?;
+                    let user = user_of(url)
+                        .context("mail.url: expected smtp://USER@HOST, for there is an SMTP_PASSWORD")?;
                     let password = String::from_utf8_lossy(password.expose()).into_owned();
-                    builder = builder.credentials(Credentials::new(user.to_owned(), password));
+                    builder = builder.credentials(Credentials::new(user, password));
                 }
                 Way::Smtp(builder.build())
             }
@@ -54,6 +55,21 @@ impl Mail {
         let from =
             config.from.parse().with_context(|| format!("mail.from: an address (got {:?})", config.from))?;
         Ok(Self { from, reset_url: config.reset_url.clone(), way })
+    }
+
+    /// A message that large providers take: they refuse one without `Message-ID`, and guess at one without a type.
+    fn message(&self, to: &str, subject: &str, text: String) -> anyhow::Result<Message> {
+        let id = format!("<{}@{}>", uuid::Uuid::now_v7().simple(), self.from.email.domain());
+        let message = Message::builder()
+            .from(self.from.clone())
+            .to(to.parse().context("the account's address")?)
+            .subject(subject)
+            .message_id(Some(id))
+            .date_now()
+            .header(MIME_VERSION_1_0)
+            .header(ContentType::TEXT_PLAIN)
+            .body(text)?;
+        Ok(message)
     }
 
     /// Sends a token to reset the password of `username`.
@@ -70,11 +86,7 @@ impl Mail {
             "Somebody asked for a new password for the account {username}.\n\n{how}\n\nIt works once, for 30 minutes. \
              If it was not you, there is nothing to do.\n"
         );
-        let message = Message::builder()
-            .from(self.from.clone())
-            .to(to.parse().context("the account's address")?)
-            .subject("A new password")
-            .body(text)?;
+        let message = self.message(to, "A new password", text)?;
         match &self.way {
             Way::Smtp(server) => drop(server.send(message).await?),
             Way::Files(dir) => {
@@ -99,10 +111,24 @@ fn write_private(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     Ok(out.write_all(bytes)?)
 }
 
-fn user_of(url: &str) -> Option<&str> {
+/// The user in an address, percent-decoded: `ann%40example.org` is `ann@example.org`.
+fn user_of(url: &str) -> Option<String> {
     let authority = url.split_once("://")?.1.split(['/', '?']).next()?;
     let (user, _) = authority.rsplit_once('@')?;
-    Some(user.split(':').next().unwrap_or(user))
+    let mut encoded = user.split(':').next().unwrap_or(user).bytes();
+    let mut decoded = Vec::new();
+    while let Some(byte) = encoded.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let digit =
+                    |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+                let (high, low) = (digit(encoded.next()?)?, digit(encoded.next()?)?);
+                high << 4 | low
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(decoded).ok()
 }
 
 #[cfg(test)]
@@ -111,7 +137,9 @@ mod tests {
 
     #[test]
     fn the_user_is_the_one_in_the_address() {
-        assert_eq!(user_of("smtps://ann@mail.test:465?tls=required"), Some("ann"));
+        assert_eq!(user_of("smtps://ann@mail.test:465?tls=required"), Some("ann".to_owned()));
+        assert_eq!(user_of("smtp://ann%40example.org:x@mail.test"), Some("ann@example.org".to_owned()));
         assert_eq!(user_of("smtp://mail.test"), None);
+        assert_eq!(user_of("smtp://ann%4@mail.test"), None, "no percent-encoding");
     }
 }

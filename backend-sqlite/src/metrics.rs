@@ -15,11 +15,15 @@ pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) requests: IntCounterVec,
     pub(crate) request_duration: HistogramVec,
+    pub(crate) connections: IntGauge,
+    pub(crate) connections_refused: IntCounter,
+    pub(crate) connections_timed_out: IntCounterVec,
     pub(crate) auth_requests: IntCounterVec,
     pub(crate) auth_duration: HistogramVec,
     pub(crate) active_sessions: IntGauge,
     pub(crate) failed_logins: IntCounter,
     pub(crate) locked_accounts: IntCounter,
+    pub(crate) logins_throttled: IntCounterVec,
     pub(crate) user_operations: IntCounterVec,
     pub(crate) users: IntGauge,
     pub(crate) permission_checks: IntCounterVec,
@@ -48,6 +52,14 @@ impl Metrics {
                 "Time to answer a request.",
                 &["route"],
             )?,
+            connections: make.gauge("connections_open", "Connections of gateways and whoever else connects.")?,
+            connections_refused: make
+                .counter("connections_refused_total", "Connections beyond server.max_connections.")?,
+            connections_timed_out: make.counters(
+                "connections_timed_out_total",
+                "Connections closed because the other side took too long: for a header, or idle.",
+                &["phase"],
+            )?,
             auth_requests: make.counters(
                 "auth_requests_total",
                 "Logins and refreshes.",
@@ -55,7 +67,16 @@ impl Metrics {
             )?,
             auth_duration: make.histograms("auth_duration_seconds", "Time to judge a login.", &["method"])?,
             active_sessions: make.gauge("active_sessions", "Sessions that could be refreshed.")?,
-            locked_accounts: make.counter("locked_accounts_total", "Names locked after failed logins.")?,
+            locked_accounts: make.counter(
+                "locked_accounts_total",
+                "Times that a place was locked out of a name after failed logins.",
+            )?,
+            logins_throttled: make.counters(
+                "logins_throttled_total",
+                "Logins from unknown places refused unjudged: too many at one account, at accounts that are guessed at, \
+                 or at all others.",
+                &["limit"],
+            )?,
             failed_logins: make.counter("failed_logins_total", "Logins refused.")?,
             user_operations: make.counters(
                 "user_operations_total",

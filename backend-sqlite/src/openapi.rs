@@ -14,8 +14,9 @@ use aide::transform::TransformOperation;
 use axum::Router;
 use schemars::{JsonSchema, json_schema};
 
-use crate::extract::{Body, Bytes, Path, Query};
-use crate::identity::{Account, Administrator, Caller};
+use crate::auth::{LoggedIn, Tokens};
+use crate::extract::{Body, Bytes, Optional, Path, Query};
+use crate::identity::{Account, Administrator, Caller, Holder};
 use crate::problem::Problem;
 
 /// The name of the way in which a client proves who it is.
@@ -104,6 +105,15 @@ impl<T: JsonSchema> OperationInput for Body<T> {
     }
 }
 
+impl<T: JsonSchema> OperationInput for Optional<T> {
+    fn operation_input(context: &mut GenContext, operation: &mut Operation) {
+        <axum::Json<T> as OperationInput>::operation_input(context, operation);
+        if let Some(ReferenceOr::Item(body)) = &mut operation.request_body {
+            body.required = false;
+        }
+    }
+}
+
 impl OperationInput for Bytes {
     fn operation_input(context: &mut GenContext, operation: &mut Operation) {
         <axum::Json<serde_json::Value> as OperationInput>::operation_input(context, operation);
@@ -126,9 +136,30 @@ impl OperationInput for Account {
     }
 }
 
+impl OperationInput for Holder {
+    fn operation_input(_: &mut GenContext, operation: &mut Operation) {
+        needs_bearer(operation);
+    }
+}
+
 impl OperationInput for Administrator {
     fn operation_input(_: &mut GenContext, operation: &mut Operation) {
         needs_bearer(operation);
+    }
+}
+
+impl OperationOutput for LoggedIn {
+    type Inner = <axum::Json<Tokens> as OperationOutput>::Inner;
+
+    fn operation_response(context: &mut GenContext, operation: &mut Operation) -> Option<Response> {
+        <axum::Json<Tokens> as OperationOutput>::operation_response(context, operation)
+    }
+
+    fn inferred_responses(
+        context: &mut GenContext,
+        operation: &mut Operation,
+    ) -> Vec<(Option<u16>, Response)> {
+        <axum::Json<Tokens> as OperationOutput>::inferred_responses(context, operation)
     }
 }
 

@@ -18,13 +18,16 @@ pub(crate) struct Problem {
     detail: String,
     /// Members beyond those of RFC 9457.
     more: Option<(&'static str, Value)>,
+    /// Seconds after which it is worth trying again.
+    retry_after: Option<u64>,
 }
 
 pub(crate) type Result<T> = std::result::Result<T, Problem>;
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), more: None }
+        let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
+        Self { status, code, detail: detail.into(), more: None, retry_after }
     }
 
     /// Says more, under a name of its own.
@@ -44,6 +47,12 @@ impl Problem {
 
     pub(crate) fn not_found(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no such {what}"))
+    }
+
+    /// Too much of something just now; after so many seconds it is worth trying again.
+    pub(crate) fn too_many(code: &'static str, detail: &str, retry_after: u64) -> Self {
+        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, code, detail);
+        Self { retry_after: Some(retry_after), ..problem.with("retry_after", retry_after.into()) }
     }
 
     pub(crate) fn unauthorized(code: &'static str, detail: &str) -> Self {
@@ -73,8 +82,8 @@ impl IntoResponse for Problem {
         if self.code == READ_ONLY {
             headers.insert("x-palisade-read-only", HeaderValue::from_static("1"));
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }

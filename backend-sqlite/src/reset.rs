@@ -7,19 +7,25 @@ use axum::response::Response;
 use rusqlite::params;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use crate::accounts::{self, User};
-use crate::auth::{self, Proven, accepted, internal};
+use crate::auth::accepted;
 use crate::db::{Result as DbResult, Session};
 use crate::extract::Body;
+use crate::identity::Caller;
 use crate::password;
 use crate::problem::{Problem, Result};
+use crate::proof::{self, Attempt, Proven};
 use crate::serve::App;
 use crate::sql;
 use crate::tokens::{fingerprint, now, random_token};
 
 /// A token to reset a password is good for so long, in seconds.
 const LIFETIME: i64 = 30 * 60;
+
+/// Mails that are looked up or sent at a time; whoever asks for one more is told to come back.
+static MAILS: Semaphore = Semaphore::const_new(64);
 
 /// An account is sent one at most so often, in seconds.
 const AT_MOST_ONCE_IN: i64 = 60;
@@ -45,6 +51,9 @@ pub(crate) struct ChangePassword {
     password: String,
     new_password: String,
     totp: Option<String>,
+    /// Whether the account's API keys end, too.
+    #[serde(default)]
+    revoke_api_keys: bool,
 }
 
 /// `POST /v1/auth/forgot-password`: 202 for everybody.
@@ -53,8 +62,13 @@ pub(crate) async fn forgot(State(app): State<App>, Body(forgot): Body<Forgot>) -
     if forgot.username.is_some() == forgot.email.is_some() {
         return Err(Problem::bad_request("send `username` or `email`, one of them"));
     }
+    let place = MAILS.try_acquire().map_err(|_| {
+        let detail = "too many mails are being sent just now: try again";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "mail_busy", detail)
+    })?;
     // After the answer, which therefore takes as long whether there is such an account or not.
     tokio::spawn(async move {
+        let _place = place;
         if let Err(error) = send(&app, forgot).await {
             tracing::error!(error = format!("{error:#}"), "a mail to reset a password was not sent");
         }
@@ -99,20 +113,22 @@ fn invalid() -> Problem {
     )
 }
 
-/// `POST /v1/auth/reset-password`: ends every session of the account, and unlocks it.
+/// `POST /v1/auth/reset-password`: ends every session and API key of the account, and unlocks it.
 pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> Result<StatusCode> {
     let hash = fingerprint(&reset.token);
     let known = hash.clone();
     let user = app.database.read(move |session| owner(session, &known)).await?.ok_or_else(invalid)?;
-    app.accounts
-        .check_password(&reset.password, &[&user.username, user.email.as_deref().unwrap_or_default()])?;
-    let password_hash = password::hash_async(reset.password).await.map_err(internal)?;
+    let about = vec![user.username, user.email.unwrap_or_default()];
+    let password_hash = password::accept(app.accounts.password, reset.password, about).await?;
     let done = app.database.write(move |session| {
         let Some(user) = owner(session, &hash)? else { return Ok(Err(invalid())) };
         session.row(sql::TAKE_RESET_TOKEN, [&hash], |_| Ok(()))?;
-        accounts::set_password(session, &user, &password_hash).map(Ok)
+        accounts::reset_password(session, &user, &password_hash)?;
+        session.run(sql::VERIFY_EMAIL, [&user.id])?; // which is where the token was sent
+        Ok(Ok(user.username))
     });
-    done.await??;
+    let guard = &app.login_guard;
+    guard.forget(guard.key().name(&done.await??));
     app.metrics.user_operations.with_label_values(&["reset_password"]).inc();
     Ok(StatusCode::NO_CONTENT)
 }
@@ -126,19 +142,35 @@ fn owner(session: &Session<'_>, hash: &[u8]) -> DbResult<Option<User>> {
 
 /// `POST /v1/auth/change-password`: the old password is the proof, so that one that has expired can be changed. It is
 /// judged as at a login, lock and second factor included, and a wrong one counts as a failed login.
-pub(crate) async fn change(State(app): State<App>, Body(change): Body<ChangePassword>) -> Result<StatusCode> {
-    // First of all, and with nothing but what was sent: it says nothing about the account.
-    app.accounts.check_password(&change.new_password, &[&change.username, &change.password])?;
-    let proven = auth::prove(&app, change.username, change.password, change.totp).await?;
-    let Proven::Yes(user) = proven else {
-        app.metrics.failed_logins.inc();
-        return Err(proven.refusal());
+pub(crate) async fn change(
+    State(app): State<App>,
+    caller: Caller,
+    Body(change): Body<ChangePassword>,
+) -> Result<StatusCode> {
+    let ChangePassword { username: name, password, new_password, totp, revoke_api_keys } = change;
+    let about = vec![name.clone(), password.clone()];
+    let judged =
+        proof::judge(&app, Attempt { name, password, totp, whereabouts: caller.whereabouts }).await?;
+    // Only for whoever has the old password: an estimate takes a core for a while, which is nothing for a stranger to
+    // ask for. And before a code of the second factor is used up.
+    let mut hash = None;
+    if judged.is_right() {
+        match password::accept(app.accounts.password, new_password, about).await {
+            Ok(accepted) => hash = Some(accepted),
+            Err(problem) => {
+                judged.withdraw();
+                return Err(problem);
+            }
+        }
+    }
+    let (user, hash) = match (judged.settle(&app).await?, hash) {
+        (Proven::Yes(owner), Some(hash)) => (owner.user, hash),
+        (proven, _) => return Err(proven.refusal()),
     };
-    let hash = password::hash_async(change.new_password).await.map_err(internal)?;
     let set = app.database.write(move |session| {
-        let now = accounts::by_id(session, &user.id)?;
-        let same = now.filter(|now| now.active && now.password_hash == user.password_hash);
-        same.map(|user| accounts::set_password(session, &user, &hash)).transpose()
+        let user = proof::unchanged(session, Some(&user))?;
+        let set = if revoke_api_keys { accounts::reset_password } else { accounts::set_password };
+        user.map(|user| set(session, &user, &hash)).transpose()
     });
     if set.await?.is_none() {
         return Err(Problem::new(

@@ -2,8 +2,10 @@
 
 use aide::axum::ApiRouter;
 use aide::axum::routing::{delete_with, get_with, post_with, put_with};
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use jsonwebtoken::jwk::JwkSet;
@@ -20,12 +22,17 @@ use crate::{
 const MAX_BODY: usize = 4 * 1024 * 1024;
 
 /// Every address. What is documented answers the gateway alone; so does what the gateway asks for itself.
-pub(crate) fn router(app: App) -> Router {
+///
+/// A clone of the router shares it. It must have its state: `axum::serve` would give it one for each connection, with a
+/// copy of every handler and of all that a handler holds.
+pub(crate) fn router(app: App) -> serde_json::Result<Router> {
     let (documented, api) =
         openapi::describe(|| accounts_routes().merge(permission_routes()).merge(record_routes()));
+    // As bytes, which all answers share: the document itself takes a megabyte.
+    let api = Bytes::from(serde_json::to_vec(&api)?);
     let public = Router::new()
         .route("/.well-known/jwks.json", get(jwks))
-        .route("/openapi.json", get(async || Json(api)))
+        .route("/openapi.json", get(async move || ([(CONTENT_TYPE, "application/json")], api.clone())))
         .route("/health", get(health::ready))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
@@ -41,7 +48,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/internal/api-keys", post(api_keys::verify))
         .route("/internal/changes", get(changes::feed))
         .route_layer(middleware::from_fn_with_state(app.clone(), identity::from_gateway));
-    public
+    let router = public
         .merge(behind_gateway)
         .fallback(async || Problem::not_found("address"))
         .method_not_allowed_fallback(async || {
@@ -53,7 +60,8 @@ pub(crate) fn router(app: App) -> Router {
         })
         .layer(middleware::from_fn_with_state(app.clone(), observe::observe))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(app)
+        .with_state(app);
+    Ok(router)
 }
 
 /// What there is to read and write.

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
-use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::config::{AccountRules, Config, Profile};
+use crate::config::{AccountRules, Config, Profile, ServerConfig};
 use crate::db::Database;
 use crate::identity::Verifier;
+use crate::listener::{self, Limits};
+use crate::login_guard::{HashKey, LoginGuard};
 use crate::mail::Mail;
 use crate::metrics::Metrics;
 use crate::routes::router;
@@ -32,6 +33,7 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
     pub(crate) leaving: Arc<AtomicBool>,
     pub(crate) accounts: Arc<AccountRules>,
+    pub(crate) login_guard: Arc<LoginGuard>,
     pub(crate) mail: Arc<Mail>,
     pub(crate) verifier: Arc<Option<Verifier>>,
     pub(crate) pool_places: usize,
@@ -52,6 +54,8 @@ pub(crate) async fn serve(
     let metrics = Metrics::new()?;
     let database = Database::open(&config.database, metrics.clone())?;
     let signer = Signer::load(&secrets, &database, config.accounts.access_token).await?;
+    let key = database.read(HashKey::load).await?;
+    let login_guard = LoginGuard::new(key, &config.accounts.lockout, metrics.clone());
     let mail = Mail::new(&config.mail, secrets.smtp_password.as_ref(), profile)?;
     let verifier = secrets.gateway_token.as_ref().map(|token| Verifier::new(token.expose()));
     let app = App {
@@ -62,6 +66,7 @@ pub(crate) async fn serve(
         metrics,
         leaving: Arc::default(),
         accounts: Arc::new(config.accounts.rules(profile)),
+        login_guard,
         pool_places: usize::try_from(config.database.pool_size + config.database.pool_overflow)?,
         database,
     };
@@ -84,7 +89,7 @@ pub(crate) async fn serve(
         info!("no new connections, requests in flight finish");
         drop(stopped);
     };
-    let served = listen_and_serve(&config.server.listen, router(app.clone()), asked);
+    let served = listen_and_serve(&config.server, &app, asked);
     let too_late = async {
         let _ = drain.changed().await;
         tokio::time::sleep(drain_timeout).await;
@@ -99,22 +104,45 @@ pub(crate) async fn serve(
 }
 
 async fn listen_and_serve(
-    listen: &str,
-    router: Router,
-    asked_to_stop: impl Future<Output = ()> + Send + 'static,
+    config: &ServerConfig,
+    app: &App,
+    asked_to_stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    let listen = config.listen.as_str();
     let cannot = || format!("server.listen: cannot listen on `{listen}`");
+    let limits = Limits {
+        max_connections: affordable(config.max_connections),
+        header_timeout: config.header_timeout,
+        request_timeout: config.request_timeout,
+        idle_timeout: config.idle_timeout,
+    };
+    let (router, metrics) = (router(app.clone())?, app.metrics.clone());
     if let Some(path) = listen.strip_prefix("unix:") {
         remove_stale_socket(Path::new(path));
-        let listener = UnixListener::bind(path).with_context(cannot)?;
+        let socket = UnixListener::bind(path).with_context(cannot)?;
         info!(listen, "serving");
-        axum::serve(listener, router).with_graceful_shutdown(asked_to_stop).await?;
+        listener::serve(socket, router, limits, metrics, asked_to_stop).await;
     } else {
-        let listener = TcpListener::bind(listen).await.with_context(cannot)?;
-        info!(listen = %listener.local_addr()?, "serving");
-        axum::serve(listener, router).with_graceful_shutdown(asked_to_stop).await?;
+        let socket = TcpListener::bind(listen).await.with_context(cannot)?;
+        info!(listen = %socket.local_addr()?, "serving");
+        listener::serve(socket, router, limits, metrics, asked_to_stop).await;
     }
     Ok(())
+}
+
+/// As many connections as there may be open files for, the database's and the log's left out.
+fn affordable(max_connections: usize) -> usize {
+    const OTHERS: u64 = 256;
+    let files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1_024);
+    let most = usize::try_from(files.saturating_sub(OTHERS).max(1)).unwrap_or(usize::MAX);
+    if most < max_connections {
+        warn!(
+            open_files_limit = files,
+            connections = most,
+            "server.max_connections is more than the limit of open files (ulimit -n) allows: fewer it is"
+        );
+    }
+    max_connections.min(most)
 }
 
 /// A socket file that nobody listens on is left over from a killed process.

@@ -45,13 +45,14 @@ fn add_pair(session: &Session<'_>, id: &str, pair: &NewPair) -> DbResult<()> {
     session.run(sql::ADD_REFRESH_TOKEN, values).map(drop)
 }
 
-/// Gives a new pair for a refresh token; `None` when it is unknown, expired or used up.
+/// Gives a new pair for a refresh token: whose it is, and when its session began. `None` when it is unknown, expired or
+/// used up.
 pub(crate) fn turn(
     session: &Session<'_>,
     refresh_token: &str,
     pair: &NewPair,
     may_go_on: impl Fn(&User) -> bool,
-) -> DbResult<Option<User>> {
+) -> DbResult<Option<(User, i64)>> {
     let hash = fingerprint(refresh_token);
     let Some(known) = find(session, &hash)? else { return Ok(None) };
     if known.used {
@@ -65,7 +66,7 @@ pub(crate) fn turn(
     session.run(sql::USE_SESSION, params![known.session, now(), pair.refresh_expires_at])?;
     session.run(sql::DROP_OLD_REFRESH_TOKENS, params![known.session, now()])?;
     add_pair(session, &known.session, pair)?;
-    Ok(Some(user))
+    Ok(Some((user, known.began_at)))
 }
 
 struct Known {
@@ -73,11 +74,18 @@ struct Known {
     expires_at: i64,
     used: bool,
     user: String,
+    began_at: i64,
 }
 
 fn find(session: &Session<'_>, hash: &[u8]) -> DbResult<Option<Known>> {
     session.row(sql::REFRESH_TOKEN, [hash], |row| {
-        Ok(Known { session: row.get(0)?, expires_at: row.get(1)?, used: row.get(2)?, user: row.get(3)? })
+        Ok(Known {
+            session: row.get(0)?,
+            expires_at: row.get(1)?,
+            used: row.get(2)?,
+            user: row.get(3)?,
+            began_at: row.get(4)?,
+        })
     })
 }
 

@@ -8,8 +8,11 @@ pub(crate) struct Statement {
 }
 
 /// The schema's steps, in order; `user_version` counts those that were taken.
-pub(crate) const MIGRATIONS: [&str; 2] =
-    [include_str!("sql/0001_init.sql"), include_str!("sql/0002_identity.sql")];
+pub(crate) const MIGRATIONS: [&str; 3] = [
+    include_str!("sql/0001_init.sql"),
+    include_str!("sql/0002_identity.sql"),
+    include_str!("sql/0003_login_guard.sql"),
+];
 
 macro_rules! statements {
     ($($name:ident = $text:literal;)+) => {$(
@@ -21,8 +24,9 @@ statements! {
     PING = "SELECT 1";
     TRY_WRITING = "UPDATE versions SET last = last WHERE id = 1";
 
-    ADD_USER = "INSERT INTO users (id, username, email, password_hash, created_at, password_changed_at)
-                VALUES (?1, ?2, ?3, ?4, ?5, ?5)";
+    ADD_USER = "INSERT INTO users (id, username, email, password_hash, created_at, password_changed_at, email_verified)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6)";
+    VERIFY_EMAIL = "UPDATE users SET email_verified = 1 WHERE id = ?1";
     SET_PASSWORD = "UPDATE users SET password_hash = ?2, password_changed_at = ?3 WHERE id = ?1";
     UPGRADE_PASSWORD = "UPDATE users SET password_hash = ?3 WHERE id = ?1 AND password_hash = ?2";
     SET_ACTIVE = "UPDATE users SET active = ?2 WHERE id = ?1";
@@ -31,7 +35,8 @@ statements! {
     USER_BY_ID = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending,
                   totp_last_step FROM users WHERE id = ?1";
     USERS_BY_EMAIL = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending,
-                      totp_last_step FROM users WHERE email = ?1 LIMIT 10";
+                      totp_last_step FROM users WHERE email = ?1 COLLATE NOCASE AND active
+                      ORDER BY email_verified DESC, created_at, id LIMIT 10";
     LIST_USERS = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending,
                   totp_last_step FROM users WHERE username > ?1 ORDER BY username";
     COUNT_USERS = "SELECT count(*) FROM users";
@@ -44,15 +49,38 @@ statements! {
     USE_RECOVERY_CODE = "DELETE FROM recovery_codes WHERE user_id = ?1 AND hash = ?2";
     CLEAR_RECOVERY_CODES = "DELETE FROM recovery_codes WHERE user_id = ?1";
 
-    LOCKED_UNTIL = "SELECT locked_until FROM login_failures WHERE name = ?1";
-    COUNT_FAILURE = "INSERT INTO login_failures (name, count, began, locked_until) VALUES (?1, 1, ?2, 0)
-                     ON CONFLICT (name) DO UPDATE SET
-                       count = CASE WHEN began <= ?3 THEN 1 ELSE count + 1 END,
-                       began = CASE WHEN began <= ?3 THEN ?2 ELSE began END
+    GUARD_KEY = "SELECT key FROM guard_key WHERE id = 1";
+    LOCKED_UNTIL = "SELECT locked_until FROM login_failures WHERE name = ?1 AND place = ?2";
+    LOCKED_SOMEWHERE = "SELECT 1 FROM login_failures WHERE name = ?1 AND locked_until > ?2 LIMIT 1";
+    COUNT_FAILURE = "INSERT INTO login_failures (name, place, count, began, locked_until) VALUES (?1, ?2, 1, ?3, 0)
+                     ON CONFLICT (name, place) DO UPDATE SET
+                       count = CASE WHEN began <= ?4 THEN 1 ELSE count + 1 END,
+                       began = CASE WHEN began <= ?4 THEN ?3 ELSE began END
                      RETURNING count";
-    LOCK_NAME = "UPDATE login_failures SET locked_until = ?2, count = 0, began = ?3 WHERE name = ?1 AND locked_until <= ?3";
+    LOCK_PLACE = "UPDATE login_failures SET locked_until = ?3, count = 0, began = ?4
+                  WHERE name = ?1 AND place = ?2 AND locked_until <= ?4";
+    CLEAR_FAILURES_OF_PLACE = "DELETE FROM login_failures WHERE name = ?1 AND place = ?2";
     CLEAR_FAILURES = "DELETE FROM login_failures WHERE name = ?1";
     DROP_OLD_FAILURES = "DELETE FROM login_failures WHERE began <= ?1 AND locked_until <= ?2";
+    COUNT_GUESS = "INSERT INTO login_guesses (name, count, last_at) VALUES (?1, 1, ?2)
+                   ON CONFLICT (name) DO UPDATE SET count = count + 1, last_at = ?2 RETURNING count";
+    CLEAR_GUESSES = "DELETE FROM login_guesses WHERE name = ?1";
+    DROP_OLD_GUESSES = "DELETE FROM login_guesses WHERE last_at <= ?1";
+    DROP_FAILURES_BEYOND = "DELETE FROM login_failures WHERE (name, place) IN (
+                              SELECT name, place FROM login_failures ORDER BY began DESC LIMIT -1 OFFSET ?1)";
+    DROP_GUESSES_BEYOND = "DELETE FROM login_guesses WHERE name IN (
+                             SELECT name FROM login_guesses ORDER BY count DESC, last_at DESC LIMIT -1 OFFSET ?1)";
+
+    // Asked of every name, whether there is such an account or not.
+    KNOWN_PLACES = "SELECT k.place FROM users AS u JOIN known_places AS k ON k.user_id = u.id
+                    WHERE u.username = ?1 AND k.place IN (?2, ?3) AND k.last_used_at > ?4";
+    REMEMBER_PLACE = "INSERT INTO known_places (user_id, place, last_used_at) VALUES (?1, ?2, ?3)
+                      ON CONFLICT (user_id, place) DO UPDATE SET last_used_at = ?3";
+    DROP_LEAST_USED_PLACES = "DELETE FROM known_places WHERE user_id = ?1 AND place IN (
+                                SELECT place FROM known_places WHERE user_id = ?1
+                                ORDER BY last_used_at DESC LIMIT -1 OFFSET ?2)";
+    CLEAR_PLACES = "DELETE FROM known_places WHERE user_id = ?1";
+    DROP_OLD_PLACES = "DELETE FROM known_places WHERE last_used_at <= ?1";
 
     ADD_SESSION = "INSERT INTO sessions (id, user_id, created_at, last_used_at, expires_at, address, user_agent)
                    VALUES (?1, ?2, ?3, ?3, ?4, ?5, ?6)";
@@ -67,7 +95,7 @@ statements! {
     COUNT_SESSIONS = "SELECT count(*) FROM sessions WHERE expires_at > ?1";
     ADD_REFRESH_TOKEN = "INSERT INTO refresh_tokens (hash, session_id, expires_at, jti, revoked_until)
                          VALUES (?1, ?2, ?3, ?4, ?5)";
-    REFRESH_TOKEN = "SELECT t.session_id, t.expires_at, t.used, s.user_id FROM refresh_tokens AS t
+    REFRESH_TOKEN = "SELECT t.session_id, t.expires_at, t.used, s.user_id, s.created_at FROM refresh_tokens AS t
                      JOIN sessions AS s ON s.id = t.session_id WHERE t.hash = ?1";
     USE_UP_REFRESH_TOKEN = "UPDATE refresh_tokens SET used = 1 WHERE hash = ?1";
     DROP_OLD_REFRESH_TOKENS = "DELETE FROM refresh_tokens WHERE session_id = ?1 AND expires_at <= ?2

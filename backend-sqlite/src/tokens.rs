@@ -8,9 +8,9 @@ use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use rusqlite::params;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::db::Database;
@@ -29,6 +29,8 @@ pub(crate) struct Signer {
     header: Header,
     public: JwkSet,
     lifetime: Duration,
+    verifies: DecodingKey,
+    validation: Validation,
 }
 
 #[derive(Serialize)]
@@ -40,6 +42,15 @@ struct Claims<'a> {
     iat: i64,
     exp: i64,
     jti: &'a str,
+    /// When the account's owner last proved to be that, with password and second factor (`OpenID` Connect Core, 2).
+    auth_time: i64,
+}
+
+/// What is read of an access token of ours.
+#[derive(Deserialize)]
+struct Shown {
+    sub: String,
+    auth_time: i64,
 }
 
 impl Signer {
@@ -59,6 +70,8 @@ impl Signer {
                 header: Header::new(Algorithm::HS256),
                 public: JwkSet { keys: Vec::new() },
                 lifetime,
+                verifies: DecodingKey::from_secret(secret.expose()),
+                validation: validation(Algorithm::HS256),
             });
         }
         let pkcs8 = stored_key(database).await?;
@@ -83,7 +96,9 @@ impl Signer {
         public.common.key_id = Some(kid.clone());
         public.common.public_key_use = Some(PublicKeyUse::Signature);
         let header = Header { kid: Some(kid), ..Header::new(algorithm) };
-        Ok(Self { key, header, public: JwkSet { keys: vec![public] }, lifetime })
+        let verifies = DecodingKey::from_jwk(&public).context("the signing key is unusable")?;
+        let validation = validation(algorithm);
+        Ok(Self { key, header, public: JwkSet { keys: vec![public] }, lifetime, verifies, validation })
     }
 
     /// The keys that verify what we sign.
@@ -109,8 +124,20 @@ impl Signer {
         })
     }
 
-    /// The access token of `pair` for `user`.
-    pub(crate) fn sign(&self, user: &str, roles: &[String], pair: &NewPair) -> anyhow::Result<String> {
+    /// When the owner of `user` last proved to be that, by an access token of ours.
+    pub(crate) fn auth_time(&self, token: &str, user: &str) -> Option<i64> {
+        let shown = decode::<Shown>(token, &self.verifies, &self.validation).ok()?.claims;
+        (shown.sub == user).then_some(shown.auth_time)
+    }
+
+    /// The access token of `pair` for `user`, who proved to be that at `auth_time`.
+    pub(crate) fn sign(
+        &self,
+        user: &str,
+        roles: &[String],
+        pair: &NewPair,
+        auth_time: i64,
+    ) -> anyhow::Result<String> {
         let claims = Claims {
             iss: ISSUER,
             aud: ISSUER,
@@ -119,9 +146,18 @@ impl Signer {
             iat: pair.issued_at,
             exp: pair.access_expires_at,
             jti: &pair.jti,
+            auth_time,
         };
         encode(&self.header, &claims, &self.key).context("the token cannot be signed")
     }
+}
+
+fn validation(algorithm: Algorithm) -> Validation {
+    let mut validation = Validation::new(algorithm);
+    validation.set_issuer(&[ISSUER]);
+    validation.set_audience(&[ISSUER]);
+    validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+    validation
 }
 
 /// An access token that is still to be signed and the refresh token beside it.

@@ -13,9 +13,12 @@ use crate::accounts::{self, User};
 use crate::auth::internal;
 use crate::changes::{self, Subject};
 use crate::db::{Result as DbResult, Session};
-use crate::extract::Body;
-use crate::identity::Account;
+use crate::extract::{Body, Optional};
+use crate::identity::{Account, Holder};
+use crate::lockout::{self, Failed};
 use crate::problem::{Problem, Result};
+use crate::proof::{self, Admitted};
+use crate::reauthentication::{self, Proof};
 use crate::serve::App;
 use crate::sql;
 use crate::tokens::{fingerprint, now, random_bytes};
@@ -32,6 +35,14 @@ pub(crate) struct Code {
     code: String,
 }
 
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Disable {
+    code: String,
+    /// The account's password, where the last login is more than five minutes ago.
+    password: Option<String>,
+}
+
 /// Six digits, 30 s, SHA-1, one step of drift either way: what every authenticator app understands.
 fn totp(secret: &[u8], account: &str) -> anyhow::Result<Totp> {
     let builder = Builder::new().with_secret(secret).with_account_name(account).with_issuer(Some(ISSUER));
@@ -41,7 +52,9 @@ fn totp(secret: &[u8], account: &str) -> anyhow::Result<Totp> {
 /// The step that a code is of, when it is right and later than the last one that was used.
 fn fresh_step(secret: &[u8], code: &str, last: i64) -> Option<i64> {
     let now = u64::try_from(now()).ok()?;
-    let step = totp(secret, "account").ok()?.check(code.trim(), now)?;
+    // Apps show a code in groups, and people send it so.
+    let digits: String = code.chars().filter(|char| !char.is_whitespace() && *char != '-').collect();
+    let step = totp(secret, "account").ok()?.check(&digits, now)?;
     i64::try_from(step).ok().filter(|step| *step > last)
 }
 
@@ -61,10 +74,16 @@ fn recovery_hash(code: &str) -> Vec<u8> {
 }
 
 /// `POST /v1/auth/totp/enroll`: a secret for an authenticator app. It counts once it is confirmed.
-pub(crate) async fn enroll(Account(user): Account, State(app): State<App>) -> Result<Json<Value>> {
-    if user.totp_secret.is_some() {
+pub(crate) async fn enroll(
+    holder: Holder,
+    State(app): State<App>,
+    Optional(proof): Optional<Proof>,
+) -> Result<Json<Value>> {
+    if holder.user.totp_secret.is_some() {
         return Err(enrolled());
     }
+    reauthentication::require(&app, &holder, proof).await?;
+    let user = holder.user;
     let secret = random_bytes::<20>().map_err(internal)?;
     // A colon would end the issuer's name in the address.
     let url = totp(&secret, &user.username.replace(':', "_")).map_err(internal)?;
@@ -112,26 +131,69 @@ pub(crate) async fn confirm(
     Ok(Json(json!({"recovery_codes": shown})))
 }
 
-/// `POST /v1/auth/totp/disable`: needs a code, for a stolen access token should not be enough.
+/// `POST /v1/auth/totp/disable`: needs a code, and a password that was proved lately. A wrong one counts as a failed
+/// login.
 pub(crate) async fn disable(
-    Account(user): Account,
+    holder: Holder,
     State(app): State<App>,
-    Body(Code { code }): Body<Code>,
+    Body(Disable { code, password }): Body<Disable>,
 ) -> Result<StatusCode> {
-    let rule = app.accounts.lockout;
-    let disabled = app.database.write(move |session| {
-        let Some(user) = accounts::by_id(session, &user.id)? else { return Ok(Err(wrong_code())) };
-        if crate::lockout::is_locked(session, &user.username)? || !use_code(session, &user, &code)? {
-            crate::lockout::failed(session, &user.username, &rule)?;
-            return Ok(Err(wrong_code()));
-        }
-        session.run(sql::DISABLE_TOTP, [&user.id])?;
-        session.run(sql::CLEAR_RECOVERY_CODES, [&user.id])?;
-        changes::note(session, Subject::User(&user.id)).map(Ok)
-    });
-    disabled.await??;
+    if holder.user.totp_secret.is_none() {
+        return Err(wrong_code());
+    }
+    if password.is_some() {
+        // Password and code are proved together, which uses the code up.
+        reauthentication::require(&app, &holder, Proof { password, totp: Some(code) }).await?;
+        let off = move |session: &Session<'_>| take_off(session, &holder.user.id);
+        app.database.write(off).await?;
+    } else {
+        reauthentication::require(&app, &holder, Proof::default()).await?;
+        disable_with_code(&app, &holder, code).await?;
+    }
     app.metrics.user_operations.with_label_values(&["totp_disable"]).inc();
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn take_off(session: &Session<'_>, user: &str) -> DbResult<()> {
+    session.run(sql::DISABLE_TOTP, [user])?;
+    session.run(sql::CLEAR_RECOVERY_CODES, [user])?;
+    changes::note(session, Subject::User(user)).map(drop)
+}
+
+async fn disable_with_code(app: &App, holder: &Holder, code: String) -> Result<()> {
+    let Holder { user, caller, .. } = holder;
+    let Admitted { one, ticket, .. } = proof::admit(app, &user.username, &caller.whereabouts).await?;
+    let (rule, id) = (app.accounts.lockout, user.id.clone());
+    let disabled = app.database.write(move |session| {
+        let user = accounts::by_id(session, &id)?.filter(|user| user.totp_secret.is_some());
+        let Some(user) = user else { return Ok(Disabled::Never) };
+        if lockout::is_locked(session, &one)? || !use_code(session, &user, &code)? {
+            return lockout::failed(session, &one, &rule).map(Disabled::Failed);
+        }
+        take_off(session, &user.id).map(|()| Disabled::Now)
+    });
+    match disabled.await? {
+        Disabled::Now => {
+            ticket.succeeded();
+            Ok(())
+        }
+        Disabled::Never => {
+            ticket.give_back();
+            Err(wrong_code())
+        }
+        Disabled::Failed(failed) => {
+            proof::count(app, failed);
+            ticket.failed(failed.in_a_row);
+            Err(wrong_code())
+        }
+    }
+}
+
+enum Disabled {
+    Now,
+    /// There is no second factor.
+    Never,
+    Failed(Failed),
 }
 
 /// 80 bits of chance in four groups: `a1b2c-…`.
@@ -153,6 +215,11 @@ mod tests {
         let step = fresh_step(&secret, &code, 0).unwrap();
         assert_eq!(fresh_step(&secret, &code, step), None, "used up");
         assert_eq!(fresh_step(&[8; 20], &code, 0), None, "of another secret");
+        for shown in
+            [format!("{} {}", &code[..3], &code[3..]), format!(" {}-{}\u{a0}", &code[..3], &code[3..])]
+        {
+            assert_eq!(fresh_step(&secret, &shown, 0), Some(step), "{shown:?}, as apps show it");
+        }
         assert_eq!(recovery_hash("A1B2C-d3e4f "), recovery_hash("a1b2cd3e4f"));
     }
 }

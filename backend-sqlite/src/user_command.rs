@@ -27,7 +27,7 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
                 let password = Password::new(password_stdin, &config, &name)?;
                 (password::hash(&password.text)?, Some(password))
             };
-            let user = NewUser { username: name.clone(), email, password_hash, roles };
+            let user = NewUser { username: name.clone(), email, email_verified: true, password_hash, roles };
             match database.write(move |session| accounts::add(session, &user)).await? {
                 Added::Id(id) => println!("{id}"),
                 Added::Taken => bail!("the username `{name}` is taken"),
@@ -40,7 +40,7 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
             let password = Password::new(password_stdin, &config, &name)?;
             let (hash, username) = (password::hash(&password.text)?, name.clone());
             let set = move |session: &Session<'_>| match accounts::by_name(session, &username)? {
-                Some(user) => accounts::set_password(session, &user, &hash).map(|()| true),
+                Some(user) => accounts::reset_password(session, &user, &hash).map(|()| true),
                 None => Ok(false),
             };
             if !database.write(set).await? {
@@ -68,7 +68,7 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
 fn hash_from_stdin() -> anyhow::Result<String> {
     let hash = read_stdin()?;
     if !password::is_hash(&hash) {
-        bail!("what standard input holds is no hash of argon2 ($argon2id$…) or bcrypt ($2b$…)");
+        bail!("standard input: expected a hash of {}", password::hash_kinds());
     }
     Ok(hash)
 }

@@ -1,5 +1,7 @@
 //! Accounts over HTTP, for administrators.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -9,7 +11,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::accounts::{self, Added, NewUser, User};
-use crate::auth::internal;
 use crate::changes::{self, Subject};
 use crate::db::{Result as DbResult, Session};
 use crate::extract::{Body, PageQuery, Path, Query};
@@ -99,9 +100,15 @@ pub(crate) async fn create(
         return Err(too_many("roles"));
     }
     let email = check_email(new.email)?;
-    app.accounts.check_password(&new.password, &[&new.username, email.as_deref().unwrap_or_default()])?;
-    let password_hash = password::hash_async(new.password).await.map_err(internal)?;
-    let user = NewUser { username: new.username.clone(), email, password_hash, roles: new.roles };
+    let about = vec![new.username.clone(), email.clone().unwrap_or_default()];
+    let password_hash = password::accept(app.accounts.password, new.password, about).await?;
+    let user = NewUser {
+        username: new.username.clone(),
+        email,
+        email_verified: true,
+        password_hash,
+        roles: new.roles,
+    };
     let added = app.database.write(move |session| accounts::add(session, &user)).await?;
     app.metrics.user_operations.with_label_values(&["create"]).inc();
     created(added, &new.username)
@@ -113,7 +120,7 @@ fn view(session: &Session<'_>, user: &User) -> DbResult<Value> {
         "username": user.username,
         "email": user.email,
         "active": user.active,
-        "locked": lockout::is_locked(session, &user.username)?,
+        "locked": lockout::is_locked_somewhere(session, &user.username)?,
         "totp": user.totp_secret.is_some(),
         "roles": accounts::roles(session, &user.id)?,
         "groups": permissions::groups(session, &user.id)?,
@@ -208,6 +215,7 @@ pub(crate) async fn deactivate(
     change(&app, "deactivate", id, |session, user| {
         session.run(sql::SET_ACTIVE, rusqlite::params![user.id, false])?;
         session.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
+        session.run(sql::CLEAR_PLACES, [&user.id])?;
         sessions::end_all(session, &user.id).map(Ok)
     })
     .await
@@ -238,11 +246,16 @@ pub(crate) async fn remove_totp(
     .await
 }
 
-/// `POST /v1/users/{id}/unlock`: forgets its failed logins.
+/// `POST /v1/users/{id}/unlock`: forgets its failed logins, wherever they came from.
 pub(crate) async fn unlock(
     _: Administrator,
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    change(&app, "unlock", id, |session, user| lockout::clear(session, &user.username).map(|_| Ok(()))).await
+    let guard = Arc::clone(&app.login_guard);
+    change(&app, "unlock", id, move |session, user| {
+        guard.forget(guard.key().name(&user.username));
+        lockout::clear(session, &user.username).map(Ok)
+    })
+    .await
 }

@@ -164,9 +164,7 @@ impl Gateway {
 
     /// What it holds in memory, in KiB.
     pub fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.program.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+        self.program.memory()
     }
 
     /// The value of a metric, labels and all; zero when it is not there.

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use self::listener::BodyDeadline;
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::observe::audit::{Actor, Entry};
@@ -24,10 +25,12 @@ use crate::secrets::Secret;
 use crate::upstreams::Upstreams;
 
 mod blocks;
+mod listener;
 mod overrides;
 mod permissions;
 mod revocations;
 mod term;
+mod timed_stream;
 mod usage;
 
 /// The largest policy that is judged here.
@@ -64,12 +67,9 @@ pub async fn bind(address: &str, has_token: bool) -> anyhow::Result<TcpListener>
 
 /// Serves until `stop`.
 pub async fn serve(admin: Admin, listener: TcpListener, mut stop: watch::Receiver<bool>) {
-    let served = axum::serve(listener, router(admin)).with_graceful_shutdown(async move {
-        let _ = stop.wait_for(|stop| *stop).await;
-    });
-    if let Err(error) = served.await {
-        tracing::error!(%error, "the admin plane ended");
-    }
+    let metrics = admin.gateway.metrics.clone();
+    let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
+    listener::serve(listener, router(admin), listener::LIMITS, metrics, stopped).await;
 }
 
 fn router(admin: Admin) -> Router {
@@ -103,7 +103,8 @@ fn router(admin: Admin) -> Router {
         .route("/admin/policy", get(show_policy))
         .route("/admin/policy/reload", post(reload))
         .route("/admin/policy/check", post(check))
-        .route_layer(middleware::from_fn_with_state(admin.clone(), with_admin_token));
+        .route_layer(middleware::from_fn(body_in_time))
+        .route_layer(middleware::from_fn_with_state(admin.clone(), with_admin_token)); // this one first
     open.merge(watched)
         .merge(guarded)
         .fallback(async || problem(StatusCode::NOT_FOUND, "not_found", "there is no such address"))
@@ -170,6 +171,24 @@ async fn with_admin_token(State(admin): State<Admin>, request: Request, next: Ne
             problem(StatusCode::FORBIDDEN, "cross_origin", detail)
         }
         _ => next.run(request).await,
+    }
+}
+
+/// Reads the body before the handler does, which waits for no client then.
+async fn body_in_time(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let deadline = parts.extensions.get().copied();
+    let whole = axum::body::to_bytes(body, MAX_BODY);
+    let whole = match deadline {
+        Some(BodyDeadline(deadline)) => tokio::time::timeout_at(deadline, whole).await,
+        None => Ok(whole.await),
+    };
+    match whole {
+        Ok(Ok(bytes)) => next.run(Request::from_parts(parts, bytes.into())).await,
+        Ok(Err(_)) => {
+            problem(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", &format!("at most {MAX_BODY} bytes"))
+        }
+        Err(_) => problem(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body did not come in time"),
     }
 }
 

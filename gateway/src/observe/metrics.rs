@@ -87,6 +87,9 @@ metrics! {
     policy_last_reload: IntGauge = "policy_last_reload_timestamp_seconds" "When a policy last came into force.";
     tls_reloads: IntCounterVec = "tls_reloads_total" ["result"] "Certificates read.";
     connections: IntGauge = "connections_open" "Client connections.";
+    admin_connections: IntGauge = "admin_connections_open" "Connections of the admin plane.";
+    admin_connections_refused: IntCounter = "admin_connections_refused_total" "Connections of the admin plane beyond its bound.";
+    admin_connections_timed_out: IntCounterVec = "admin_connections_timed_out_total" ["phase"] "Connections of the admin plane closed because the other side took too long: for a header, or idle.";
     http2_ended: IntCounterVec = "http2_connections_ended_total" ["reason"] "Connections of HTTP/2 whose clients went too far.";
     access_log_dropped: IntCounter = "access_log_dropped_total" "Lines not written, because the writer was behind.";
 }

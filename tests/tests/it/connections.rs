@@ -1,0 +1,187 @@
+//! Connections of every listener: what they cost, how many there may be, and how long each may take.
+
+use std::net::SocketAddr;
+
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde_json::json;
+use tests::client::{Client, ask_on, closes, read_until};
+use tests::eventually;
+use tests::program::{Program, command};
+use tests::stack::{Backend, GATEWAY_TOKEN, Gateway, POLICY, Stack};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+
+const HALF_OPEN: usize = 2_000;
+const IDLE: usize = 10_000;
+
+/// A request without its end.
+const HALF: &[u8] = b"POST /v1/auth/login HTTP/1.1\r\nHost: palisade.test\r\nX-Slow: ";
+
+/// The most that a connection may cost, in KiB.
+const MOST: f64 = 20.0;
+
+/// Opens connections, a few thousand from each address, and does something with each.
+async fn open(to: SocketAddr, network: u8, count: usize, begin: &[u8]) -> Vec<TcpStream> {
+    let mut streams = Vec::with_capacity(count);
+    for number in 0..count {
+        let from = [127, network, 0, u8::try_from(1 + number / 2_000).unwrap()];
+        let mut stream = Client::of(to).at(from).connect().await;
+        if begin == HALF {
+            stream.write_all(HALF).await.unwrap();
+        } else {
+            assert_eq!(ask_on(&mut stream, begin).await.unwrap().0, 200);
+        }
+        streams.push(stream);
+    }
+    streams
+}
+
+/// KiB a connection, and that the program answers beside them.
+async fn cost(program: &Program, to: SocketAddr, network: u8, what: &str) {
+    const ASK: &[u8] = b"GET /health/live HTTP/1.1\r\nHost: palisade.test\r\n\r\n";
+    for (kind, count, begin) in [("half-open", HALF_OPEN, HALF), ("idle", IDLE, ASK)] {
+        let before = program.memory();
+        let streams = open(to, network, count, begin).await;
+        assert_eq!(Client::of(to).get("/health/live", None).await.status(), 200, "{what}: beside {count}");
+        let grown = program.memory().saturating_sub(before);
+        #[expect(clippy::cast_precision_loss, reason = "a figure to print")]
+        let each = grown as f64 / count as f64;
+        println!("{what}: {count} {kind} connections take {each:.1} KiB each");
+        assert!(each < MOST, "{what}, {kind}: {each:.1} KiB");
+        drop(streams);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_costs_less_than_20_kib_on_every_listener() {
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    // The feed is not to wait for what this test does to its backend.
+    let policy = POLICY
+        .replace("rate = \"10/s\"\nburst = 20", "rate = \"100000/s\"\nburst = 100000")
+        .replace("header_timeout = \"2s\"", "header_timeout = \"20s\"");
+    let stack = Stack::with(&policy, &[]).await;
+    cost(&stack.backend.program, stack.backend.address, 21, "backend").await;
+    cost(&stack.gateway.program, stack.gateway.admin, 22, "gateway, admin plane").await;
+    cost(&stack.gateway.program, stack.gateway.address, 23, "gateway, data plane").await;
+}
+
+/// What comes until the other side closes.
+async fn until_closed(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut said = Vec::new();
+    let all = tokio::time::timeout(tests::PATIENCE, stream.read_to_end(&mut said)).await;
+    all.expect("it closes").unwrap();
+    String::from_utf8(said).unwrap()
+}
+
+fn is_a_408(said: &str) {
+    assert!(said.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{said:?}");
+    assert!(said.contains("\"code\":\"request_timeout\""), "{said}");
+}
+
+#[tokio::test]
+async fn a_header_that_does_not_end_gets_408_on_the_backend_and_the_admin_plane() {
+    let environment = [("PALISADE_BACKEND__SERVER__HEADER_TIMEOUT", "300ms")];
+    let backend = Backend::start(&environment).await;
+    let gateway = Gateway::start(backend.address, POLICY, &[]).await;
+    for address in [backend.address, gateway.admin] {
+        let (mut slow, mut silent) =
+            (Client::of(address).connect().await, Client::of(address).connect().await);
+        slow.write_all(HALF).await.unwrap();
+        is_a_408(&until_closed(&mut slow).await);
+        assert_eq!(until_closed(&mut silent).await, "", "nothing was asked");
+    }
+    let told = Client::of(backend.address).get("/metrics", None).await;
+    let told = String::from_utf8_lossy(&told.body).into_owned();
+    assert!(told.contains("palisade_connections_timed_out_total{phase=\"header\"} 2"), "{told}");
+    assert!(
+        gateway.metric("palisade_admin_connections_timed_out_total{phase=\"header\"}").await > 1.5,
+        "the same on the admin plane"
+    );
+}
+
+#[tokio::test]
+async fn a_unix_socket_has_the_same_deadlines() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("backend.sock");
+    let mut serve = command("backend-sqlite");
+    serve.args(["serve", "--profile", "testing"]);
+    serve.env("PALISADE_BACKEND__SERVER__LISTEN", format!("unix:{}", socket.display()));
+    serve.env("PALISADE_BACKEND__DATABASE__PATH", dir.path().join("palisade.db"));
+    serve.env("PALISADE_BACKEND__SECRETS__DIR", dir.path());
+    serve.env("PALISADE_BACKEND__SERVER__HEADER_TIMEOUT", "300ms");
+    serve.env("PALISADE_BACKEND__SERVER__IDLE_TIMEOUT", "300ms");
+    let program = Program::start("backend", serve);
+    program.field_of("serving", "listen").await;
+    let mut slow = UnixStream::connect(&socket).await.unwrap();
+    slow.write_all(HALF).await.unwrap();
+    is_a_408(&until_closed(&mut slow).await);
+    let mut idle = UnixStream::connect(&socket).await.unwrap();
+    idle.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let said = until_closed(&mut idle).await;
+    assert!(said.starts_with("HTTP/1.1 200 ") && said.ends_with('}'), "an answer, and then an end: {said}");
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_gets_408_however_it_trickles() {
+    let environment = [("PALISADE_BACKEND__SERVER__REQUEST_TIMEOUT", "500ms")];
+    let backend = Backend::start(&environment).await;
+    let now = jsonwebtoken::get_current_timestamp();
+    let claims = json!({
+        "iss": "palisade-gateway", "aud": "palisade-backend", "iat": now, "exp": now + 30,
+        "method": "POST", "target": "/v1/auth/login", "request_id": "r1",
+    });
+    let key = EncodingKey::from_secret(GATEWAY_TOKEN.as_bytes());
+    let word = encode(&Header::default(), &claims, &key).unwrap();
+    let head = format!(
+        "POST /v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\
+         X-Request-Id: r1\r\nX-Palisade-Assertion: {word}\r\n\r\n{{"
+    );
+    let mut stream = Client::of(backend.address).connect().await;
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut reading, mut writing) = stream.split();
+    let trickle = async {
+        // Until the other side closes.
+        while writing.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut said = Vec::new();
+    tokio::select! {
+        () = trickle => {}
+        _ = tokio::time::timeout(tests::PATIENCE, reading.read_to_end(&mut said)) => {}
+    }
+    is_a_408(&String::from_utf8_lossy(&said));
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_told_so_and_the_others_go_on() {
+    let environment = [("PALISADE_BACKEND__SERVER__MAX_CONNECTIONS", "3")];
+    let backend = Backend::start(&environment).await;
+    let client = Client::of(backend.address);
+    const ASK: &[u8] = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut three = Vec::new();
+    for _ in 0..3 {
+        let mut stream = client.connect().await;
+        assert_eq!(ask_on(&mut stream, ASK).await.unwrap().0, 200);
+        three.push(stream);
+    }
+    let mut fourth = client.connect().await;
+    let said = read_until(&mut fourth, "}").await;
+    assert!(said.starts_with("HTTP/1.1 503 ") && said.contains("retry-after: 1\r\n"), "{said}");
+    assert!(said.contains("\"code\":\"too_many_connections\"") && closes(&mut fourth).await, "{said}");
+    for stream in &mut three {
+        assert_eq!(ask_on(stream, ASK).await.unwrap().0, 200);
+    }
+    drop(three.pop());
+    eventually("there is room again", || async {
+        let mut stream = client.connect().await;
+        ask_on(&mut stream, ASK).await.is_ok_and(|(status, _)| status == 200)
+    })
+    .await;
+    let events = backend.program.events();
+    let said = events.iter().filter(|event| {
+        event["message"].as_str().is_some_and(|message| message.contains("server.max_connections"))
+    });
+    assert_eq!(said.count(), 1, "said once");
+}

@@ -1,0 +1,310 @@
+//! Guessing passwords: a crowd gets nowhere, and holds nobody up who has the right one.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::client::{Answer, Client};
+use tests::eventually;
+use tests::stack::{Backend, Gateway, PASSWORD, POLICY, Stack, root};
+
+use crate::identity::{code, lenient, login};
+
+/// The policy that is shipped, before a backend of the test's.
+fn shipped(backend: &Backend) -> String {
+    let text = std::fs::read_to_string(Path::new(root()).join("config/policy.toml")).unwrap();
+    text.replace("127.0.0.1:8090", &backend.address.to_string())
+        .replace("max_connections  = 100", "max_connections  = 1000")
+}
+
+async fn shipped_stack() -> Stack {
+    let backend = Backend::start(&[]).await;
+    let gateway = Gateway::start(backend.address, &shipped(&backend), &[]).await;
+    Stack { backend, gateway }
+}
+
+/// An address of its own for each number, below a network of the test's.
+fn address(network: u8, number: usize) -> [u8; 4] {
+    let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
+    [127, network, high, low]
+}
+
+/// Logs in, coming back when it is told to: how long it took.
+async fn gets_in(client: &Client, name: &str) -> Duration {
+    let begun = Instant::now();
+    loop {
+        let answer = login(client, name, PASSWORD).await;
+        if answer.status() == 200 {
+            return begun.elapsed();
+        }
+        assert_eq!(answer.status(), 429, "{:?}", answer.body);
+        assert!(begun.elapsed() < Duration::from_secs(60), "{name} does not get in");
+        let wait: u64 = answer.field("retry-after").parse().unwrap();
+        tokio::time::sleep(Duration::from_secs(wait)).await; // as the answer asks
+    }
+}
+
+const GUESSES: usize = 10_000;
+const ACCOUNTS: usize = 40;
+
+/// Sixteen guessers at once, from some 6 700 addresses: what was answered.
+fn attack(client: Client, guessed: &Arc<AtomicUsize>) -> Vec<tokio::task::JoinHandle<HashMap<u16, usize>>> {
+    let next = Arc::new(AtomicUsize::new(0));
+    let guesser = |_| {
+        let (next, guessed) = (Arc::clone(&next), Arc::clone(guessed));
+        tokio::spawn(async move {
+            let mut statuses: HashMap<u16, usize> = HashMap::new();
+            loop {
+                let turn = next.fetch_add(1, Ordering::Relaxed);
+                if turn >= GUESSES {
+                    return statuses;
+                }
+                // First each address three times, then each once.
+                let source = if turn < GUESSES / 2 { turn / 3 } else { turn };
+                let name = format!("victim-{}", turn % ACCOUNTS);
+                let status = login(&client.at(address(100, source)), &name, &format!("guess {turn}")).await;
+                guessed.fetch_add(1, Ordering::Relaxed);
+                *statuses.entry(status.status()).or_default() += 1;
+            }
+        })
+    };
+    (0..16).map(guesser).collect()
+}
+
+#[tokio::test]
+async fn of_ten_thousand_guesses_99_percent_are_refused_and_300_a_minute_hold_nobody_up() {
+    crowd().await;
+    trickle().await;
+}
+
+/// Ten thousand guesses, as fast as they go.
+async fn crowd() {
+    let stack = shipped_stack().await;
+    for name in ["victim-0", "victim-1", "victim-2", "honest"] {
+        stack.backend.add_user(name, &[]).await;
+    }
+    let at_home = stack.gateway.client().at([127, 201, 0, 1]);
+    assert_eq!(login(&at_home, "victim-0", PASSWORD).await.status(), 200);
+    let guessed = Arc::new(AtomicUsize::new(0));
+    let attackers = attack(stack.gateway.client(), &guessed);
+    eventually("the attack goes on", || async { guessed.load(Ordering::Relaxed) > GUESSES / 10 }).await;
+    let home = login(&at_home, "victim-0", PASSWORD).await;
+    assert_eq!(home.status(), 200, "a victim's owner, from where he was before: {:?}", home.body);
+    let honest = gets_in(&stack.gateway.client().at([127, 202, 0, 1]), "honest").await;
+    println!("an account at which nobody guessed was open from a new address after {honest:?}");
+    let mut all: HashMap<u16, usize> = HashMap::new();
+    for attacker in attackers {
+        for (status, count) in attacker.await.unwrap() {
+            *all.entry(status).or_default() += count;
+        }
+    }
+    let compared = GUESSES - all.get(&429).copied().unwrap_or_default();
+    #[expect(clippy::cast_precision_loss, reason = "a share to print")]
+    let refused = 100.0 * (1.0 - compared as f64 / GUESSES as f64);
+    println!("{GUESSES} guesses at {ACCOUNTS} accounts: {all:?}, {refused:.2} % refused");
+    assert!(refused >= 99.0, "{all:?}");
+    assert!(all.keys().all(|status| [401, 429].contains(status)), "{all:?}");
+}
+
+/// Five wrong logins a second, each from an address of its own, for as long as a hundred users log in.
+async fn trickle() {
+    const USERS: usize = 5;
+    const TRIES: usize = 100;
+    let stack = shipped_stack().await;
+    for number in 0..USERS {
+        stack.backend.add_user(&format!("user-{number}"), &[]).await;
+    }
+    let client = stack.gateway.client();
+    let at_home = client.at([127, 201, 0, 2]);
+    assert_eq!(login(&at_home, "user-0", PASSWORD).await.status(), 200);
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&sent);
+    let wrong = tokio::spawn(async move {
+        let mut beat = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            beat.tick().await;
+            let number = counting.fetch_add(1, Ordering::Relaxed);
+            let name = match number % 3 {
+                0 => format!("made-up-{}", number % 40),
+                1 => "user-0".to_owned(), // one of those who want to log in, above all others
+                _ => format!("user-{}", number % USERS),
+            };
+            // The answer is waited for elsewhere: the next comes in time.
+            tokio::spawn(async move { login(&client.at(address(110, number)), &name, "wrong").await });
+        }
+    });
+    let mut took = Vec::new();
+    for turn in 0..TRIES {
+        let due = turn;
+        eventually("the next wrong login", || async { sent.load(Ordering::Relaxed) >= due }).await;
+        took.push(gets_in(&client.at(address(111, turn)), &format!("user-{}", turn % USERS)).await);
+        if turn % 25 == 0 {
+            let home = login(&at_home, "user-0", PASSWORD).await;
+            assert_eq!(home.status(), 200, "at once, from a known address: {:?}", home.body);
+        }
+    }
+    wrong.abort();
+    took.sort_unstable();
+    let in_time = took.iter().filter(|took| **took <= Duration::from_secs(3)).count();
+    println!(
+        "{} wrong logins at 300 a minute: {in_time} of {TRIES} got in from a new address within 3 s, \
+         the slowest after {:?}; from a known one each at once",
+        sent.load(Ordering::Relaxed),
+        took.last()
+    );
+    assert!(in_time >= 99, "{took:?}");
+}
+
+fn problem(answer: &Answer) -> (u16, Value) {
+    let mut problem = answer.json();
+    (problem["request_id"], problem["retry_after"]) = (Value::Null, Value::Null);
+    (answer.status(), problem)
+}
+
+/// Guesses from many addresses at once, until one that comes anew is not heard.
+async fn flood(client: &Client, name: &str, network: u8) -> Answer {
+    let mut number = 0;
+    loop {
+        let batch: Vec<_> = (0..20)
+            .map(|_| {
+                number += 1;
+                let (from, name) = (client.at(address(network, number)), name.to_owned());
+                tokio::spawn(async move { login(&from, &name, "wrong").await })
+            })
+            .collect();
+        let mut last = None;
+        for guess in batch {
+            last = Some(guess.await.unwrap());
+        }
+        let last = last.unwrap();
+        if last.status() == 429 {
+            return last;
+        }
+        assert!(number < 2_000, "never refused");
+    }
+}
+
+#[tokio::test]
+async fn who_logged_in_from_an_address_or_a_device_before_is_let_in_whatever_others_do() {
+    let policy = POLICY.replace("rate = \"5/min\"", "rate = \"1000/s\""); // three failures ban an address
+    let stack = Stack::with(&policy, &[]).await;
+    stack.backend.add_user("ann", &[]).await;
+    let client = stack.gateway.client();
+    let home = client.at([127, 0, 7, 1]);
+    let first = login(&home, "ann", PASSWORD).await;
+    let cookie = first.field("set-cookie").to_owned();
+    assert!(cookie.starts_with("palisade_device="), "{cookie}");
+    assert!(cookie.ends_with("; HttpOnly; SameSite=Strict"), "{cookie}");
+    let device = cookie.split(';').next().unwrap().to_owned();
+
+    let Stack { backend, gateway } = stack;
+    let backend = backend.restart().await; // what is known outlives it
+    let (known, made_up) = (flood(&client, "ann", 31).await, flood(&client, "nobody", 32).await);
+    assert_eq!(known.json()["code"], "login_throttled");
+    assert_eq!(known.field("retry-after"), known.json()["retry_after"].to_string());
+    assert_eq!(problem(&known), problem(&made_up), "nobody learns who has an account");
+
+    // A flood is over after two seconds: where the machine is busy, it is begun anew.
+    let with_device = async |from: &Client, name: &str| {
+        let body = json!({"username": name, "password": PASSWORD}).to_string();
+        let fields = [("content-type", "application/json"), ("cookie", device.as_str())];
+        from.ask("POST", "/v1/auth/login", &fields, body).await
+    };
+    let (mut strangers, mut refused) = (0, 0);
+    while refused == 0 {
+        strangers += 1;
+        assert!(strangers < 20, "a stranger always gets in");
+        flood(&client, "ann", 40 + strangers).await;
+        let stranger = client.at([127, 0, 8, strangers]);
+        refused += u32::from(login(&stranger, "ann", PASSWORD).await.status() == 429);
+        let (home, moved) = (
+            login(&home, "ann", PASSWORD).await,
+            with_device(&client.at([127, 0, 9, strangers]), "ann").await,
+        );
+        assert_eq!((home.status(), moved.status()), (200, 200), "{:?} {:?}", home.body, moved.body);
+        assert!(moved.field("set-cookie").starts_with(&device), "the device is still the same");
+    }
+
+    let mut guesser = 0;
+    loop {
+        guesser += 1;
+        assert!(guesser < 20, "nobody is told to wait");
+        flood(&client, "nobody", 70 + guesser).await;
+        let stranger = client.at([127, 0, 10, guesser]);
+        let mut statuses = vec![with_device(&stranger, "nobody").await.status()]; // it is ann's device
+        for _ in 0..9 {
+            statuses.push(login(&stranger, "nobody", "wrong").await.status());
+        }
+        if statuses == [429; 10] {
+            let answer = stranger.get("/.well-known/jwks.json", None).await;
+            assert_eq!(answer.status(), 200, "being told to wait bans nobody");
+            break;
+        }
+    }
+    let told = Client::of(backend.address).get("/metrics", None).await;
+    let told = String::from_utf8_lossy(&told.body).into_owned();
+    assert!(told.contains("palisade_logins_throttled_total{limit="), "{told}");
+    let said = |event: &Value| {
+        event["message"].as_str().is_some_and(|text| text.starts_with("logins are refused: too many fail"))
+    };
+    assert_eq!(backend.program.events().iter().filter(|event| said(event)).count(), 1, "said once");
+    drop(gateway);
+}
+
+#[tokio::test]
+async fn failures_lock_the_place_that_they_come_from_and_not_the_owner() {
+    let stack = Stack::with(&lenient(), &[]).await;
+    stack.backend.add_user("ann", &[]).await;
+    let client = stack.gateway.client();
+    let (home, attacker) = (client.at([127, 0, 7, 11]), client.at([127, 0, 7, 12]));
+    for _ in 0..5 {
+        assert_eq!(login(&attacker, "ann", "wrong").await.status(), 401);
+    }
+    assert_eq!(login(&attacker, "ann", PASSWORD).await.status(), 401, "locked, and not told so");
+    let first = login(&home, "ann", PASSWORD).await;
+    assert_eq!(first.status(), 200, "{:?}", first.body);
+    assert_eq!(login(&attacker, "ann", PASSWORD).await.status(), 401, "still");
+}
+
+#[tokio::test]
+async fn the_right_password_without_its_code_is_no_failure_and_a_code_is_taken_as_apps_show_it() {
+    let policy = POLICY.replace("rate = \"5/min\"", "rate = \"1000/s\""); // three failures ban an address
+    let stack = Stack::with(&policy, &[]).await;
+    let user = stack.user("ann", &[]).await;
+    let client = stack.gateway.client().at([127, 0, 7, 21]);
+    let post = async |path: &str, body: Value| client.json("POST", path, Some(&user.token), &body).await;
+    let enrolled = post("/v1/auth/totp/enroll", json!({})).await.json();
+    let secret = enrolled["secret"].as_str().unwrap();
+    assert_eq!(post("/v1/auth/totp/confirm", json!({"code": code(secret, 0)})).await.status(), 200);
+    for _ in 0..8 {
+        let step = login(&client, "ann", PASSWORD).await;
+        assert_eq!((step.status(), &step.json()["code"]), (403, &json!("totp_required")));
+    }
+    let shown = code(secret, 1);
+    let shown = format!("{} {}", &shown[..3], &shown[3..]);
+    let body = json!({"username": "ann", "password": PASSWORD, "totp": shown});
+    let answer = client.json("POST", "/v1/auth/login", None, &body).await;
+    assert_eq!(answer.status(), 200, "neither banned nor locked: {:?}", answer.body);
+    let told = Client::of(stack.backend.address).get("/metrics", None).await;
+    assert!(String::from_utf8_lossy(&told.body).contains("palisade_failed_logins_total 0"));
+}
+
+#[tokio::test]
+async fn a_new_password_is_judged_only_for_whoever_has_the_old_one() {
+    let stack = Stack::with(&lenient(), &[]).await;
+    stack.backend.add_user("ann", &[]).await;
+    let client = stack.gateway.client();
+    let change = async |password: &str, new: &str| {
+        let body = json!({"username": "ann", "password": password, "new_password": new});
+        let answer = client.json("POST", "/v1/auth/change-password", None, &body).await;
+        (answer.status(), answer.json()["code"].clone())
+    };
+    assert_eq!(change("wrong", "weak").await, (401, json!("login_failed")), "and nothing about the new one");
+    assert_eq!(change(PASSWORD, "weak").await, (422, json!("weak_password")));
+    let told = Client::of(stack.backend.address).get("/metrics", None).await;
+    let told = String::from_utf8_lossy(&told.body).into_owned();
+    assert!(told.contains("palisade_failed_logins_total 1"), "a wrong one is a failed login: {told}");
+}
