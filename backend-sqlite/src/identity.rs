@@ -1,96 +1,19 @@
-//! Whose word is believed: the gateway's, which signs what it says, and through it the user's.
-//!
-//! Every call but health, metrics and the public keys carries an assertion: a JSON Web Token in `x-palisade-assertion`
-//! that the gateway signs with the secret that both know, for this method, this target and this request id alone, good
-//! for half a minute. It says who asks. What other header fields say about that is not looked at, so that going round the
-//! gateway gives nothing, and what is overheard on the way is soon worth nothing.
+//! Who asks, by the word of the gateway ([`crate::assertion`]). What other header fields say about that is not looked at.
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use axum::middleware::Next;
-use axum::response::Response;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
-use serde::Deserialize;
 
 use crate::accounts::{self, User};
+use crate::assertion::{Assertion, not_the_gateway};
 use crate::login_guard::Whereabouts;
 use crate::permissions;
 use crate::problem::{Problem, Result};
 use crate::roles::ADMIN;
 use crate::serve::App;
 use crate::sessions::Origin;
-
-/// The field that carries the assertion.
-const FIELD: &str = "x-palisade-assertion";
-
-/// Who signs assertions, and for whom.
-const ISSUER: &str = "palisade-gateway";
-const AUDIENCE: &str = "palisade-backend";
-
-/// How far the clocks of the two may differ, in seconds.
-const LEEWAY: u64 = 5;
-
-/// What the gateway asserts.
-#[derive(Clone, Debug, Deserialize)]
-struct Assertion {
-    method: String,
-    target: String,
-    request_id: String,
-    /// Whether the gateway asks for itself.
-    #[serde(default)]
-    own: bool,
-    sub: Option<String>,
-    #[serde(default)]
-    roles: Vec<String>,
-    #[serde(default)]
-    address: String,
-}
-
-/// Verifies assertions.
-pub(crate) struct Verifier {
-    key: DecodingKey,
-    validation: Validation,
-}
-
-impl Verifier {
-    pub(crate) fn new(gateway_token: &[u8]) -> Self {
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.leeway = LEEWAY;
-        validation.set_issuer(&[ISSUER]);
-        validation.set_audience(&[AUDIENCE]);
-        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
-        Self { key: DecodingKey::from_secret(gateway_token), validation }
-    }
-
-    fn assertion(&self, request: &Request) -> Option<Assertion> {
-        let mut fields = request.headers().get_all(FIELD).iter();
-        let (field, None) = (fields.next()?.to_str().ok()?, fields.next()) else { return None };
-        let said = decode::<Assertion>(field, &self.key, &self.validation).ok()?.claims;
-        let target = request.uri().path_and_query()?.as_str();
-        let id = request.headers().get("x-request-id").map_or(&b""[..], |id| id.as_bytes());
-        let about_this = said.method == request.method().as_str()
-            && said.target == target
-            && said.request_id.as_bytes() == id;
-        about_this.then_some(said)
-    }
-}
-
-/// Refuses whoever does not show the gateway's word for this very request.
-pub(crate) async fn from_gateway(
-    State(app): State<App>,
-    mut request: Request,
-    next: Next,
-) -> Result<Response> {
-    match app.verifier.as_ref().as_ref().and_then(|verifier| verifier.assertion(&request)) {
-        Some(assertion) => {
-            request.extensions_mut().insert(assertion);
-            Ok(next.run(request).await)
-        }
-        None => Err(Problem::unauthorized("not_the_gateway", "this address answers the gateway alone")),
-    }
-}
+use crate::tokens;
 
 /// Who asks, as the gateway found out.
 pub(crate) struct Caller {
@@ -107,8 +30,12 @@ impl Caller {
 }
 
 fn assertion(parts: &Parts) -> Result<Assertion> {
-    let missing = || Problem::unauthorized("not_the_gateway", "this address answers the gateway alone");
-    parts.extensions.get::<Assertion>().cloned().ok_or_else(missing)
+    parts.extensions.get::<Assertion>().cloned().ok_or_else(not_the_gateway)
+}
+
+/// Whether the subject may be an account of ours: another issuer's is not, whatever its id.
+fn is_ours(said: &Assertion) -> bool {
+    said.sub_issuer.as_deref().is_none_or(|issuer| issuer == tokens::ISSUER)
 }
 
 fn user_agent(headers: &HeaderMap) -> String {
@@ -149,7 +76,8 @@ impl FromRequestParts<App> for Account {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
         let missing =
             || Problem::new(StatusCode::FORBIDDEN, "account_missing", "needs an account of this service");
-        let id = assertion(parts)?.sub.ok_or_else(missing)?;
+        let said = assertion(parts)?;
+        let id = said.sub.clone().filter(|_| is_ours(&said)).ok_or_else(missing)?;
         let user = app.database.read(move |session| accounts::by_id(session, &id)).await?;
         user.filter(|user| user.active).map(Self).ok_or_else(missing)
     }
@@ -191,9 +119,13 @@ impl FromRequestParts<App> for Administrator {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
         let said = assertion(parts)?;
         let refused = || Problem::new(StatusCode::FORBIDDEN, "role_missing", "needs the role admin");
-        let Some(id) = said.sub.filter(|_| said.roles.iter().any(|role| role == ADMIN)) else {
+        if !said.roles.iter().any(|role| role == ADMIN) {
             return Err(refused());
-        };
+        }
+        let Some(id) = said.sub.clone() else { return Err(refused()) };
+        if !is_ours(&said) {
+            return Ok(Self);
+        }
         let settings = std::sync::Arc::clone(&app.accounts);
         let holds = app.database.read(move |session| {
             let Some(user) = accounts::by_id(session, &id)? else { return Ok(true) };

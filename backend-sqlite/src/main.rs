@@ -5,6 +5,7 @@
 mod accounts;
 mod acl;
 mod api_keys;
+mod assertion;
 mod auth;
 mod changes;
 mod cli;

@@ -14,7 +14,7 @@ use crate::openapi::{self, says};
 use crate::problem::Problem;
 use crate::serve::App;
 use crate::{
-    acl, api_keys, auth, changes, health, identity, observe, permissions, records, reset, roles, sessions,
+    acl, api_keys, assertion, auth, changes, health, observe, permissions, records, reset, roles, sessions,
     totp, users,
 };
 
@@ -47,7 +47,7 @@ pub(crate) fn router(app: App) -> serde_json::Result<Router> {
         .route("/internal/roles", post(permissions::roles))
         .route("/internal/api-keys", post(api_keys::verify))
         .route("/internal/changes", get(changes::feed))
-        .route_layer(middleware::from_fn_with_state(app.clone(), identity::from_gateway));
+        .route_layer(middleware::from_fn_with_state(app.clone(), assertion::from_gateway));
     let router = public
         .merge(behind_gateway)
         .fallback(async || Problem::not_found("address"))

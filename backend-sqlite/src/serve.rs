@@ -12,9 +12,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::assertion::Verifier;
 use crate::config::{AccountRules, Config, Profile, ServerConfig};
 use crate::db::Database;
-use crate::identity::Verifier;
 use crate::listener::{self, Limits};
 use crate::login_guard::{HashKey, LoginGuard};
 use crate::mail::Mail;

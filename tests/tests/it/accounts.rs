@@ -92,6 +92,11 @@ async fn going_round_the_gateway_gives_nothing() {
     assert_eq!(backend.get("/health/ready", None).await.status(), 200);
 }
 
+/// A body's SHA-256 as an assertion holds it.
+fn digest(body: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body))
+}
+
 #[tokio::test]
 async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
     let stack = Stack::start().await;
@@ -101,14 +106,29 @@ async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
     let fine = json!({
         "iss": "palisade-gateway", "aud": "palisade-backend", "iat": now, "exp": now + 30,
         "method": "GET", "target": "/v1/roles", "request_id": "r1", "sub": "somebody", "roles": ["admin"],
+        "body_sha256": digest(b""),
     });
+    let asked = std::cell::Cell::new(0);
     let ask = async |claims: &Value, header: Header| {
-        let word = encode(&header, claims, &key).unwrap();
+        asked.set(asked.get() + 1);
+        let mut claims = claims.clone();
+        if claims["jti"].is_null() {
+            claims["jti"] = json!(format!("00000000-0000-7000-8000-{:012x}", asked.get()));
+        }
+        let word = encode(&header, &claims, &key).unwrap();
         let fields = [("x-palisade-assertion", word.as_str()), ("x-request-id", "r1")];
         backend.ask("GET", "/v1/roles", &fields, "").await.status()
     };
     assert_eq!(ask(&fine, Header::new(Algorithm::HS256)).await, 200);
-    let others: [(&str, Value); 7] = [
+    let mut once = fine.clone();
+    once["jti"] = json!("00000000-0000-7000-8000-ffffffffffff");
+    assert_eq!(ask(&once, Header::new(Algorithm::HS256)).await, 200);
+    assert_eq!(ask(&once, Header::new(Algorithm::HS256)).await, 401, "the same one again");
+    let others: [(&str, Value); 11] = [
+        ("body_sha256", json!(digest(b"another"))),
+        ("body_sha256", Value::Null),
+        ("jti", json!("no id")),
+        ("iat", json!(now - 3_600)),
         ("method", json!("PUT")),
         ("target", json!("/v1/roles?x")),
         ("request_id", json!("r2")),
@@ -120,14 +140,25 @@ async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
     for (name, value) in others {
         let mut claims = fine.clone();
         claims[name] = value;
+        // A body of which nothing is asserted is one that is sent as it comes, and here there is none.
+        let fine_without = name == "body_sha256" && claims[name].is_null();
         let status = ask(&claims, Header::new(Algorithm::HS256)).await;
-        assert_eq!(status, if name == "sub" { 403 } else { 401 }, "{name}");
+        let expected = if fine_without {
+            200
+        } else if name == "sub" {
+            403
+        } else {
+            401
+        };
+        assert_eq!(status, expected, "{name}");
     }
     assert_eq!(ask(&fine, Header::new(Algorithm::HS384)).await, 401, "another algorithm");
-    let own = ["/internal/permissions", "/internal/api-keys"];
-    for target in own {
+    let own = ["/internal/permissions", "/internal/api-keys", "/internal/roles"];
+    for (number, target) in own.into_iter().enumerate() {
         let mut claims = fine.clone();
         (claims["method"], claims["target"]) = (json!("POST"), json!(target));
+        (claims["body_sha256"], claims["jti"]) =
+            (json!(digest(b"{}")), json!(format!("00000000-0000-7000-9000-{number:012x}")));
         let word = encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap();
         let fields = [("x-palisade-assertion", word.as_str()), ("x-request-id", "r1")];
         assert_eq!(
