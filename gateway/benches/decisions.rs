@@ -115,6 +115,10 @@ impl Answer for Yes {
     fn touched_by(&self, _: &[u8], _: &Change) -> bool {
         true
     }
+
+    fn heap(&self) -> usize {
+        0
+    }
 }
 
 fn permission_rule() -> PermissionRule {
