@@ -47,7 +47,7 @@ pub fn system() -> LookUp {
 
 /// A name and its addresses.
 pub struct Name {
-    name: String,
+    text: String,
     look_up: LookUp,
     known: Mutex<Known>,
     /// Held while it is looked up: one look-up at a time.
@@ -91,12 +91,12 @@ impl Known {
 impl Name {
     /// `HOST:PORT`, not looked up yet.
     pub fn new(name: String, look_up: LookUp) -> Arc<Self> {
-        Arc::new(Self { name, look_up, known: Mutex::default(), looking: Arc::default() })
+        Arc::new(Self { text: name, look_up, known: Mutex::default(), looking: Arc::default() })
     }
 
     /// As it stands in the settings.
     pub fn as_str(&self) -> &str {
-        &self.name
+        &self.text
     }
 
     /// Its addresses, none older than its bound; at least one. Waits where there are none, for at most [`LOOK_UP`] and
@@ -136,12 +136,12 @@ impl Name {
     }
 
     fn fault(&self, why: &str) -> anyhow::Error {
-        anyhow!("`{}` cannot be looked up: {why}", self.name)
+        anyhow!("`{}` cannot be looked up: {why}", self.text)
     }
 
     /// Looks it up and keeps what was found, or that nothing was.
     async fn look_up(&self) {
-        let looked = timeout(LOOK_UP, (self.look_up)(self.name.clone())).await;
+        let looked = timeout(LOOK_UP, (self.look_up)(self.text.clone())).await;
         let looked = looked.context("no answer in time").and_then(|found| Ok(found?));
         let found = looked.and_then(|mut found| {
             found.sort_unstable();
@@ -153,10 +153,10 @@ impl Name {
         match found {
             Ok(found) => {
                 if known.failed.take().is_some() {
-                    info!(name = self.name, "the name can be looked up again");
+                    info!(name = self.text, "the name can be looked up again");
                 }
                 if *known.addresses != *found {
-                    info!(name = self.name, addresses = ?found, "the name has these addresses");
+                    info!(name = self.text, addresses = ?found, "the name has these addresses");
                     known.addresses = found.into();
                 }
                 known.found = Some(now);
@@ -166,7 +166,7 @@ impl Name {
                 if known.failed.is_none() {
                     let serve = if known.found.is_some() { LAST_KNOWN.as_secs() } else { 0 };
                     warn!(
-                        name = self.name,
+                        name = self.text,
                         error = why,
                         last_addresses_serve_for_secs = serve,
                         "the name cannot be looked up"

@@ -90,6 +90,7 @@ faults! {
 
 impl UpstreamFault {
     /// An answer that breaks this rule.
+    #[expect(clippy::unnecessary_box_returns, reason = "pingora's errors are boxed wherever they go")]
     pub(crate) fn error(self) -> Box<Error> {
         let kind = match self {
             Self::NoAnswer | Self::HeaderCut | Self::BodyCut => ErrorType::ConnectionClosed,

@@ -234,7 +234,7 @@ impl Http1 {
                     Some(Part::Data(data)) => return Ok(Some(Event::Piece(data.freeze(), false))),
                     Some(Part::End) => {
                         let trailers = trailers(chunks.trailers());
-                        let trailers = trailers.ok_or_else(|| UpstreamFault::Trailers.error())?;
+                        let trailers = trailers.map_err(UpstreamFault::error)?;
                         self.reading = Reading::Over;
                         return Ok(Some(Event::End(trailers)));
                     }
@@ -279,9 +279,9 @@ fn broken_rule(fault: ChunkFault) -> UpstreamFault {
 }
 
 /// The trailers of an answer, if they follow the grammar.
-fn trailers(lines: &[u8]) -> Option<Option<HeaderMap>> {
+fn trailers(lines: &[u8]) -> Result<Option<HeaderMap>, UpstreamFault> {
     if lines.is_empty() {
-        return Some(None);
+        return Ok(None);
     }
     let mut trailers = HeaderMap::new();
     for line in lines.split(|byte| *byte == b'\n') {
@@ -290,9 +290,9 @@ fn trailers(lines: &[u8]) -> Option<Option<HeaderMap>> {
         else {
             continue;
         };
-        let name = http::HeaderName::from_bytes(name).ok()?;
+        let name = http::HeaderName::from_bytes(name).map_err(|_| UpstreamFault::Trailers)?;
         let value = value.get(1..).unwrap_or_default().trim_ascii();
-        trailers.append(name, http::HeaderValue::from_bytes(value).ok()?);
+        trailers.append(name, http::HeaderValue::from_bytes(value).map_err(|_| UpstreamFault::Trailers)?);
     }
-    Some(Some(trailers))
+    Ok(Some(trailers))
 }

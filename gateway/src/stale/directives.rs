@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(says.names().collect::<Vec<_>>(), ["private", "max-age", "s-maxage"]);
         assert!(says.has("private") && !says.has("no-store"));
         assert_eq!(freshness(&says), Duration::from_secs(7));
-        assert_eq!(freshness(&read(&[b"max-age=60"])), Duration::from_secs(60));
+        assert_eq!(freshness(&read(&[b"max-age=60"])), Duration::from_mins(1));
         assert_eq!(freshness(&read(&[b"max-age=soon"])), Duration::ZERO);
         assert!(read(&[b"max-age=60\xff"]).has("no-store"), "what cannot be read forbids");
     }

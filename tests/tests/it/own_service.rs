@@ -65,7 +65,7 @@ async fn the_lines_of_the_readme_work_and_the_service_s_log_shows_its_clients_re
         let lines = log.iter().filter(|line| line.contains(" - - ["));
         lines.map(|line| line.split_once("] ").unwrap().1.to_owned()).collect::<Vec<_>>()
     };
-    for_a_while(|| assert_eq!(requests(), vec!["\"GET /page.html HTTP/1.1\" 200 -"; 5])).await;
+    for_a_while(|| assert_eq!(requests(), vec!["\"GET /page.html HTTP/1.1\" 200 -"; 6])).await;
 }
 
 #[tokio::test]
