@@ -28,11 +28,18 @@ const RESERVED: [&str; 8] = [
     "x-request-id",
 ];
 
+/// The most fields of `[headers]`.
+const MOST: usize = 64;
+
 impl AnswerHeaders {
     pub(crate) fn read(section: Option<&Section<'_>>) -> Self {
         let mut fields: Vec<(String, String)> =
             DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        for (name, value, _) in section.into_iter().flat_map(Section::free_strings) {
+        let set = section.map(Section::free_strings).unwrap_or_default();
+        if let Some(section) = section.filter(|_| set.len() > MOST) {
+            section.fault("", format!("at most {MOST} fields (got {})", set.len()));
+        }
+        for (name, value, _) in set.into_iter().take(MOST) {
             let lower = name.to_ascii_lowercase();
             let visible = value.bytes().all(|byte| (b' '..=b'~').contains(&byte));
             if !is_field_name(&lower) || RESERVED.contains(&lower.as_str()) || !visible {
