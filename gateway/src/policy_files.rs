@@ -43,7 +43,9 @@ pub fn read_deny_files(file: &Path, rules: &mut Policy) -> Result<DenyFiles, Vec
         let list = directory.join(&name);
         match read_deny_file(&list) {
             Ok(text) => {
-                if let Err(found) = rules.blocks.deny_also(&list.display().to_string(), &text) {
+                if let Err(found) =
+                    rules.blocks.deny_also([(list.display().to_string().as_str(), text.as_str())])
+                {
                     faults.extend(found);
                 }
                 read.push((list, text));

@@ -20,6 +20,10 @@ use crate::time::Timestamp;
 use crate::units::Span;
 use crate::world::World;
 
+/// The most deny files, and the most networks in all of them together.
+const MOST_FILES: usize = 64;
+const MOST_DENIED: usize = 2_000_000;
+
 /// `[blocks]`: who may not come in.
 #[derive(Clone, Debug, Default)]
 pub struct BlockRule {
@@ -86,33 +90,47 @@ impl BlockRule {
             allow: table(section.get_or("allow", Vec::new())),
             deny: table(denied.clone()),
             denied,
-            deny_files: section.get_or("deny_files", Vec::new()),
+            deny_files: section.list("deny_files", MOST_FILES),
             auto: section.section("auto").map(AutoBlock::read),
         };
         section.finish();
         rule
     }
 
-    /// Denies what the text of a deny file names as well: an address or a CIDR a line, `#` begins a comment.
-    pub fn deny_also(&mut self, file: &str, text: &str) -> Result<(), Vec<Fault>> {
+    /// Denies what the texts of deny files name as well, each with its name: an address or a CIDR a line, `#` begins a
+    /// comment. A fault has the place and never what stands there: the file may be one that was not meant.
+    pub fn deny_also<'t>(
+        &mut self,
+        lists: impl IntoIterator<Item = (&'t str, &'t str)>,
+    ) -> Result<(), Vec<Fault>> {
+        let mut found = Vec::new();
+        for (file, text) in lists {
+            found.extend(self.read_list(file, text));
+        }
+        self.deny = table(self.denied.clone());
+        if found.is_empty() { Ok(()) } else { Err(found) }
+    }
+
+    fn read_list(&mut self, file: &str, text: &str) -> Vec<Fault> {
         let faults = Faults::new(file, text);
         let mut at = 0;
         for line in text.split_inclusive('\n') {
             let entry = line.split('#').next().unwrap_or_default().trim();
             match parse_network(entry) {
+                Some(_) if self.denied.len() >= MOST_DENIED => {
+                    faults.add(&(at..at), "", format!("at most {MOST_DENIED} networks are denied"));
+                    break;
+                }
                 Some(network) => self.denied.push(network),
                 None if entry.is_empty() => {}
                 None => {
                     let start = at + line.find(entry).unwrap_or(0);
-                    let message = format!("an address or a CIDR like 192.0.2.0/24 (got {entry:?})");
-                    faults.add(&(start..start + entry.len()), "", message);
+                    faults.add(&(start..start + entry.len()), "", "an address or a CIDR like 192.0.2.0/24");
                 }
             }
             at += line.len();
         }
-        self.deny = table(self.denied.clone());
-        let list = faults.into_list();
-        if list.is_empty() { Ok(()) } else { Err(list) }
+        faults.into_list()
     }
 
     /// Networks that are denied.
@@ -141,7 +159,7 @@ impl BlockRule {
     }
 }
 
-fn table(networks: Vec<IpNet>) -> Arc<NetworkTable<()>> {
+pub(crate) fn table(networks: Vec<IpNet>) -> Arc<NetworkTable<()>> {
     Arc::new(NetworkTable::new(networks.into_iter().map(|network| (network, ())), |(), ()| ()))
 }
 
@@ -191,12 +209,12 @@ mod tests {
     #[test]
     fn a_deny_file_is_read_whole_and_its_faults_have_places() {
         let mut rule = BlockRule::default();
-        rule.deny_also("list", "# known\n192.0.2.0/24\n\n2001:db8::1 # one\n").unwrap();
+        rule.deny_also([("list", "# known\n192.0.2.0/24\n\n2001:db8::1 # one\n")]).unwrap();
         assert_eq!(rule.denied(), 2);
         assert!(rule.deny.find("192.0.2.9".parse().unwrap()).is_some());
-        let faults = rule.deny_also("list", "192.0.2.1\n  192.0.2.300\n192.0.2.1/24\n").unwrap_err();
+        let faults = rule.deny_also([("list", "192.0.2.1\n  192.0.2.300\n192.0.2.1/24\n")]).unwrap_err();
         let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
         assert_eq!(lines.len(), 2);
-        assert!(lines[0].starts_with("list:2:3: an address or a CIDR"), "{lines:?}");
+        assert_eq!(lines[0], "list:2:3: an address or a CIDR like 192.0.2.0/24");
     }
 }

@@ -6,10 +6,13 @@
 //! unless set otherwise, for it can change its address within that at will.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::blocks::table;
 use crate::document::Section;
+use crate::networks::NetworkTable;
 use crate::refusal::{Code, Refusal};
 use crate::request::{Headers, Request};
 use crate::stage::Stage;
@@ -17,7 +20,7 @@ use crate::stage::Stage;
 /// `[client]`: whose word about the client's address is believed.
 #[derive(Clone, Debug)]
 pub struct ClientRule {
-    trusted_proxies: Vec<IpNet>,
+    trusted_proxies: Arc<NetworkTable<()>>,
     ipv6_prefix: u8,
 }
 
@@ -37,12 +40,14 @@ const MAX_HOPS: usize = 32;
 
 impl ClientRule {
     pub(crate) fn read(section: Option<Section<'_>>) -> Self {
-        let Some(section) = section else { return Self { trusted_proxies: Vec::new(), ipv6_prefix: 64 } };
+        let Some(section) = section else {
+            return Self { trusted_proxies: Arc::default(), ipv6_prefix: 64 };
+        };
         let prefix = section.get_checked("ipv6_prefix", 64, |prefix| {
             (32..=128).contains(prefix).then_some(()).ok_or(format!("from 32 to 128 (got {prefix})"))
         });
         let rule = Self {
-            trusted_proxies: section.get_or("trusted_proxies", Vec::new()),
+            trusted_proxies: table(section.get_or("trusted_proxies", Vec::new())),
             ipv6_prefix: u8::try_from(prefix.clamp(32, 128)).unwrap_or(64),
         };
         section.finish();
@@ -67,7 +72,7 @@ impl ClientRule {
 
     /// Whether the word of `address` about its client is believed.
     pub fn trusts(&self, address: IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|proxy| proxy.contains(&address))
+        self.trusted_proxies.find(address).is_some()
     }
 
     fn walk(&self, peer: IpAddr, headers: Headers<'_>) -> Result<IpAddr, Refusal> {
@@ -94,10 +99,20 @@ fn hop_address(hop: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// An address or a CIDR; bits outside the prefix are an error, for they show that something else was meant.
+/// An address or a CIDR; bits outside the prefix are an error, because they show that something else was meant. An IPv4
+/// network that is written in IPv6 (`::ffff:192.0.2.0/120`) is the IPv4 network: clients are compared as IPv4.
 pub fn parse_network(text: &str) -> Option<IpNet> {
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))?;
-    (network.trunc() == network).then_some(network)
+    (network.trunc() == network).then_some(canonical(network))
+}
+
+fn canonical(network: IpNet) -> IpNet {
+    const MAPPED: u8 = 96;
+    let IpNet::V6(v6) = network else { return network };
+    let prefix = v6.prefix_len().checked_sub(MAPPED);
+    let v4 =
+        prefix.zip(v6.addr().to_ipv4_mapped()).and_then(|(prefix, addr)| Ipv4Net::new(addr, prefix).ok());
+    v4.map_or(network, IpNet::V4)
 }
 
 #[cfg(test)]
@@ -105,7 +120,7 @@ mod tests {
     use super::*;
 
     fn rule() -> ClientRule {
-        ClientRule { trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()], ipv6_prefix: 64 }
+        ClientRule { trusted_proxies: table(vec!["10.0.0.0/8".parse().unwrap()]), ipv6_prefix: 64 }
     }
 
     fn client_of(peer: &str, forwarded: &[&str]) -> Result<String, Code> {
@@ -147,5 +162,16 @@ mod tests {
     fn a_cidr_with_bits_outside_its_prefix_is_no_network() {
         assert!(parse_network("192.0.2.1/24").is_none());
         assert_eq!(parse_network("192.0.2.1").unwrap().to_string(), "192.0.2.1/32");
+    }
+
+    #[test]
+    fn an_ipv4_network_written_in_ipv6_is_the_ipv4_network() {
+        let canonical = |text| parse_network(text).map(|network| network.to_string());
+        assert_eq!(canonical("::ffff:192.0.2.0/120").as_deref(), Some("192.0.2.0/24"));
+        assert_eq!(canonical("::ffff:c000:0201").as_deref(), Some("192.0.2.1/32"));
+        assert_eq!(canonical("::ffff:0:0/96").as_deref(), Some("0.0.0.0/0"));
+        assert_eq!(canonical("::ffff:192.0.2.1/120"), None, "bits outside the prefix");
+        assert_eq!(canonical("::/0").as_deref(), Some("::/0"));
+        assert_eq!(canonical("2001:db8::/32").as_deref(), Some("2001:db8::/32"));
     }
 }

@@ -4,11 +4,21 @@
 //! fault that names the nearest key. Serde stops at the first fault and forgets where the others are, so this is a
 //! reader of our own on `toml`'s spanned tree.
 
-use std::cell::RefCell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
+
+/// The most faults of one text that are listed.
+pub const MOST_FAULTS: usize = 100;
+
+/// The longest key path and the longest message of a fault, in bytes; what is longer is cut.
+const LONGEST_KEY: usize = 256;
+const LONGEST_MESSAGE: usize = 1_024;
+
+/// The longest name of a rule, in bytes.
+pub const LONGEST_NAME: usize = 128;
 
 /// One thing that is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -61,32 +71,61 @@ pub trait FromToml: Sized {
 pub struct Faults<'t> {
     file: &'t str,
     text: &'t str,
+    /// Where each line begins, once somebody asks.
+    line_starts: OnceCell<Vec<usize>>,
     list: RefCell<Vec<Fault>>,
+    /// Faults beyond [`MOST_FAULTS`].
+    more: Cell<usize>,
 }
 
 impl<'t> Faults<'t> {
     /// No faults yet in `text`, which is called `file`.
     pub fn new(file: &'t str, text: &'t str) -> Self {
-        Self { file, text, list: RefCell::default() }
+        Self { file, text, line_starts: OnceCell::new(), list: RefCell::default(), more: Cell::new(0) }
     }
 
     /// Notes a fault at `span`.
     pub fn add(&self, span: &Range<usize>, key: impl Into<String>, message: impl Into<String>) {
-        let before = &self.text[..span.start.min(self.text.len())];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        if self.is_full() {
+            return self.more.set(self.more.get().saturating_add(1));
+        }
+        let (line, column) = self.place(span.start);
         self.list.borrow_mut().push(Fault {
             file: self.file.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-            key: key.into(),
-            message: message.into(),
+            line,
+            column,
+            key: clipped(key.into(), LONGEST_KEY),
+            message: clipped(message.into(), LONGEST_MESSAGE),
         });
     }
 
-    /// The faults in the order of the file; empty when there are none.
+    /// Whether further faults are only counted: nobody need find words for them.
+    pub fn is_full(&self) -> bool {
+        self.list.borrow().len() >= MOST_FAULTS
+    }
+
+    /// Line and column of a place in the text, counted from one. The lines are counted once for all faults.
+    fn place(&self, offset: usize) -> (usize, usize) {
+        let starts = self.line_starts.get_or_init(|| {
+            let after_newlines = self.text.match_indices('\n').map(|(at, _)| at + 1);
+            std::iter::once(0).chain(after_newlines).collect()
+        });
+        let line = starts.partition_point(|start| *start <= offset);
+        let start = line.checked_sub(1).and_then(|line| starts.get(line)).copied().unwrap_or_default();
+        let before = self.text.get(start..offset.min(self.text.len())).unwrap_or_default();
+        (line, before.chars().count() + 1)
+    }
+
+    /// The faults in the order of the file; empty when there are none. Of many the first [`MOST_FAULTS`] that were found
+    /// are listed, and then how many more there are.
     pub fn into_list(self) -> Vec<Fault> {
         let mut list = self.list.into_inner();
         list.sort_by_key(|fault| (fault.line, fault.column));
+        let more = self.more.get();
+        if let Some(last) = list.last().filter(|_| more > 0) {
+            let message = format!("{more} more faults are not listed");
+            list.push(Fault { key: String::new(), message, ..last.clone() });
+        }
         list
     }
 
@@ -206,6 +245,14 @@ impl<'d> Section<'d> {
     fn into_named(self) -> Vec<(String, Section<'d>)> {
         let mut sections = Vec::new();
         for (name, value) in self.table {
+            if name.get_ref().len() > LONGEST_NAME {
+                self.faults.add(
+                    &name.span(),
+                    self.path(""),
+                    format!("a name has at most {LONGEST_NAME} bytes"),
+                );
+                continue;
+            }
             let path = self.path(name.get_ref());
             match value.get_ref() {
                 DeValue::Table(table) => sections
@@ -254,10 +301,29 @@ impl<'d> Section<'d> {
         self.value(key).is_some()
     }
 
+    /// Whether further faults of the document are only counted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.faults.is_full()
+    }
+
+    /// A list of at most `most` values under `key`; none when it is absent.
+    pub(crate) fn list<T: FromToml>(&self, key: &'static str, most: usize) -> Vec<T> {
+        let mut list = self.get_or::<Vec<T>>(key, Vec::new());
+        if list.len() > most {
+            self.fault(key, format!("at most {most} values (got {})", list.len()));
+            list.truncate(most);
+        }
+        list
+    }
+
     /// Ends the section: a key that nobody asked for is a fault.
     pub fn finish(self) {
         let known = self.known.borrow();
         for name in self.table.keys().filter(|name| !known.contains(&name.get_ref().as_ref())) {
+            if self.faults.is_full() {
+                self.faults.add(&name.span(), "", "");
+                continue;
+            }
             let mut message = format!("unknown key `{}`", name.get_ref());
             if let Some(nearest) = nearest(name.get_ref(), known.iter().copied()) {
                 message = format!("{message}: did you mean `{nearest}`?");
@@ -267,9 +333,23 @@ impl<'d> Section<'d> {
     }
 }
 
-/// The candidate most like `name`; of those with nothing in common, none.
+/// `text`, cut to `most` bytes.
+fn clipped(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push('…');
+    }
+    text
+}
+
+/// The candidate most like `name`; of those with nothing in common, none. Only so many are looked at, and none that is
+/// too long to be a slip of the hand.
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    const MOST: usize = 1_000;
+    const LONGEST: usize = 64;
     candidates
+        .take(if name.len() > LONGEST { 0 } else { MOST })
+        .filter(|candidate| candidate.len() <= LONGEST)
         .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0))
@@ -381,6 +461,23 @@ mod tests {
                 "f.toml:4:1: inner.cuont: unknown key `cuont`: did you mean `count`?",
             ]
         );
+    }
+
+    #[test]
+    fn of_many_faults_the_first_are_listed_and_the_others_counted() {
+        let text: String = (0..1_000).map(|key| format!("k{key} = 1\n")).collect();
+        let faults = Faults::new("f.toml", &text);
+        let document = faults.document();
+        Section::root(&document, &faults).finish();
+        let list = faults.into_list();
+        assert_eq!(list.len(), MOST_FAULTS + 1);
+        assert_eq!(list.last().unwrap().message, "900 more faults are not listed");
+        let faults = Faults::new("f.toml", "a\nbc\u{e4}d\n");
+        let places = [0, 1, 2, 4, 6, 8, 99].map(|at| faults.place(at));
+        assert_eq!(places, [(1, 1), (1, 2), (2, 1), (2, 3), (2, 4), (3, 1), (3, 1)]);
+        faults.add(&(0..0), "k".repeat(1_000), "ä".repeat(1_000));
+        let fault = &faults.into_list()[0];
+        assert!(fault.key.len() < 300 && fault.message.len() < 1_100);
     }
 
     #[test]

@@ -11,6 +11,13 @@ use std::time::Duration;
 
 use crate::time::{Timestamp, nanos};
 
+/// The longest that an empty bucket may take to fill. Twice as long after today is still a time that can be counted, so
+/// that no sum here saturates: one that did would admit everybody.
+pub const LONGEST_REFILL: Duration = Duration::from_secs(100 * 31_557_600);
+
+/// More replicas than these do not make a share smaller.
+const MOST_SHARES: u32 = 1_000;
+
 /// A rate with a burst, as arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gcra {
@@ -39,9 +46,16 @@ pub struct Reading {
 }
 
 impl Gcra {
-    /// `count` requests every `per`, at most `burst` at once.
+    /// `count` requests every `per`, at most `burst` at once, and never more than [`Gcra::most_burst`].
     pub fn new(count: u32, per: Duration, burst: u32) -> Self {
-        Self { interval: nanos(per).div_ceil(u64::from(count.max(1))).max(1), burst: burst.max(1) }
+        let interval = nanos(per).div_ceil(u64::from(count.max(1))).max(1);
+        Self { interval, burst: burst.clamp(1, Self::most_burst(count, per)) }
+    }
+
+    /// The largest burst of a bucket that fills within [`LONGEST_REFILL`].
+    pub fn most_burst(count: u32, per: Duration) -> u32 {
+        let interval = nanos(per).div_ceil(u64::from(count.max(1))).max(1);
+        u32::try_from(nanos(LONGEST_REFILL) / interval).unwrap_or(u32::MAX).max(1)
     }
 
     /// One token comes back in this time.
@@ -58,7 +72,7 @@ impl Gcra {
     /// at least one.
     #[must_use]
     pub fn share(self, replicas: u32) -> Self {
-        let replicas = replicas.max(1);
+        let replicas = replicas.clamp(1, MOST_SHARES);
         Self {
             interval: self.interval.saturating_mul(u64::from(replicas)),
             burst: (self.burst / replicas).max(1),
@@ -141,6 +155,23 @@ mod tests {
         let taken = gcra.take(Timestamp::EPOCH, START).arrival;
         assert!(!gcra.take(taken, START).conforms);
         assert!(gcra.take(gcra.refund(taken, START), START).conforms);
+    }
+
+    #[test]
+    fn the_largest_burst_of_the_slowest_rate_is_an_end_too() {
+        let day = Duration::from_hours(24);
+        let gcra = Gcra::new(1, day, 220_000);
+        assert_eq!(gcra.burst(), Gcra::most_burst(1, day));
+        let now = Timestamp::from_secs(1_900_000_000);
+        for gcra in [gcra, gcra.share(u32::MAX)] {
+            let mut arrival = Timestamp::EPOCH;
+            let admitted = (0..250_000).take_while(|_| {
+                let reading = gcra.take(arrival, now);
+                arrival = reading.arrival;
+                reading.conforms
+            });
+            assert_eq!(admitted.count(), gcra.burst() as usize);
+        }
     }
 
     proptest! {

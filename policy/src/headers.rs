@@ -85,13 +85,20 @@ const RESERVED: [&str; 8] = [
     "x-request-id",
 ];
 
+/// The most fields of `[headers]`.
+const MOST: usize = 64;
+
 impl AnswerHeaders {
     pub(crate) fn read(section: Option<&Section<'_>>) -> Self {
         let fill = |(name, value): (&str, &str)| (name.to_owned(), Edit::Fill(value.to_owned()));
         let mut headers = Self { fields: DEFAULTS.map(fill).to_vec(), sets_hsts: false };
         let Some(section) = section else { return headers };
         let mode = section.get_or("mode", Mode::Replace);
-        for (name, value, _) in section.free_strings().into_iter().filter(|(name, ..)| name != "mode") {
+        let set = section.free_strings();
+        if set.len() > MOST {
+            section.fault("", format!("at most {MOST} fields (got {})", set.len()));
+        }
+        for (name, value, _) in set.into_iter().filter(|(name, ..)| name != "mode").take(MOST) {
             let lower = name.to_ascii_lowercase();
             let visible = value.bytes().all(|byte| (b' '..=b'~').contains(&byte));
             if !is_field_name(&lower) || RESERVED.contains(&lower.as_str()) || !visible {

@@ -48,6 +48,13 @@ pub enum KeySource {
 /// The most by which clocks may differ: for so long after its end a revocation of the backend's still holds.
 const MOST_LEEWAY: Duration = Duration::from_mins(5);
 
+/// The most claims of one issuer that are forwarded, and the most issuers: each field of a request is compared with all.
+const MOST_FORWARDED: usize = 32;
+const MOST_ISSUERS: usize = 100;
+
+/// The most audiences of one issuer.
+const MOST_AUDIENCES: usize = 64;
+
 /// Header fields that no claim may be written to: the gateway or HTTP itself relies on them.
 const RESERVED_FIELDS: [&str; 12] = [
     "authorization",
@@ -64,9 +71,22 @@ const RESERVED_FIELDS: [&str; 12] = [
     "x-request-id",
 ];
 
+/// A URL as it may be logged: without userinfo, query and fragment, which may hold secrets.
+pub fn without_secrets(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (bare, after) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
+    // A password may hold any sign: whatever stands before the last @ may be one.
+    let shown =
+        if after.contains('@') { "…" } else { bare.rsplit_once('@').map_or(bare, |(_, host)| host) };
+    if scheme.is_empty() { shown.to_owned() } else { format!("{scheme}://{shown}") }
+}
+
 impl Issuer {
     pub(crate) fn read_all(root: &Section<'_>) -> HashMap<String, Arc<Self>> {
         let sections = root.named_sections("jwt");
+        if sections.len() > MOST_ISSUERS {
+            root.fault("jwt", format!("at most {MOST_ISSUERS} issuers (got {})", sections.len()));
+        }
         let several = sections.len() > 1;
         let read = |(name, section): (String, _)| {
             Some((name.clone(), Arc::new(Self::read(&name, section, several)?)))
@@ -93,7 +113,7 @@ impl Issuer {
             algorithms: algorithms.unwrap_or_default(),
             keys: keys?,
             issuer: section.get("issuer"),
-            audience: section.get_or("audience", Vec::new()),
+            audience: section.list("audience", MOST_AUDIENCES),
             leeway: section
                 .get_checked("leeway", Span(Duration::from_secs(30)), |span| {
                     (span.0 <= MOST_LEEWAY).then_some(()).ok_or(format!("at most 5m (got {span})"))
@@ -124,7 +144,10 @@ impl Issuer {
         .collect();
         match sources.as_slice() {
             [KeySource::Jwks(url)] if !url.starts_with("http://") && !url.starts_with("https://") => {
-                section.fault("jwks", format!("an http:// or https:// address (got {url:?})"));
+                section.fault(
+                    "jwks",
+                    format!("an http:// or https:// address (got {:?})", without_secrets(url)),
+                );
                 None
             }
             [source] => Some(source.clone()),
@@ -152,7 +175,11 @@ impl Issuer {
     fn read_forward(section: &Section<'_>) -> Vec<(String, Arc<str>)> {
         let Some(table) = section.section("forward") else { return Vec::new() };
         let mut forward = Vec::new();
-        for (claim, field, _) in table.free_strings() {
+        let fields = table.free_strings();
+        if fields.len() > MOST_FORWARDED {
+            section.fault("forward", format!("at most {MOST_FORWARDED} claims (got {})", fields.len()));
+        }
+        for (claim, field, _) in fields.into_iter().take(MOST_FORWARDED) {
             let field = field.to_ascii_lowercase();
             if !is_field_name(&field) || RESERVED_FIELDS.contains(&field.as_str()) {
                 section.fault("forward", format!("the name of a header field that is free (got {field:?})"));
@@ -160,5 +187,26 @@ impl Issuer {
             forward.push((claim, field.into()));
         }
         forward
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_logged_without_what_may_be_secret() {
+        for (url, shown) in [
+            ("https://a.example/jwks.json", "https://a.example/jwks.json"),
+            ("https://u:p@a.example:8443/jwks?key=k#f", "https://a.example:8443/jwks"),
+            ("redis://:p@w@a.example", "redis://a.example"),
+            ("http://u:p/q@a.example/x", "http://a.example/x"),
+            ("http://u:p?q@a.example/x", "http://…"),
+            ("http://a.example/x?mail=a@b", "http://…"),
+            ("u:p@a.example", "a.example"),
+            ("", ""),
+        ] {
+            assert_eq!(without_secrets(url), shown, "{url}");
+        }
     }
 }

@@ -61,6 +61,9 @@ impl FromStr for KeyPart {
     }
 }
 
+/// The largest burst.
+const MOST_BURST: u32 = 1_000_000;
+
 /// Whether `name` is a field name, RFC 9110, 5.1.
 pub(crate) fn is_field_name(name: &str) -> bool {
     !name.is_empty()
@@ -171,8 +174,14 @@ impl LimitRule {
             "ip, user, api_key, route, global, header:NAME, field:NAME or a list of them",
         );
         let rate = section.require::<Rate>("rate", "N/s, N/min, N/h or N/day");
+        // A bucket that takes centuries to fill cannot be counted in.
+        let most_burst =
+            rate.map_or(MOST_BURST, |rate| Gcra::most_burst(rate.count, rate.per).min(MOST_BURST));
         let burst = section.get_checked("burst", rate.map_or(1, |rate| rate.count), |burst| {
-            (1..=1_000_000).contains(burst).then_some(()).ok_or(format!("from 1 to 1000000 (got {burst})"))
+            (1..=most_burst)
+                .contains(burst)
+                .then_some(())
+                .ok_or(format!("from 1 to {most_burst} (got {burst})"))
         });
         let scope = section.get_or("scope", Scope::Shared);
         let mode = section.get_or("mode", Mode::Enforce);

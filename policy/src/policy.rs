@@ -11,7 +11,7 @@ use crate::canary::CanaryRule;
 use crate::check::PolicyTest;
 use crate::client::ClientRule;
 use crate::crowd::{CrowdRule, Priority};
-use crate::document::{Fault, Faults, Section, nearest};
+use crate::document::{Fault, Faults, LONGEST_NAME, Section, nearest};
 use crate::from_toml_str;
 use crate::headers::AnswerHeaders;
 use crate::issuer::Issuer;
@@ -96,9 +96,10 @@ impl Policy {
         }
         let names_service = root.has("permissions");
         let permissions = PermissionRule::read(root.section("permissions"));
+        let requests = RequestRule::read(root.section("requests"));
         let mut routes = Routes::default();
         for section in root.sections("routes") {
-            read_route(section, &names, &mut routes);
+            read_route(section, &names, &requests, &mut routes);
         }
         if routes.iter().next().is_none() {
             root.fault("routes", "required: at least one [[routes]]");
@@ -111,7 +112,7 @@ impl Policy {
         let forwarded = names.issuers.values().flat_map(|issuer| issuer.forward.iter());
         Self {
             client: ClientRule::read(root.section("client")),
-            requests: RequestRule::read(root.section("requests")),
+            requests,
             blocks: BlockRule::read(root.section("blocks")),
             headers: AnswerHeaders::read(root.section("headers").as_ref()),
             tests: PolicyTest::read_all(root),
@@ -154,6 +155,10 @@ impl Policy {
     }
 }
 
+/// The most limits, issuers, methods or statuses that one route names, and the most roles.
+const MOST_NAMED: usize = 64;
+const MOST_ROLES: usize = 256;
+
 /// The largest body that is kept while its request is judged.
 const MAX_JUDGED_BODY: u64 = 64 * 1024;
 
@@ -193,14 +198,17 @@ struct Names<'a> {
 impl Names<'_> {
     fn check_upstream(&self, section: &Section<'_>, key: &str, name: &str) {
         if let Some(upstreams) = self.upstreams.filter(|known| !known.iter().any(|known| known == name)) {
-            section.fault(key, unknown("upstream", name, upstreams.iter().map(String::as_str)));
+            let say = || unknown("upstream", name, upstreams.iter().map(String::as_str));
+            section.fault(key, if section.is_full() { String::new() } else { say() });
         }
     }
 }
 
 fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
-    let all = known.clone().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let all = if all.is_empty() { "there is none".to_owned() } else { format!("known: {all}") };
+    const LISTED: usize = 10;
+    let all = known.clone().take(LISTED).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let more = if known.clone().nth(LISTED).is_some() { ", …" } else { "" };
+    let all = if all.is_empty() { "there is none".to_owned() } else { format!("known: {all}{more}") };
     match nearest(name, known) {
         Some(nearest) => format!("no {what} is called `{name}`: did you mean `{nearest}`? ({all})"),
         None => format!("no {what} is called `{name}` ({all})"),
@@ -243,8 +251,15 @@ impl FromStr for Method {
 
 from_toml_str!(Scheme, Method);
 
-fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
+fn read_route(section: Section<'_>, names: &Names<'_>, requests: &RequestRule, routes: &mut Routes) {
     let name = section.require::<String>("name", "a name for metrics and logs");
+    let name = name.filter(|name| {
+        let fits = name.len() <= LONGEST_NAME;
+        if !fits {
+            section.fault("name", format!("a name has at most {LONGEST_NAME} bytes"));
+        }
+        fits
+    });
     let path = section.require::<String>("path", "a path like /v1/{name}/{*rest}");
     let pattern =
         path.and_then(|path| Pattern::parse(&path).map_err(|allowed| section.fault("path", allowed)).ok());
@@ -252,15 +267,15 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
     if let Some(upstream) = &upstream {
         names.check_upstream(&section, "upstream", upstream);
     }
-    let methods = section.get_or::<Vec<Method>>("methods", Vec::new());
-    let limits = resolve(&section, "limits", "limit", &names.limits, section.get_or("limits", Vec::new()));
+    let methods = section.list::<Method>("methods", MOST_NAMED);
+    let limits = resolve(&section, "limits", "limit", &names.limits, section.list("limits", MOST_NAMED));
     let (subject_limits, client_limits): (Vec<_>, Vec<_>) =
         limits.into_iter().partition(|limit| limit.needs_subject());
     let (issuers, api_keys) = read_auth(&section, names);
-    let counts_failed_logins = section.get_or("counts_failed_logins", Vec::new());
+    let counts_failed_logins = section.list("counts_failed_logins", MOST_NAMED);
     check_limits(&section, &client_limits, &counts_failed_logins);
     check_limits(&section, &subject_limits, &counts_failed_logins);
-    let roles = section.get_or("roles", Vec::new());
+    let roles = section.list("roles", MOST_ROLES);
     let permission = section.get::<String>("permission");
     let resource = section.get::<String>("resource");
     if (permission.is_some() || !roles.is_empty()) && !section.has("auth") {
@@ -276,15 +291,7 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
         Some(RequiredPermission { permission: permission.into(), resource })
     });
     let reads_body = client_limits.iter().chain(&subject_limits).find(|limit| limit.reads_body());
-    if let Some(limit) = reads_body.map(|limit| &limit.name)
-        && section.get::<Bytes>("max_body").is_none_or(|most| most.0 > MAX_JUDGED_BODY)
-    {
-        let message = format!(
-            "at most 64KB and never left out, for limit `{limit}` counts by a field of the body, which is kept until the \
-             request is judged"
-        );
-        section.fault("max_body", message);
-    }
+    let max_body = read_max_body(&section, reads_body.map(|limit| &*limit.name), requests);
     let retry = resolve(
         &section,
         "retry",
@@ -294,10 +301,10 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
     );
     let priority = section.get_or("priority", Priority::Normal);
     let (when_open, writes) = (section.get_or("when_open", WhenOpen::Fail), section.get("writes"));
-    let (max_body, upstream_timeout) = (section.get("max_body"), section.get("upstream_timeout"));
-    let request_timeout = section.get("request_timeout");
+    let (upstream_timeout, request_timeout) =
+        (section.get("upstream_timeout"), section.get("request_timeout"));
     if let (Some(name), Some(pattern), Some(upstream)) = (name, pattern, upstream) {
-        if routes.iter().any(|route| *route.name == *name) {
+        if routes.has(&name) {
             section.fault("name", format!("route `{name}` is there already"));
         }
         let route = Route {
@@ -327,6 +334,20 @@ fn read_route(section: Section<'_>, names: &Names<'_>, routes: &mut Routes) {
         }
     }
     section.finish();
+}
+
+/// The route's own `max_body`. A body is kept until its request is judged where the limit `reader` counts by a field of
+/// it: so it is small, whether or not the route says so.
+fn read_max_body(section: &Section<'_>, reader: Option<&str>, requests: &RequestRule) -> Option<Bytes> {
+    let own = section.get::<Bytes>("max_body");
+    let (Some(limit), own_or_all) = (reader, own.map_or(requests.max_body, |own| own.0)) else { return own };
+    if own.is_some() && own_or_all > MAX_JUDGED_BODY {
+        let message = format!(
+            "at most 64KB, because limit `{limit}` counts by a field of the body, which is held until the request is judged"
+        );
+        section.fault("max_body", message);
+    }
+    Some(Bytes(own_or_all.min(MAX_JUDGED_BODY)))
 }
 
 /// Limits that lean on something else of the route need it there.
@@ -359,7 +380,7 @@ fn read_auth(section: &Section<'_>, names: &Names<'_>) -> (Vec<Arc<Issuer>>, boo
             None
         }
     };
-    let schemes = section.get_or::<Vec<Scheme>>("auth", Vec::new()).into_iter().filter_map(issuer).collect();
+    let schemes = section.list::<Scheme>("auth", MOST_NAMED).into_iter().filter_map(issuer).collect();
     let issuers = resolve(section, "auth", "[jwt] issuer", &names.issuers, schemes);
     if section.has("auth") && issuers.is_empty() && !api_keys {
         let allowed = "at least one of jwt:ISSUER, api_key; leave the key out for a route that is open";
@@ -379,7 +400,8 @@ fn resolve<T>(
     let find = |name: String| {
         let rule = known.get(&name).cloned();
         if rule.is_none() {
-            section.fault(key, unknown(what, &name, known.keys().map(String::as_str)));
+            let say = || unknown(what, &name, known.keys().map(String::as_str));
+            section.fault(key, if section.is_full() { String::new() } else { say() });
         }
         rule
     };

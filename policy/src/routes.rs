@@ -4,7 +4,7 @@
 //! looked at. A path that no route names is 404; a method that the winning path does not take is 405, even where a
 //! less specific route would take it: a narrow rule is never evaded by a method that it forgot.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -90,6 +90,13 @@ impl FromStr for WhenOpen {
 
 from_toml_str!(WhenOpen);
 
+/// The longest path pattern and resource, in bytes, and the most segments of a pattern: look-up goes as deep.
+const LONGEST_PATTERN: usize = 1_024;
+const MOST_SEGMENTS: usize = 64;
+
+/// The most methods of one path.
+const MOST_METHODS: usize = 64;
+
 /// `permission` and `resource` of a route.
 #[derive(Clone, Debug)]
 pub struct RequiredPermission {
@@ -134,6 +141,9 @@ impl Pattern {
     /// Parses a pattern; the error says what is allowed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let rest = text.strip_prefix('/').ok_or("a path begins with `/`")?;
+        if text.len() > LONGEST_PATTERN || rest.split('/').count() > MOST_SEGMENTS {
+            return Err(format!("a path has at most {LONGEST_PATTERN} bytes and {MOST_SEGMENTS} segments"));
+        }
         let segments = without_slash(rest).split('/').map(Segment::parse).collect::<Result<Vec<_>, _>>()?;
         if segments.iter().rev().skip(1).any(|segment| matches!(segment, Segment::Rest(_))) {
             return Err("`{*rest}` is the last segment".to_owned());
@@ -162,6 +172,16 @@ impl Pattern {
             Segment::One(_) | Segment::Rest(_) => "x".to_owned(),
         };
         format!("/{}", self.segments.iter().map(segment).collect::<Vec<_>>().join("/"))
+    }
+
+    /// The pattern without its names: two of one shape match the same paths.
+    fn shape(&self) -> String {
+        let part = |segment: &Segment| match segment {
+            Segment::Literal(text) => format!("/{text}"),
+            Segment::One(_) => "/{}".to_owned(),
+            Segment::Rest(_) => "/{*}".to_owned(),
+        };
+        self.segments.iter().map(part).collect()
     }
 
     /// The names of its captures.
@@ -227,6 +247,9 @@ enum Part {
 impl Template {
     /// Parses a template whose captures are named by `pattern`.
     pub fn parse(text: &str, pattern: &Pattern) -> Result<Self, String> {
+        if text.len() > LONGEST_PATTERN {
+            return Err(format!("at most {LONGEST_PATTERN} bytes"));
+        }
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
@@ -266,6 +289,39 @@ pub(crate) fn not_found() -> Refusal {
 pub struct Routes {
     root: Node,
     all: Vec<Arc<Route>>,
+    names: HashSet<Arc<str>>,
+    /// By the shape of a path.
+    taken: HashMap<String, Taken>,
+}
+
+/// Who has a path already, by method.
+#[derive(Clone, Debug, Default)]
+struct Taken {
+    all_methods: Option<Arc<str>>,
+    methods: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+impl Taken {
+    /// Takes the methods of `route`; the error is the fault.
+    fn take(&mut self, route: &Route) -> Result<(), String> {
+        let of_method = |method| self.methods.get(method);
+        let other = match (&self.all_methods, route.methods.as_slice()) {
+            (Some(other), _) => Some(other),
+            (None, []) => self.methods.values().next(),
+            (None, methods) => methods.iter().find_map(of_method),
+        };
+        if let Some(other) = other {
+            return Err(format!("route `{other}` has this path and method already"));
+        }
+        if route.methods.is_empty() {
+            self.all_methods = Some(Arc::clone(&route.name));
+        }
+        self.methods.extend(route.methods.iter().map(|method| (Arc::clone(method), Arc::clone(&route.name))));
+        if self.methods.len() > MOST_METHODS {
+            return Err(format!("a path has at most {MOST_METHODS} methods"));
+        }
+        Ok(())
+    }
 }
 
 /// The routes below one prefix. A path is walked once; at each segment the literal is tried first.
@@ -280,6 +336,7 @@ struct Node {
 impl Routes {
     /// Adds a route; the error names the route that it collides with.
     pub fn add(&mut self, route: Arc<Route>) -> Result<(), String> {
+        self.taken.entry(route.pattern.shape()).or_default().take(&route)?;
         let mut node = &mut self.root;
         let mut tail = false;
         for segment in &route.pattern.segments {
@@ -293,17 +350,15 @@ impl Routes {
             };
         }
         let routes = if tail { &mut node.rest } else { &mut node.here };
-        let overlaps = |other: &&Arc<Route>| {
-            other.methods.is_empty()
-                || route.methods.is_empty()
-                || other.methods.iter().any(|method| route.methods.contains(method))
-        };
-        if let Some(other) = routes.iter().find(overlaps) {
-            return Err(format!("route `{}` has this path and method already", other.name));
-        }
         routes.push(Arc::clone(&route));
+        self.names.insert(Arc::clone(&route.name));
         self.all.push(route);
         Ok(())
+    }
+
+    /// Whether a route is called `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.names.contains(name)
     }
 
     /// The routes in the order of the file.

@@ -6,7 +6,13 @@ use std::time::Duration;
 
 use crate::from_toml_str;
 
-/// A duration: `"100ms"`, `"30s"`, `"5m"`, `"1h"`, `"7d"`.
+/// The longest duration that may be written: ten years. Now and several of them is still a time that can be counted.
+pub const LONGEST_SPAN: Duration = Duration::from_secs(10 * 31_557_600);
+
+/// The largest size that may be written: `"1PB"`.
+pub const LARGEST_SIZE: u64 = 1_000_000_000_000_000;
+
+/// A duration: `"100ms"`, `"30s"`, `"5m"`, `"1h"`, `"7d"`; at most [`LONGEST_SPAN`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
@@ -15,8 +21,10 @@ impl FromStr for Span {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         humantime::parse_duration(text)
+            .ok()
+            .filter(|duration| *duration <= LONGEST_SPAN)
             .map(Self)
-            .map_err(|_| "a duration like \"100ms\", \"30s\", \"5m\" or \"7d\"")
+            .ok_or("a duration like \"100ms\", \"30s\", \"5m\" or \"7d\", at most \"10y\"")
     }
 }
 
@@ -26,7 +34,7 @@ impl fmt::Display for Span {
     }
 }
 
-/// A number of bytes: `"1MB"` is a million, `"1MiB"` is 2²⁰.
+/// A number of bytes: `"1MB"` is a million, `"1MiB"` is 2²⁰; at most [`LARGEST_SIZE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
 
@@ -35,8 +43,10 @@ impl FromStr for Bytes {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         bytesize::ByteSize::from_str(text)
+            .ok()
+            .filter(|size| size.0 <= LARGEST_SIZE)
             .map(|size| Self(size.0))
-            .map_err(|_| "a size like \"64KB\" or \"1MiB\"")
+            .ok_or("a size like \"64KB\" or \"1MiB\", at most \"1PB\"")
     }
 }
 
@@ -98,7 +108,12 @@ mod tests {
         for text in ["0/s", "5/minute", "5", "/s", "-1/s", "1000001/s", "1.5/s", "5 / s"] {
             assert!(text.parse::<Rate>().is_err(), "{text}");
         }
-        assert!("fast".parse::<Span>().is_err());
-        assert!("big".parse::<Bytes>().is_err());
+        for text in ["fast", "", "-1s", "300000000000y", "10y 1s", "99999999999999999999s"] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+        assert_eq!("10y".parse(), Ok(Span(LONGEST_SPAN)));
+        for text in ["big", "-1", "1000001GB", "99999999999999999999", "1e300PB"] {
+            assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
     }
 }

@@ -1,0 +1,11 @@
+//! What every program of ours has, whatever it does: log lines on their way out, what may be logged, files that are
+//! bounded.
+//!
+//! [`lines`] takes lines and never waits, [`sink`] writes them on a thread of its own, [`level`] says which events are
+//! logged at all, and [`panics`] what is said when a program ends before its time. [`files`] reads what settings name.
+
+pub mod files;
+pub mod level;
+pub mod lines;
+pub mod panics;
+mod sink;
