@@ -1,0 +1,31 @@
+//! See [`crate::fuzz`].
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::frames::Frames;
+use super::proxy_protocol;
+
+/// Frames of HTTP/2: the same verdict, however they are cut into pieces.
+pub fn http2_frames(bytes: &[u8]) {
+    let now = Instant::now();
+    let verdict = |size: usize| {
+        let mut frames = Frames::new(Duration::from_secs(10), now);
+        let received = bytes.chunks(size).try_for_each(|piece| frames.received(piece, now));
+        frames.wrote(bytes);
+        received.err().map(|excess| frames.farewell(excess).map(|frame| frame.len()).unwrap_or_default())
+    };
+    let _ = (verdict(bytes.len().max(1)), verdict(1), verdict(7));
+}
+
+/// A PROXY header: nothing is read beyond its bound.
+pub fn proxy_header(bytes: &[u8]) {
+    const LONGEST: usize = 16 + 4 * 1024;
+    let mut rest = bytes;
+    let read = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .map(|runtime| runtime.block_on(proxy_protocol::read(&mut rest)));
+    let taken = bytes.len() - rest.len();
+    assert!(read.is_ok() && taken <= LONGEST, "{taken} bytes were read");
+}
