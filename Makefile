@@ -1,7 +1,7 @@
 # Palisade. `make run` to try it, `make test` for everything that CI runs.
 
 CARGO ?= cargo
-.PHONY: run test build lint walls deny images bench help
+.PHONY: run test build lint walls deny images bench fuzz help
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,6 +17,7 @@ test: lint walls deny ## Everything: format, lints, walls, dependencies, unit an
 	@scripts/need redis-server curl openssl oathtool
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace
+	$(MAKE) fuzz FUZZ_SECONDS=$(if $(CI),60,5)
 
 lint: ## Format and lints; a warning fails
 	$(CARGO) fmt --all --check
@@ -24,6 +25,11 @@ lint: ## Format and lints; a warning fails
 
 bench: ## What a decision costs, on a quiet machine
 	$(CARGO) bench --locked -p gateway --bench decisions
+
+FUZZ_SECONDS ?= 60
+fuzz: ## Every parser of bytes from outside for FUZZ_SECONDS (60) each, two at a time: some six minutes
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked -p tests --test fuzz -- --nocapture --test-threads 2
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked -p backend-sqlite fuzz -- --nocapture
 
 walls: ## Plants a violation of each wall and requires that it is refused
 	@scripts/walls

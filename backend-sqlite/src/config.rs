@@ -6,15 +6,28 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use service::level::Level;
 
 use crate::accounts::User;
 use crate::tokens::{now, seconds};
 
 /// What begins an environment variable of ours.
 const PREFIX: &str = "PALISADE_BACKEND__";
+
+/// The longest duration that may be set: ten years. Now and several of them is still a time that can be counted.
+const LONGEST_DURATION: Duration = Duration::from_secs(10 * 31_557_600);
+
+/// The largest file of settings, in bytes.
+const LARGEST_FILE: u64 = 1 << 20;
+
+/// The most connections of the pool, and the most beyond it.
+const MOST_CONNECTIONS: u32 = 1_000;
+
+/// The longest that a password may be asked to be, in characters.
+const LONGEST_MINIMUM: usize = 128;
 
 /// Where the program runs; it changes defaults and what must be there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -277,14 +290,14 @@ pub(crate) enum OtlpProtocol {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct LogConfig {
-    pub(crate) level: String,
+    pub(crate) level: Level,
     /// `None`: text in development, JSON otherwise.
     pub(crate) format: Option<LogFormat>,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: None }
+        Self { level: Level::default(), format: None }
     }
 }
 
@@ -309,8 +322,10 @@ impl Default for SecretsConfig {
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text)
-        .map_err(|_| D::Error::custom(format!("a duration like \"30s\", \"5m\" or \"7d\" (got {text:?})")))
+    let parsed = humantime::parse_duration(&text).ok().filter(|duration| *duration <= LONGEST_DURATION);
+    parsed.ok_or_else(|| {
+        D::Error::custom(format!("a duration like \"30s\", \"5m\" or \"7d\", at most \"10y\" (got {text:?})"))
+    })
 }
 
 fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -323,7 +338,7 @@ impl Config {
         let mut table = toml::Table::new();
         if let Some(file) = file {
             let name = file.display().to_string();
-            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read `{name}`"))?;
+            let text = service::files::read_text(file, LARGEST_FILE)?;
             // Parsed by itself first, for the place of a fault.
             toml::from_str::<Self>(&text).map_err(|error| anyhow::anyhow!(located(&name, &text, &error)))?;
             table = text.parse()?;
@@ -359,8 +374,16 @@ impl Config {
         if window > Duration::from_hours(24) {
             bail!("accounts.lockout.window: at most 24h (got {})", humantime::format_duration(window));
         }
-        if self.database.pool_size == 0 {
-            bail!("database.pool_size: at least 1 (got 0)");
+        let DatabaseConfig { pool_size, pool_overflow, .. } = self.database;
+        if !(1..=MOST_CONNECTIONS).contains(&pool_size) {
+            bail!("database.pool_size: from 1 to {MOST_CONNECTIONS} (got {pool_size})");
+        }
+        if pool_overflow > MOST_CONNECTIONS {
+            bail!("database.pool_overflow: at most {MOST_CONNECTIONS} (got {pool_overflow})");
+        }
+        let min_length = self.accounts.password_min_length;
+        if min_length > LONGEST_MINIMUM {
+            bail!("accounts.password_min_length: at most {LONGEST_MINIMUM} (got {min_length})");
         }
         Ok(self)
     }

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("backend-sqlite: {error:#}");
+            service::panics::last_words(format!("backend-sqlite: {error:#}"));
             ExitCode::FAILURE
         }
     }

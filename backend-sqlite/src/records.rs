@@ -389,3 +389,6 @@ pub(crate) async fn list(
     let items = rows.into_iter().map(item).collect::<anyhow::Result<_>>().map_err(crate::auth::internal)?;
     Ok(Json(Page { items, next }))
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use base64::Engine as _;
 
 use crate::config::Profile;
@@ -47,6 +47,9 @@ pub(crate) struct Secrets {
     pub(crate) smtp_password: Option<Secret>,
 }
 
+/// The largest file of a secret, in bytes.
+const LARGEST: u64 = 64 << 10;
+
 /// The least a secret may hold.
 const MIN_SECRET: usize = 32;
 
@@ -68,8 +71,14 @@ impl Secrets {
             let signs = secrets.jwt_secret.is_some() || secrets.jwt_key.is_some();
             let needed =
                 [("JWT_SECRET (or JWT_KEY)", signs), ("GATEWAY_TOKEN", secrets.gateway_token.is_some())];
-            if let Some((name, _)) = needed.iter().find(|(_, found)| !found) {
-                bail!("{name} is missing: production needs it, in the environment or in `{}`", dir.display());
+            let missing: Vec<_> = needed
+                .iter()
+                .filter(|(_, found)| !found)
+                .map(|(name, _)| format!("{name} is missing"))
+                .collect();
+            if !missing.is_empty() {
+                let missing = missing.join("; ");
+                bail!("{missing}: production needs it, in the environment or in `{}`", dir.display());
             }
         }
         Ok(secrets)
@@ -80,11 +89,11 @@ fn secret(name: &str, dir: &Path, environment: &BTreeMap<String, String>) -> any
     let file = dir.join(name);
     let (text, place) = match environment.get(name) {
         Some(text) => (text.clone(), "in the environment".to_owned()),
-        None => match std::fs::read_to_string(&file) {
-            Ok(text) => (text, format!("in `{}`", file.display())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => bail!("{name}: cannot read `{}`: {error}", file.display()),
-        },
+        None if !file.try_exists().unwrap_or(true) => return Ok(None),
+        None => {
+            let text = service::files::read_text(&file, LARGEST).with_context(|| name.to_owned())?;
+            (text, format!("in `{}`", file.display()))
+        }
     };
     let text = text.trim_end_matches(['\r', '\n']);
     let bytes = match text.strip_prefix("base64:") {
@@ -111,7 +120,8 @@ mod tests {
     fn a_short_or_missing_secret_stops_production() {
         let nowhere = Path::new("/nonexistent");
         let missing = Secrets::load(nowhere, &environment(&[]), Profile::Production).unwrap_err();
-        assert!(missing.to_string().starts_with("JWT_SECRET (or JWT_KEY) is missing"), "{missing}");
+        let wanted = "JWT_SECRET (or JWT_KEY) is missing; GATEWAY_TOKEN is missing: production needs it";
+        assert!(missing.to_string().starts_with(wanted), "{missing}");
         let short = environment(&[("JWT_SECRET", "short")]);
         let error = Secrets::load(nowhere, &short, Profile::Development).unwrap_err().to_string();
         assert_eq!(error, "JWT_SECRET in the environment: at least 32 characters (got 5)");

@@ -83,6 +83,7 @@ pub(crate) async fn serve(
         tokio::spawn(async move {
             stop.wait().await;
             warn!("second signal: leaving at once");
+            service::lines::flush(service::lines::FLUSH_PATIENCE);
             std::process::exit(1);
         });
         tokio::time::sleep(drain_delay).await;

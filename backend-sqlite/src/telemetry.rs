@@ -20,12 +20,13 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttp
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider};
+use service::lines::{Lines, Log};
 use tokio::runtime::Handle;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
-use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::config::{LogConfig, LogFormat, OtlpProtocol, Profile, TelemetryConfig};
 
@@ -44,12 +45,13 @@ pub(crate) fn start(
     log: &LogConfig,
     telemetry: &TelemetryConfig,
 ) -> anyhow::Result<()> {
-    let level = EnvFilter::try_new(&log.level)
-        .with_context(|| format!("log.level: error, warn, info, debug or trace (got {:?})", log.level))?;
+    let (events, out) = (log.level.events(), Lines::open(Log::General, "stdout")?);
     let in_profile = if profile == Profile::Development { LogFormat::Text } else { LogFormat::Json };
     let (json, text) = match log.format.unwrap_or(in_profile) {
-        LogFormat::Json => (Some(fmt::layer().json().flatten_event(true).with_span_list(false)), None),
-        LogFormat::Text => (None, Some(fmt::layer().compact().with_target(false))),
+        LogFormat::Json => {
+            (Some(fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(out)), None)
+        }
+        LogFormat::Text => (None, Some(fmt::layer().compact().with_target(false).with_writer(out))),
     };
     let traces = if telemetry.otlp_endpoint.is_empty() {
         None
@@ -69,14 +71,17 @@ pub(crate) fn start(
     };
     tracing_subscriber::registry()
         .with(traces)
-        .with(json.with_filter(level.clone()))
-        .with(text.with_filter(level))
+        .with(json.with_filter(events.clone()))
+        .with(text.with_filter(events))
         .try_init()
-        .context("logging was started twice")
+        .context("logging was started twice")?;
+    service::panics::log_them();
+    Ok(())
 }
 
-/// Sends what has not been sent yet.
+/// Sends and writes what has not been sent and written yet.
 pub(crate) fn flush() {
+    service::lines::flush(service::lines::FLUSH_PATIENCE);
     if let Some(provider) = PROVIDER.get() {
         let _ = provider.shutdown_with_timeout(EXPORT_TIMEOUT);
     }

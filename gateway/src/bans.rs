@@ -1,9 +1,8 @@
 //! The ban list as requests read it: a snapshot, no lock.
 
 use arc_swap::ArcSwap;
-use ipnet::IpNet;
 use policy::blocks::Ban;
-use policy::client::Client;
+use policy::client::{Client, parse_network};
 use policy::networks::NetworkTable;
 use policy::time::Timestamp;
 
@@ -22,8 +21,7 @@ impl BanList {
     /// Puts `bans` in the place of those that were in force.
     pub fn replace(&self, bans: &[Change]) {
         let bans = bans.iter().filter_map(|change| {
-            let network: IpNet = change.key.parse().ok()?;
-            Some((network, Ban { until: change.until.map(Timestamp::from_nanos) }))
+            Some((parse_network(&change.key)?, Ban { until: change.until.map(Timestamp::from_nanos) }))
         });
         self.0.store(NetworkTable::new(bans, Ban::longer).into());
     }
@@ -41,6 +39,8 @@ impl BanList {
 
 #[cfg(test)]
 mod tests {
+    use ipnet::IpNet;
+
     use super::*;
     use crate::store::Topic;
 

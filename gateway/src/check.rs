@@ -1,5 +1,6 @@
 //! `gateway check` and `gateway explain`: what a policy decides, without a gateway.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -12,7 +13,7 @@ use serde_json::json;
 
 use crate::cli::Explain;
 use crate::clock;
-use crate::policy_files::{lines, read_deny_files};
+use crate::policy_files::{LARGEST, lines, read_deny_files};
 
 /// Validates policies and runs their own tests. Every fault of every file is printed.
 pub fn check(policies: &[PathBuf]) -> anyhow::Result<()> {
@@ -44,8 +45,14 @@ fn parse(file: &Path, name: &str, text: &str) -> Result<Policy, Vec<Fault>> {
     Ok(policy)
 }
 
+/// A policy may come through a pipe here: `gateway check <(helm template …)`.
 fn read(file: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))
+    let cannot = || format!("cannot read `{}`", file.display());
+    let mut text = String::new();
+    let opened = std::fs::File::open(file).with_context(cannot)?;
+    opened.take(LARGEST + 1).read_to_string(&mut text).with_context(cannot)?;
+    anyhow::ensure!(text.len() as u64 <= LARGEST, "{}: it has more than {LARGEST} bytes", cannot());
+    Ok(text)
 }
 
 /// Prints each stage in order and what it decides.

@@ -19,6 +19,7 @@ use policy::world::{
     VerifyFault, World,
 };
 use serde_json::{Value, json};
+use service::lines::{Full, Reserved};
 use tokio::sync::{Notify, mpsc};
 use tracing::{Instrument as _, info_span, warn};
 
@@ -37,7 +38,7 @@ use crate::revocations::{self, Revocations};
 use crate::stale::LastGood;
 use crate::store::local::LocalStore;
 use crate::store::redis::{News, RedisStore};
-use crate::store::{Change, Store as _, Topic};
+use crate::store::{Change, Put, Store as _, Topic};
 use crate::tokens::GoodTokens;
 use crate::tunnels::Tunnels;
 use crate::upstream_fault::FaultLog;
@@ -158,24 +159,45 @@ impl Gateway {
     }
 
     /// Makes changes, here at once and on the other replicas as soon as they hear of it. They are written down before
-    /// this returns; `Err` when they could not be.
-    pub async fn change(&self, changes: Vec<Change>, by: By<'_>) -> anyhow::Result<()> {
+    /// this returns.
+    pub async fn change(&self, changes: Vec<Change>, by: By<'_>) -> Result<(), ChangeFault> {
         let now = clock::now();
+        let mut lines = Vec::with_capacity(changes.len());
         for change in &changes {
-            self.audit_change(change, by, now);
-        }
-        let news = self.ledger.apply(changes, now);
-        self.take_effect(&news, now);
-        if let Some(shared) = &self.shared {
-            for change in &news {
-                // Away: it is put there when Redis is back.
-                let _ = shared.put(change).await;
+            match self.audit_change(change, by, now) {
+                Ok(line) => lines.push(line),
+                Err(Full) if by.actor == Actor::Operator => return Err(ChangeFault::NotAudited),
+                // What protects the service does not wait for a log.
+                Err(Full) => self.audit.note_dropped(),
             }
         }
-        self.ledger.save().await
+        let made = self.ledger.change(changes, now);
+        self.take_effect(&made, now);
+        for line in lines {
+            line.write();
+        }
+        if let Some(shared) = &self.shared {
+            for change in made {
+                self.share(shared, change, now).await;
+            }
+        }
+        Ok(self.ledger.save().await?)
     }
 
-    fn audit_change(&self, change: &Change, by: By<'_>, now: Timestamp) {
+    /// Makes a change known to the other replicas. Where one of theirs counts that was not heard of here, it is made again
+    /// as a later one. Redis away: it is put there when that is back.
+    async fn share(&self, shared: &RedisStore, mut change: Change, now: Timestamp) {
+        const TRIES: usize = 5;
+        for _ in 0..TRIES {
+            let Ok(Put::Known(at)) = shared.put(&change).await else { return };
+            change.changed_at = at.saturating_add(1);
+            let news = self.ledger.apply([change.clone()], now);
+            self.take_effect(&news, now);
+        }
+        warn!(key = change.key, "a change was overtaken by those of other replicas");
+    }
+
+    fn audit_change(&self, change: &Change, by: By<'_>, now: Timestamp) -> Result<Reserved, Full> {
         let before = self.ledger.find(change.topic, &change.key, now);
         let action = match (change.topic, &change.value) {
             (Topic::Bans, Some(_)) => "block",
@@ -189,14 +211,14 @@ impl Gateway {
             Some(until) => json!({"value": change.value, "until": clock::text(until)}),
             None => json!(change.value),
         };
-        self.audit.write(&Entry {
+        self.audit.reserve(&Entry {
             action,
             target: &change.key,
             actor: by.actor,
             before: before.as_ref().map_or(Value::Null, state),
             after: change.value.as_ref().map_or(Value::Null, |_| state(change)),
             request_id: by.request_id,
-        });
+        })
     }
 
     /// Lets `news` hold: the ban list is made anew, the policy is judged again with the overrides.
@@ -318,6 +340,17 @@ impl Gateway {
             self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
         }
     }
+}
+
+/// Why a change was not made as it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeFault {
+    /// Nothing was changed.
+    #[error("the audit log cannot take another line")]
+    NotAudited,
+    /// It is in force, but may not outlive a restart.
+    #[error(transparent)]
+    NotKept(#[from] anyhow::Error),
 }
 
 /// Who changes something, and by which request.

@@ -5,17 +5,18 @@
 //! set serves while the source is away.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{AlgorithmFamily, DecodingKey};
 use parking_lot::Mutex;
 use policy::Policy;
-use policy::issuer::{Issuer, KeySource};
+use policy::issuer::{Issuer, KeySource, without_secrets};
 use policy::token::{Algorithm, Token};
 use policy::world::VerifyFault;
 use sha2::{Digest as _, Sha256};
@@ -33,6 +34,9 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// For a fetch.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The largest key file, in bytes.
+const LARGEST_FILE: u64 = 1 << 20;
 
 /// One key and what it may be used for.
 struct Key {
@@ -61,6 +65,8 @@ pub struct Keys {
     /// Whether a policy that asks the permission service cannot be served: what it trusts us for was not there at the
     /// start.
     lacks_gateway_token: AtomicBool,
+    /// The policy's: a key file whose name is relative lies below it.
+    folder: PathBuf,
     /// Counts the changes of keys.
     generation: AtomicU64,
     /// Keys changed lately.
@@ -68,14 +74,15 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// No keys yet.
-    pub fn new(secrets: Secrets) -> Self {
+    /// No keys yet; `folder` is the policy's.
+    pub fn new(secrets: Secrets, folder: PathBuf) -> Self {
         Self {
             sources: ArcSwap::default(),
             latest: Mutex::default(),
             fetch: Fetch::anywhere(),
             secrets,
             lacks_gateway_token: AtomicBool::new(false),
+            folder,
             generation: AtomicU64::new(0),
             changed: AtomicBool::new(false),
         }
@@ -191,6 +198,7 @@ impl Keys {
     async fn refresh(&self, source: &Source) -> bool {
         let KeySource::Jwks(url) = &source.place else { return true };
         let fetched = self.fetch.get(url, PATIENCE).await.and_then(|body| Ok((key_set(&body)?, body)));
+        let url = without_secrets(url);
         match fetched {
             Ok((keys, body)) => {
                 if source.keys.load().is_none() {
@@ -224,7 +232,7 @@ impl Keys {
                 Ok(vec![Key { kid: None, algorithm: Algorithm::HS256, verifier: key }])
             }
             KeySource::File(path) => {
-                let bytes = std::fs::read(path).with_context(|| format!("key_file: cannot read `{path}`"))?;
+                let bytes = self.read_file(path).context("key_file")?;
                 if bytes.trim_ascii_start().starts_with(b"{") {
                     return key_set(&bytes).with_context(|| format!("key_file `{path}`"));
                 }
@@ -239,6 +247,17 @@ impl Keys {
                 Ok(vec![Key { kid: None, algorithm, verifier: key }])
             }
         }
+    }
+}
+
+impl Keys {
+    /// A relative name is a file below the policy's folder. An absolute one is where keys are mounted, which only the
+    /// policy file may say.
+    fn read_file(&self, name: &str) -> anyhow::Result<Vec<u8>> {
+        let path = Path::new(name);
+        let file =
+            if path.is_absolute() { path.to_owned() } else { service::files::below(&self.folder, name)? };
+        Ok(service::files::read(&file, LARGEST_FILE)?)
     }
 }
 
@@ -289,7 +308,8 @@ fn key_set(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
         keys: Vec<serde_json::Value>,
     }
     const MOST: usize = 100;
-    let set: Set = serde_json::from_slice(bytes).context("not a key set")?;
+    // What is wrong is not said: the words would quote what may be another file, or no business of a log.
+    let set: Set = serde_json::from_slice(bytes).map_err(|_| anyhow!("not a key set"))?;
     if set.keys.len() > MOST {
         bail!("a key set of more than {MOST} keys");
     }

@@ -45,11 +45,28 @@ impl Ledger {
         Ok(ledger)
     }
 
+    /// Makes changes here: each is newer than what is known of its key, even where the clock of whoever made that is ahead
+    /// of ours (a hybrid logical clock: Kulkarni and others, "Logical Physical Clocks", 2014). Returns them as they were
+    /// made.
+    pub fn change(&self, mut changes: Vec<Change>, now: Timestamp) -> Vec<Change> {
+        let mut all = self.changes.lock();
+        for change in &mut changes {
+            let key = (change.topic, change.key.clone());
+            let after_known = all.get(&key).map_or(0, |known| known.changed_at.saturating_add(1));
+            change.changed_at = now.as_nanos().max(after_known);
+            all.insert(key, change.clone());
+        }
+        if all.len() > MOST {
+            make_room(&mut all, now);
+        }
+        changes
+    }
+
     /// Takes in changes and returns those that were news.
     pub fn apply(&self, changes: impl IntoIterator<Item = Change>, now: Timestamp) -> Vec<Change> {
         let mut all = self.changes.lock();
         let mut news = Vec::new();
-        for change in changes.into_iter().filter(|change| change.matters(now)) {
+        for change in changes.into_iter().filter(|change| change.matters(now) && change.is_credible()) {
             let key = (change.topic, change.key.clone());
             if all.get(&key).is_none_or(|known| known.changed_at < change.changed_at) {
                 all.insert(key, change.clone());
@@ -158,6 +175,17 @@ mod tests {
         assert_eq!(ledger.apply([change("a", Some(1), 3)], NOW).len(), 1);
         assert_eq!(ledger.holding(Topic::Bans, NOW).len(), 1);
         assert!(ledger.holding(Topic::Overrides, NOW).is_empty());
+    }
+
+    #[test]
+    fn a_change_made_here_is_newer_than_what_it_changes_whatever_the_clock_says() {
+        let (_dir, ledger) = ledger();
+        let ahead = Timestamp::from_secs(1_000).as_nanos();
+        ledger.apply([change("a", Some(1), ahead)], NOW);
+        let made = ledger.change(vec![change("a", None, 0), change("b", Some(1), 0)], NOW);
+        assert_eq!([made[0].changed_at, made[1].changed_at], [ahead + 1, NOW.as_nanos()]);
+        assert!(ledger.find(Topic::Bans, "a", NOW).is_none());
+        assert_eq!(ledger.apply([change("c", Some(1), u64::MAX)], NOW).len(), 0, "nothing could follow it");
     }
 
     #[tokio::test]

@@ -24,12 +24,15 @@ mod failure;
 pub mod feed;
 pub mod fetch;
 mod forward;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gateway;
 mod grpc;
 pub mod healthcheck;
 pub mod hop;
 pub mod keys;
 pub mod ledger;
+mod named;
 pub mod names;
 pub mod observe;
 pub mod overrides;

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     match dispatch(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("gateway: {error:#}");
+            service::panics::last_words(format!("gateway: {error:#}"));
             ExitCode::FAILURE
         }
     }

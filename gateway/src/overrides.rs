@@ -9,6 +9,10 @@ use serde_json::Value;
 /// The most overrides.
 pub const MOST: usize = 1_000;
 
+/// The longest path of an override, in bytes, and the most parts of one; values nest as deep.
+const LONGEST_PATH: usize = 512;
+const MOST_PARTS: usize = 16;
+
 /// What a fault names in place of a file.
 const PLACE: &str = "overrides";
 
@@ -56,7 +60,27 @@ fn fault(key: &str, message: &str) -> Fault {
     Fault { file: PLACE.to_owned(), line: 1, column: 1, key: key.to_owned(), message: message.to_owned() }
 }
 
+/// Whether a path and a value are no deeper than any that a policy has. Deeper ones would overflow the stack of whoever
+/// walks through them.
+fn check_depth(path: &str, value: &Value) -> Result<(), String> {
+    fn is_within(value: &Value, depth: usize) -> bool {
+        match value {
+            Value::Array(items) => depth > 0 && items.iter().all(|item| is_within(item, depth - 1)),
+            Value::Object(fields) => depth > 0 && fields.values().all(|field| is_within(field, depth - 1)),
+            _ => true,
+        }
+    }
+    if path.len() > LONGEST_PATH || path.split('.').count() > MOST_PARTS {
+        return Err(format!("a path has at most {LONGEST_PATH} bytes and {MOST_PARTS} parts"));
+    }
+    if !is_within(value, MOST_PARTS) {
+        return Err(format!("a value has at most {MOST_PARTS} levels"));
+    }
+    Ok(())
+}
+
 fn set(table: &mut toml::Table, path: &str, value: &Value) -> Result<(), String> {
+    check_depth(path, value)?;
     let value = toml::Value::try_from(value).map_err(|_| "TOML has no such value".to_owned())?;
     let (parents, key) = path.rsplit_once('.').map_or((None, path), |(parents, key)| (Some(parents), key));
     let mut inner = table;
@@ -110,6 +134,17 @@ mod tests {
         assert_eq!(table["limits"]["login"]["rate"].as_str(), Some("9/min"));
         assert_eq!(table["limits"]["new"]["key"].as_str(), Some("ip"));
         assert_eq!(table["routes"][0]["limits"].as_array().map(Vec::len), Some(0));
+    }
+
+    #[test]
+    fn a_path_or_a_value_that_is_too_deep_is_refused() {
+        let deep = (0..100).fold(json!(1), |value, _| json!([value]));
+        for over in
+            [("a.".repeat(10_000) + "a", json!(1)), ("a".repeat(1_000), json!(1)), ("a".to_owned(), deep)]
+        {
+            let faults = lay_over(POLICY, &[over]).unwrap_err();
+            assert!(faults[0].message.contains("has at most"), "{faults:?}");
+        }
     }
 
     #[test]

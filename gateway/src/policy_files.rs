@@ -2,56 +2,57 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use policy::Policy;
 use policy::document::Fault;
 
 /// The largest policy, in bytes.
-const LARGEST: u64 = 4 << 20;
+pub(crate) const LARGEST: u64 = 4 << 20;
 
-/// The largest deny file, in bytes.
-const LARGEST_LIST: u64 = 64 << 20;
+/// The most bytes of all deny files of a policy together.
+const LARGEST_LISTS: u64 = 64 << 20;
 
-/// The deny files of a policy, with what they held.
-pub(crate) type DenyFiles = Vec<(PathBuf, String)>;
+/// The deny files of a policy by the names that it gives them, with what they held.
+pub(crate) type DenyFiles = Vec<(String, String)>;
 
 /// The policy's text.
 pub(crate) fn read(file: &Path) -> anyhow::Result<String> {
-    read_bounded("policy.file", file, LARGEST)
+    service::files::read_text(file, LARGEST).context("policy.file")
 }
 
-/// The text of a deny file.
-pub(crate) fn read_deny_file(file: &Path) -> anyhow::Result<String> {
-    read_bounded("blocks.deny_files", file, LARGEST_LIST)
+/// Where the files lie that the policy in `file` names.
+pub(crate) fn folder_of(file: &Path) -> PathBuf {
+    file.parent().unwrap_or(Path::new("")).to_owned()
 }
 
-/// The text of `file`, which has at most `largest` bytes; `setting` is what an error names.
-fn read_bounded(setting: &str, file: &Path, largest: u64) -> anyhow::Result<String> {
-    let cannot = || format!("{setting}: cannot read `{}`", file.display());
-    let size = std::fs::metadata(file).with_context(cannot)?.len();
-    if size > largest {
-        bail!("{setting}: `{}` has more than {largest} bytes", file.display());
-    }
-    std::fs::read_to_string(file).with_context(cannot)
+/// The text of the deny file that a policy in `folder` calls `name`, of at most `largest` bytes.
+fn read_list(folder: &Path, name: &str, largest: u64) -> anyhow::Result<String> {
+    let read = || service::files::read_text(&service::files::below(folder, name)?, largest);
+    read().context("blocks.deny_files")
 }
 
-/// Reads the deny files that the policy in `file` names, beside it where the name is relative.
+/// What the deny files of `held` hold now; `None` for one that cannot be read.
+pub(crate) fn read_again(folder: &Path, held: &DenyFiles) -> Vec<Option<String>> {
+    held.iter().map(|(name, _)| read_list(folder, name, LARGEST_LISTS).ok()).collect()
+}
+
+/// Reads the deny files that the policy in `file` names: files below its folder.
 pub fn read_deny_files(file: &Path, rules: &mut Policy) -> Result<DenyFiles, Vec<Fault>> {
-    let directory = file.parent().unwrap_or(Path::new(""));
-    let (mut read, mut faults) = (Vec::new(), Vec::new());
+    let (folder, mut room) = (folder_of(file), LARGEST_LISTS);
+    let (mut read, mut faults) = (DenyFiles::new(), Vec::new());
     for name in rules.blocks.deny_files.clone() {
-        let list = directory.join(&name);
-        match read_deny_file(&list) {
+        match read_list(&folder, &name, room) {
             Ok(text) => {
-                if let Err(found) =
-                    rules.blocks.deny_also([(list.display().to_string().as_str(), text.as_str())])
-                {
-                    faults.extend(found);
-                }
-                read.push((list, text));
+                room = room.saturating_sub(text.len() as u64);
+                read.push((name, text));
             }
-            Err(error) => faults.push(whole_file(&list, &error)),
+            Err(error) => faults.push(whole_file(&folder.join(&name), &error)),
         }
+    }
+    let shown: Vec<String> = read.iter().map(|(name, _)| folder.join(name).display().to_string()).collect();
+    let lists = shown.iter().zip(&read).map(|(shown, (_, text))| (shown.as_str(), text.as_str()));
+    if let Err(found) = rules.blocks.deny_also(lists) {
+        faults.extend(found);
     }
     if faults.is_empty() { Ok(read) } else { Err(faults) }
 }

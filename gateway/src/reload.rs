@@ -8,6 +8,8 @@
 
 mod rollback;
 
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -27,10 +29,11 @@ use crate::clock;
 use crate::gateway::Gateway;
 use crate::keys::Keys;
 use crate::ledger::Ledger;
+use crate::named::Named;
 use crate::observe::audit::{Actor, Entry};
 use crate::observe::metrics::Metrics;
 use crate::overrides::{Override, lay_over, without_lines};
-use crate::policy_files::{DenyFiles, lines, read, read_deny_file, read_deny_files, whole_file};
+use crate::policy_files::{DenyFiles, folder_of, lines, read, read_again, read_deny_files, whole_file};
 use crate::store::{Change, Topic};
 
 /// A file that is being written is quiet for so long before it is read.
@@ -53,6 +56,8 @@ pub struct Loaded {
     /// The file's text, without overrides.
     text: String,
     deny_files: DenyFiles,
+    /// What the file names outside of itself.
+    named: Named,
     /// How requests went under it.
     pub counts: Arc<Counts>,
 }
@@ -88,6 +93,10 @@ pub struct Reloader {
     last_refusal: Mutex<Option<ReloadRefusal>>,
     /// What was read last, good or not: it is not judged again.
     last_seen: Mutex<Option<Result<String, String>>>,
+    /// The deny lists that were refused last: they are not judged again either.
+    refused_lists: Mutex<Option<Vec<Option<String>>>>,
+    /// The files in the policy's folder whose changes count.
+    watched: Arc<Mutex<HashSet<OsString>>>,
     /// Held from reading to putting in force, so that an older text never replaces a newer one.
     reloading: Mutex<()>,
 }
@@ -112,6 +121,8 @@ impl Reloader {
             canary: Canary::default(),
             last_refusal: Mutex::default(),
             last_seen: Mutex::default(),
+            refused_lists: Mutex::default(),
+            watched: Arc::default(),
             reloading: Mutex::default(),
         })
     }
@@ -172,14 +183,31 @@ impl Reloader {
         self.judge_with(file, text, &self.overrides())
     }
 
+    /// Judges a text that comes from somebody else than the policy's file, which alone may name files and addresses.
+    pub fn judge_foreign(&self, gateway: &Gateway, text: &str) -> Result<Loaded, Vec<Fault>> {
+        let allowed = gateway.policy().named.clone();
+        self.judge_within(Path::new("policy.toml"), text, &self.overrides(), Some(&allowed))
+    }
+
     /// Judges a text with `overrides`. The text is judged alone first, for the places of its faults.
     pub fn judge_with(&self, file: &Path, text: &str, overrides: &[Override]) -> Result<Loaded, Vec<Fault>> {
+        self.judge_within(file, text, overrides, None)
+    }
+
+    fn judge_within(
+        &self,
+        file: &Path,
+        text: &str,
+        overrides: &[Override],
+        allowed: Option<&Named>,
+    ) -> Result<Loaded, Vec<Fault>> {
         let name = file.display().to_string();
-        let (mut rules, mut deny_files) = self.read_rules(&name, text)?;
+        let (mut rules, mut deny_files) = self.read_rules(&name, text, allowed)?;
         rules.run_tests(&name, text)?;
+        let named = Named::by(&rules);
         if !overrides.is_empty() {
             let merged = lay_over(text, overrides)?;
-            let judged = self.read_rules(&name, &merged).and_then(|(rules, deny_files)| {
+            let judged = self.read_rules(&name, &merged, Some(&named)).and_then(|(rules, deny_files)| {
                 rules.run_tests(&name, &merged)?;
                 Ok((rules, deny_files))
             });
@@ -196,12 +224,22 @@ impl Reloader {
             loaded_at,
             text: text.to_owned(),
             deny_files,
+            named,
             counts: Arc::default(),
         })
     }
 
-    fn read_rules(&self, name: &str, text: &str) -> Result<(Policy, DenyFiles), Vec<Fault>> {
+    /// The rules in `text`. No file is read that `allowed` does not cover.
+    fn read_rules(
+        &self,
+        name: &str,
+        text: &str,
+        allowed: Option<&Named>,
+    ) -> Result<(Policy, DenyFiles), Vec<Fault>> {
         let mut rules = Policy::parse(name, text, Some(&self.upstreams))?;
+        if let Some(allowed) = allowed {
+            allowed.cover(&rules, name, text)?;
+        }
         let deny_files = read_deny_files(&self.file, &mut rules)?;
         Ok((rules, deny_files))
     }
@@ -233,12 +271,13 @@ impl Reloader {
 
     /// Puts the text in force again, with the overrides that hold now.
     pub fn apply_overrides(&self, gateway: &Gateway) {
-        self.lay_anew(gateway, "the overrides");
+        let _ = self.lay_anew(gateway, "the overrides");
     }
 
     /// Puts the text in force again because `what` has changed. What other replicas could accept and this one cannot, for
-    /// its file is another, is refused here. It is the same policy: it counts on, and a trial goes on.
-    fn lay_anew(&self, gateway: &Gateway, what: &str) {
+    /// its file is another, is refused here. It is the same policy: it counts on, and a trial goes on. Whether it is in
+    /// force now.
+    fn lay_anew(&self, gateway: &Gateway, what: &str) -> bool {
         let _one_at_a_time = self.reloading.lock();
         let in_force = gateway.policy();
         let judged = self.judge(Path::new(&in_force.file), &in_force.text);
@@ -253,8 +292,12 @@ impl Reloader {
                 if read.is_some_and(|read| read.as_deref() == Ok(&*in_force.text)) {
                     *self.last_refusal.lock() = None; // nothing that was read is refused any more
                 }
+                true
             }
-            Err(faults) => self.refuse(faults),
+            Err(faults) => {
+                self.refuse(faults);
+                false
+            }
         }
     }
 
@@ -291,9 +334,9 @@ impl Reloader {
     /// Watches the file, forever, on a thread of its own.
     pub fn watch(self: &Arc<Self>, gateway: Arc<Gateway>) -> anyhow::Result<()> {
         let (sender, events) = channel();
+        let watched = Arc::clone(&self.watched);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading is an event, too.
-            if event.is_ok_and(|event| !matches!(event.kind, EventKind::Access(_)) || event.need_rescan()) {
+            if event.is_ok_and(|event| is_of(&event, &watched.lock())) {
                 let _ = sender.send(());
             }
         })?;
@@ -312,14 +355,24 @@ impl Reloader {
     fn look(&self, gateway: &Gateway) {
         let text = read(&self.file).map_err(|error| format!("{error:#}"));
         let changed = self.last_seen.lock().as_ref() != Some(&text);
-        let lists_changed = || {
-            let in_force = gateway.policy();
-            in_force.deny_files.iter().any(|(file, held)| read_deny_file(file).ok().as_ref() != Some(held))
-        };
         if changed {
             let _ = self.reload(gateway);
-        } else if lists_changed() {
-            self.lay_anew(gateway, "a deny file");
+        } else {
+            self.look_at_lists(gateway);
+        }
+    }
+
+    /// Puts the text in force again where a deny file has changed. Lists that were refused are not judged again: that would
+    /// be said in the log again and again.
+    fn look_at_lists(&self, gateway: &Gateway) {
+        let in_force = gateway.policy();
+        let lists = read_again(&folder_of(&self.file), &in_force.deny_files);
+        let unchanged = |((_, held), list): (&(String, String), &Option<String>)| list.as_ref() == Some(held);
+        if in_force.deny_files.iter().zip(&lists).all(unchanged) {
+            *self.refused_lists.lock() = None;
+        } else if self.refused_lists.lock().as_ref() != Some(&lists) {
+            let is_refused = !self.lay_anew(gateway, "a deny file");
+            *self.refused_lists.lock() = is_refused.then_some(lists);
         }
     }
 
@@ -339,6 +392,9 @@ impl Reloader {
     }
 
     fn note_in_force(&self, loaded: &Loaded) {
+        let name = |path: &Path| path.file_name().map(OsStr::to_owned);
+        let lists = loaded.deny_files.iter().filter_map(|(list, _)| name(Path::new(list)));
+        *self.watched.lock() = lists.chain(name(&self.file)).collect();
         self.metrics.policy_info.reset();
         self.metrics.policy_info.with_label_values(&[&loaded.sha256]).set(1);
         let at = loaded.loaded_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -382,6 +438,14 @@ fn audit(gateway: &Gateway, action: &str, before: &Loaded, after: &Loaded) {
     });
 }
 
+/// Whether an event is of a watched file, or of the link by which a `ConfigMap` swaps all of its files. A log in the same
+/// folder is none, and neither is our own reading.
+fn is_of(event: &notify::Event, watched: &HashSet<OsString>) -> bool {
+    let counts =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name == "..data" || watched.contains(name));
+    event.need_rescan() || (!matches!(event.kind, EventKind::Access(_)) && event.paths.iter().any(counts))
+}
+
 /// Waits for something to look at: a change and then quiet, or time to look anyway. `false` when nobody watches.
 fn wait(events: &Receiver<()>) -> bool {
     match events.recv_timeout(LOOK) {
@@ -392,5 +456,24 @@ fn wait(events: &Receiver<()>) -> bool {
         }
         Err(RecvTimeoutError::Timeout) => true,
         Err(RecvTimeoutError::Disconnected) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_events_of_the_watched_files_count() {
+        let watched = HashSet::from([OsString::from("policy.toml"), OsString::from("list.txt")]);
+        let event = |kind, name: &str| notify::Event::new(kind).add_path(Path::new("/etc/p").join(name));
+        let modified = EventKind::Modify(notify::event::ModifyKind::Any);
+        for name in ["policy.toml", "list.txt", "..data"] {
+            assert!(is_of(&event(modified, name), &watched), "{name}");
+        }
+        for name in ["gateway.log", "policy.toml.swp", "..2024_tmp"] {
+            assert!(!is_of(&event(modified, name), &watched), "{name}");
+        }
+        assert!(!is_of(&event(EventKind::Access(notify::event::AccessKind::Any), "policy.toml"), &watched));
     }
 }

@@ -1,13 +1,16 @@
 //! `gateway run`: puts the parts together, serves, and leaves without dropping a request.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use policy::Policy;
 use policy::authorize::PermissionRule;
+use policy::issuer::KeySource;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -25,6 +28,7 @@ use crate::observe::audit::AuditLog;
 use crate::observe::metrics::Metrics;
 use crate::observe::telemetry;
 use crate::permissions::Permissions;
+use crate::policy_files::{self, folder_of};
 use crate::proxy::Proxy;
 use crate::reload::Reloader;
 use crate::secrets::{REDIS_PASSWORD, Secrets};
@@ -52,11 +56,13 @@ pub async fn run(
         rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files cannot be read")?;
     let metrics = Metrics::new()?;
     let secrets = Secrets::new(&settings.secrets.dir, environment)?;
+    let policy_file = policy.unwrap_or_else(|| settings.policy.file.clone());
+    secrets.require_all(&needed_secrets(&settings, profile, &policy_file))?;
     let upstreams = Upstreams::new(&settings.upstreams, &metrics)?;
-    let keys = Arc::new(Keys::new(secrets.clone()));
+    let keys = Arc::new(Keys::new(secrets.clone(), folder_of(&policy_file)));
     let ledger = Arc::new(Ledger::open(&settings.state.dir, clock::now()).context("state.dir")?);
     let reloader = Reloader::new(
-        policy.unwrap_or(settings.policy.file),
+        policy_file,
         settings.state.dir,
         upstreams.names(),
         Arc::clone(&keys),
@@ -86,7 +92,7 @@ pub async fn run(
         metrics.clone(),
         AuditLog::open(&settings.log.audit)?,
     );
-    let access = AccessLog::open(&settings.log.access, metrics)?;
+    let access = AccessLog::open(&settings.log.access)?;
 
     let mut listeners = Vec::new();
     for address in &settings.server.listen {
@@ -110,6 +116,7 @@ pub async fn run(
         metrics_token: secrets.get("METRICS_TOKEN")?,
         leaving: Arc::clone(&leaving),
         changing: Arc::default(),
+        judging: Admin::judging(),
     };
     info!(listen = %admin_listener.local_addr()?, open_files_limit = descriptors, "admin plane");
     let admin_task = tokio::spawn(admin::serve(admin, admin_listener, admin_stops));
@@ -141,6 +148,33 @@ pub async fn run(
     stop_admin.send_replace(true);
     let _ = tokio::time::timeout(Duration::from_secs(1), admin_task).await;
     leave_nothing_behind(shared).await
+}
+
+/// The secrets that the settings and the policy need, each with why. They are looked for together, so that whoever
+/// prepares a machine hears of all that are missing at once.
+fn needed_secrets(settings: &Settings, profile: Profile, policy: &Path) -> Vec<(&'static str, String)> {
+    let mut needed = Vec::new();
+    let listen = &settings.admin.listen;
+    if listen.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback()) {
+        needed.push(("ADMIN_TOKEN", format!("admin.listen `{listen}` is not loopback")));
+    }
+    // A policy that cannot be read is another fault, which is said when it is read.
+    let rules = || Policy::parse("", &policy_files::read(policy).ok()?, None).ok();
+    let Some(rules) = Some(profile).filter(|profile| *profile == Profile::Production).and_then(|_| rules())
+    else {
+        return needed;
+    };
+    if let Some(service) = &rules.permission_service {
+        needed.push((
+            "GATEWAY_TOKEN",
+            format!("`{service}`, which `[permissions]` names, trusts the gateway by it"),
+        ));
+    }
+    let uses = |source: &KeySource| matches!(source, KeySource::Secret(name) if name == "JWT_SECRET");
+    if let Some(issuer) = rules.issuers.iter().find(|issuer| uses(&issuer.keys)) {
+        needed.push(("JWT_SECRET", format!("the policy verifies the tokens of `{}` with it", issuer.name)));
+    }
+    needed
 }
 
 /// Waits for a signal, then until every request is answered, or `drain_timeout` has passed.
@@ -178,6 +212,7 @@ async fn leave_nothing_behind(shared: Option<Arc<RedisStore>>) -> anyhow::Result
     info!("flushing traces");
     tokio::task::spawn_blocking(telemetry::flush).await?;
     info!("stopped");
+    service::lines::flush(service::lines::FLUSH_PATIENCE);
     Ok(())
 }
 
@@ -229,6 +264,7 @@ fn asks_permissions(gateway: &Gateway) -> Option<PermissionRule> {
 #[expect(clippy::exit, reason = "an operator who asks twice means it")]
 fn leave_at_once() -> ! {
     warn!("second signal: leaving at once");
+    service::lines::flush(service::lines::FLUSH_PATIENCE);
     std::process::exit(1)
 }
 

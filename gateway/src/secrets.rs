@@ -33,6 +33,9 @@ impl fmt::Debug for Secret {
 /// The least a secret of ours may hold.
 const MIN_SECRET: usize = 32;
 
+/// The largest file of a secret, in bytes.
+const LARGEST: u64 = 64 << 10;
+
 /// Not ours to judge how long it is.
 pub const REDIS_PASSWORD: &str = "REDIS_PASSWORD";
 
@@ -66,11 +69,28 @@ impl Secrets {
             bail!("a secret's name holds letters, digits, `_` and `-` (got {name:?})");
         }
         let file = self.dir.join(name);
-        match std::fs::read_to_string(&file) {
-            Ok(text) => decode(name, &text, &format!("in `{}`", file.display())).map(Some),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => bail!("{name}: cannot read `{}`: {error}", file.display()),
+        if !file.try_exists().unwrap_or(true) {
+            return Ok(None);
         }
+        let text = service::files::read_text(&file, LARGEST).with_context(|| name.to_owned())?;
+        decode(name, &text, &format!("in `{}`", file.display())).map(Some)
+    }
+
+    /// Whether every secret of `needed` is there and fit, each with why it is needed; the error names all that are not.
+    pub fn require_all(&self, needed: &[(&str, String)]) -> anyhow::Result<()> {
+        let faults: Vec<String> = needed
+            .iter()
+            .filter_map(|(name, why)| match self.get(name) {
+                Ok(Some(_)) => None,
+                Ok(None) => Some(format!("{name} is missing: {why}")),
+                Err(fault) => Some(format!("{fault:#}")),
+            })
+            .collect();
+        if !faults.is_empty() {
+            let (faults, dir) = (faults.join("; "), self.dir.display());
+            bail!("{faults}; looked in the environment and in `{dir}`");
+        }
+        Ok(())
     }
 
     /// The secret called `name`, which must be there because of `why`.
@@ -116,6 +136,14 @@ mod tests {
         assert!(error.contains("at least 32 characters (got 5)"), "{error}");
         let error = secrets.require("OTHER", "the policy names it").unwrap_err().to_string();
         assert!(error.starts_with("OTHER is missing: the policy names it"), "{error}");
+        let needed =
+            ["ADMIN_TOKEN", "GATEWAY_TOKEN", "ONE", "TWO"].map(|name| (name, "it is used".to_owned()));
+        let error = secrets.require_all(&needed).unwrap_err().to_string();
+        for wanted in
+            ["GATEWAY_TOKEN in `", "(got 5)", "ONE is missing: it is used", "TWO is missing: it is used"]
+        {
+            assert!(error.contains(wanted) && !error.contains("ADMIN_TOKEN"), "{error}");
+        }
         assert!(!format!("{secrets:?}").contains("jjj"));
     }
 }

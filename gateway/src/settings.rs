@@ -10,11 +10,18 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use service::level::Level;
 
 use crate::probe::Health;
 
 /// What begins an environment variable of ours.
 const PREFIX: &str = "PALISADE_GATEWAY__";
+
+/// The most worker threads.
+const MOST_THREADS: usize = 1_024;
+
+/// The largest file of settings, in bytes.
+const LARGEST_FILE: u64 = 1 << 20;
 
 /// Where the program runs; it changes defaults and what must be there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -215,7 +222,7 @@ pub enum OtlpProtocol {
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
     /// error, warn, info, debug or trace.
-    pub level: String,
+    pub level: Level,
     /// `None`: text in development, JSON otherwise.
     pub format: Option<LogFormat>,
     /// Of requests: `stdout`, `off` or a file.
@@ -227,7 +234,7 @@ pub struct LogSettings {
 impl Default for LogSettings {
     fn default() -> Self {
         Self {
-            level: "info".to_owned(),
+            level: Level::default(),
             format: None,
             access: "stdout".to_owned(),
             audit: "stdout".to_owned(),
@@ -261,9 +268,8 @@ impl Default for SecretsSettings {
 
 fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text)
-        .map(Some)
-        .map_err(|_| D::Error::custom(format!("a duration like \"30s\" or \"5m\" (got {text:?})")))
+    let span = text.parse::<policy::units::Span>();
+    span.map(|span| Some(span.0)).map_err(|allowed| D::Error::custom(format!("{allowed} (got {text:?})")))
 }
 
 impl Settings {
@@ -276,7 +282,7 @@ impl Settings {
         let mut table = toml::Table::new();
         if let Some(file) = file {
             let name = file.display().to_string();
-            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read `{name}`"))?;
+            let text = service::files::read_text(file, LARGEST_FILE)?;
             // Parsed by itself first, for the place of a fault.
             toml::from_str::<Self>(&text).map_err(|error| anyhow::anyhow!(located(&name, &text, &error)))?;
             table = text.parse()?;
@@ -317,6 +323,9 @@ impl Settings {
     fn check(self) -> anyhow::Result<Self> {
         if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
             bail!("telemetry.sample_ratio: from 0 to 1 (got {})", self.telemetry.sample_ratio);
+        }
+        if self.server.threads > MOST_THREADS {
+            bail!("server.threads: at most {MOST_THREADS} (got {})", self.server.threads);
         }
         let TlsSettings { certificate, key, client_ca } = &self.server.tls;
         if certificate.is_empty() != key.is_empty() {

@@ -18,6 +18,7 @@ use crate::PATIENCE;
 pub struct Client {
     from: Ipv4Addr,
     to: SocketAddr,
+    host: &'static str,
 }
 
 /// An answer, read whole.
@@ -60,7 +61,13 @@ impl Answer {
 impl Client {
     /// A client of `to` at 127.0.0.1.
     pub fn of(to: SocketAddr) -> Self {
-        Self { from: Ipv4Addr::LOCALHOST, to }
+        Self { from: Ipv4Addr::LOCALHOST, to, host: "palisade.test" }
+    }
+
+    /// The same client, which asks for another host.
+    #[must_use]
+    pub fn of_host(self, host: &'static str) -> Self {
+        Self { host, ..self }
     }
 
     /// The same client at another loopback address.
@@ -104,8 +111,9 @@ impl Client {
         fields: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Answer {
-        let mut request = Request::builder().method(method).uri(target).header("host", "palisade.test");
+        let mut request = Request::builder().method(method).uri(target).header("host", self.host);
         for (name, value) in fields {
+            crate::secrets::note_field(name, value);
             request = request.header(*name, *value);
         }
         let request = request.body(Full::new(body.into())).unwrap();

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 
 use crate::{PATIENCE, eventually};
 
@@ -16,6 +17,7 @@ pub struct Program {
     name: String,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+    reading: watch::Sender<bool>,
 }
 
 /// The built program `name`, beside the tests' own.
@@ -47,11 +49,18 @@ impl Program {
     }
 
     fn spawn(name: &str, mut command: Command) -> Self {
+        crate::secrets::note_environment(command.as_std());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
-        follow(child.stdout.take().unwrap(), Arc::clone(&log));
-        follow(child.stderr.take().unwrap(), Arc::clone(&log));
-        Self { name: name.to_owned(), child, log }
+        let (reading, read) = watch::channel(true);
+        follow(child.stdout.take().unwrap(), Arc::clone(&log), read.clone());
+        follow(child.stderr.take().unwrap(), Arc::clone(&log), read);
+        Self { name: name.to_owned(), child, log, reading }
+    }
+
+    /// Whether somebody reads what it writes: at first somebody does.
+    pub fn is_read(&self, is_read: bool) {
+        self.reading.send_replace(is_read);
     }
 
     /// The lines that it has written so far.
@@ -113,11 +122,17 @@ impl Program {
     }
 }
 
-fn follow(stream: impl AsyncRead + Send + Unpin + 'static, log: Arc<Mutex<Vec<String>>>) {
+fn follow(
+    stream: impl AsyncRead + Send + Unpin + 'static,
+    log: Arc<Mutex<Vec<String>>>,
+    mut read: watch::Receiver<bool>,
+) {
     tokio::spawn(async move {
         let mut lines = BufReader::new(stream).lines();
         while let Ok(Some(line)) = lines.next_line().await {
             log.lock().unwrap().push(line);
+            // The program's end does not end the reading of what it wrote before.
+            let _ = read.wait_for(|read| *read).await;
         }
     });
 }
@@ -130,6 +145,9 @@ impl Drop for Program {
                 let _ = writeln!(text, "{line}");
             }
             eprint!("{text}");
+        } else if matches!(self.name.as_str(), "gateway" | "backend") {
+            let shown = crate::secrets::shown_in(&self.log());
+            assert!(shown.is_empty(), "{} wrote down what it must not: {shown:?}", self.name);
         }
     }
 }

@@ -141,7 +141,7 @@ impl Gateway {
 
     /// A client of the admin plane.
     pub fn operator(&self) -> Client {
-        Client::of(self.admin)
+        Client::of(self.admin).of_host("localhost")
     }
 
     /// The policy file.

@@ -88,7 +88,7 @@ resources: {{- toYaml .Values.gateway.resources | nindent 2 }}
 securityContext: {{- include "palisade.containerSecurity" . | nindent 2 }}
 volumeMounts:
   - { name: policy, mountPath: /etc/palisade-policy, readOnly: true }
-  - { name: secrets, mountPath: /run/secrets, readOnly: true }
+  - { name: gateway-secrets, mountPath: /run/secrets, readOnly: true }
   - { name: gateway-state, mountPath: /var/lib/palisade }
 {{- end }}
 
@@ -123,7 +123,7 @@ livenessProbe:
 resources: {{- toYaml .Values.backend.resources | nindent 2 }}
 securityContext: {{- include "palisade.containerSecurity" . | nindent 2 }}
 volumeMounts:
-  - { name: secrets, mountPath: /run/secrets, readOnly: true }
+  - { name: backend-secrets, mountPath: /run/secrets, readOnly: true }
   - { name: data, mountPath: /var/lib/palisade }
 {{- end }}
 
@@ -134,9 +134,28 @@ volumeMounts:
   emptyDir: {}
 {{- end }}
 
+{{/* The keys of the Secret that one container needs, and no others. One that is not there is no fault of the volume: the
+     program says at its start which of them it misses. */}}
 {{- define "palisade.secretVolume" -}}
-- name: secrets
-  secret: { secretName: {{ .Values.secretName | quote }}, defaultMode: 288 }
+- name: {{ .name }}
+  secret:
+    secretName: {{ .root.Values.secretName | quote }}
+    defaultMode: 288
+    optional: true
+    items:
+      {{- range .keys }}
+      - { key: {{ . | quote }}, path: {{ . | quote }} }
+      {{- end }}
+{{- end }}
+
+{{- define "palisade.gatewaySecrets" -}}
+{{- $keys := concat (list "GATEWAY_TOKEN" "ADMIN_TOKEN" "METRICS_TOKEN" "JWT_SECRET" "REDIS_PASSWORD") .Values.gateway.secretKeys -}}
+{{ include "palisade.secretVolume" (dict "root" . "name" "gateway-secrets" "keys" $keys) }}
+{{- end }}
+
+{{- define "palisade.backendSecrets" -}}
+{{- $keys := concat (list "GATEWAY_TOKEN" "METRICS_TOKEN" "JWT_KEY" "JWT_SECRET" "SMTP_PASSWORD") .Values.backend.secretKeys -}}
+{{ include "palisade.secretVolume" (dict "root" . "name" "backend-secrets" "keys" $keys) }}
 {{- end }}
 
 {{- define "palisade.dataClaim" -}}

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
@@ -11,6 +10,7 @@ use ipnet::IpNet;
 use policy::client::parse_network;
 use serde_json::{Value, json};
 
+use super::guard::Whole;
 use super::term::Term;
 use super::{Admin, RequestId, kept, problem};
 use crate::clock;
@@ -36,7 +36,7 @@ pub(super) async fn block(
     State(admin): State<Admin>,
     RequestId(request_id): RequestId,
     Path(network): Path<String>,
-    body: Bytes,
+    Whole(body): Whole,
 ) -> Response {
     let Some(network) = network_of(&admin, &network) else {
         let detail = "the address is an IP address or a CIDR like 192.0.2.0/24";
@@ -46,11 +46,14 @@ pub(super) async fn block(
         Ok(term) => term,
         Err(response) => return *response,
     };
-    admin.gateway.metrics.ip_blocks.with_label_values(&["operator"]).inc();
     let changed_at = clock::now().as_nanos();
     let change =
         Change { topic: Topic::Bans, key: network.to_string(), value: Some(value), until, changed_at };
-    make(&admin, change, &request_id).await
+    let response = make(&admin, change, &request_id).await;
+    if response.status() != StatusCode::SERVICE_UNAVAILABLE {
+        admin.gateway.metrics.ip_blocks.with_label_values(&["operator"]).inc();
+    }
+    response
 }
 
 pub(super) async fn unblock(
@@ -62,6 +65,9 @@ pub(super) async fn unblock(
         let detail = "the address is an IP address or a CIDR like 192.0.2.0/24";
         return problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
     };
+    if admin.gateway.ledger().find(Topic::Bans, &network.to_string(), clock::now()).is_none() {
+        return problem(StatusCode::NOT_FOUND, "not_found", "this address is not blocked here by itself");
+    }
     let change = Change {
         topic: Topic::Bans,
         key: network.to_string(),

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
-use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -12,19 +11,23 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use policy::document::Fault;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use self::listener::BodyDeadline;
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::gateway::{ChangeFault, Gateway};
 use crate::observe::audit::{Actor, Entry};
 use crate::reload::Reloader;
 use crate::secrets::Secret;
 use crate::upstreams::Upstreams;
 
+use guard::{MAX_BODY, Whole, not_audited, one_at_a_time};
+
 mod blocks;
+mod guard;
 mod listener;
 mod overrides;
 mod permissions;
@@ -32,9 +35,6 @@ mod revocations;
 mod term;
 mod timed_stream;
 mod usage;
-
-/// The largest policy that is judged here.
-const MAX_BODY: usize = 4 << 20;
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -53,6 +53,15 @@ pub struct Admin {
     pub leaving: Arc<AtomicBool>,
     /// Held while overrides are judged and put in force.
     pub changing: Arc<tokio::sync::Mutex<()>>,
+    /// A permit for work that takes long.
+    pub judging: Arc<Semaphore>,
+}
+
+impl Admin {
+    /// Permits for work that takes long: one.
+    pub fn judging() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(1))
+    }
 }
 
 /// Listens on `address`: anything but loopback needs a token.
@@ -109,6 +118,7 @@ fn router(admin: Admin) -> Router {
         .merge(guarded)
         .fallback(async || problem(StatusCode::NOT_FOUND, "not_found", "there is no such address"))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(admin.clone(), guard::loopback_alone))
         .with_state(admin)
 }
 
@@ -138,9 +148,13 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
     }
 }
 
-/// `answer`, unless what was done could not be written down.
-fn kept(made: anyhow::Result<()>, answer: Response) -> Response {
-    let Err(error) = made else { return answer };
+/// `answer`, unless nothing was done, or what was done could not be written down.
+fn kept(made: Result<(), ChangeFault>, answer: Response) -> Response {
+    let error = match made {
+        Ok(()) => return answer,
+        Err(ChangeFault::NotAudited) => return not_audited(),
+        Err(ChangeFault::NotKept(error)) => error,
+    };
     tracing::error!(error = format!("{error:#}"), "a change cannot be kept for a restart");
     let detail =
         "it is in force, but it could not be written down and may not outlive a restart: see the log";
@@ -274,8 +288,7 @@ async fn reset_breaker(
     }
     let rule = policy.rules.breakers.iter().find(|rule| *rule.name == *name);
     let before = rule.map(|rule| admin.gateway.breakers.state(rule, clock::now()).0.as_str());
-    admin.gateway.breakers.reset(&name);
-    admin.gateway.audit.write(&Entry {
+    let line = admin.gateway.audit.reserve(&Entry {
         action: "reset_breaker",
         target: &name,
         actor: Actor::Operator,
@@ -283,6 +296,9 @@ async fn reset_breaker(
         after: "closed".into(),
         request_id: &request_id,
     });
+    let Ok(line) = line else { return not_audited() };
+    admin.gateway.breakers.reset(&name);
+    line.write();
     StatusCode::NO_CONTENT.into_response()
 }
 
@@ -303,23 +319,30 @@ async fn show_policy(State(admin): State<Admin>) -> Json<Value> {
 }
 
 async fn reload(State(admin): State<Admin>) -> Response {
+    if !admin.gateway.audit.has_room() {
+        return not_audited();
+    }
     let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
-    let outcome = tokio::task::spawn_blocking(move || reloader.reload(&gateway)).await;
-    match outcome {
+    match one_at_a_time(&admin, move || reloader.reload(&gateway)).await {
         Ok(Ok(())) => Json(policy_state(&admin)).into_response(),
-        Ok(Err(faults)) => {
-            (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"faults": faults}))).into_response()
-        }
-        Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the reload broke off"),
+        Ok(Err(faults)) => unfit(&faults),
+        Err(response) => *response,
     }
 }
 
-async fn check(State(admin): State<Admin>, body: Bytes) -> Response {
-    let Ok(text) = std::str::from_utf8(&body) else {
+async fn check(State(admin): State<Admin>, Whole(body): Whole) -> Response {
+    let Ok(text) = String::from_utf8(body.into()) else {
         return problem(StatusCode::BAD_REQUEST, "malformed_request", "a policy is UTF-8");
     };
-    match admin.reloader.judge(std::path::Path::new("policy.toml"), text) {
-        Ok(loaded) => Json(json!({"sha256": loaded.sha256, "faults": []})).into_response(),
-        Err(faults) => (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"faults": faults}))).into_response(),
+    let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
+    match one_at_a_time(&admin, move || reloader.judge_foreign(&gateway, &text)).await {
+        Ok(Ok(loaded)) => Json(json!({"sha256": loaded.sha256, "faults": []})).into_response(),
+        Ok(Err(faults)) => unfit(&faults),
+        Err(response) => *response,
     }
+}
+
+/// A policy, or overrides of it, with faults.
+fn unfit(faults: &[Fault]) -> Response {
+    (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"faults": faults}))).into_response()
 }

@@ -3,16 +3,15 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use policy::document::Fault;
 use serde_json::{Value, json};
 
-use super::{Admin, RequestId, kept, problem};
+use super::guard::{PATIENCE, Whole, busy, not_audited, one_at_a_time};
+use super::{Admin, RequestId, kept, problem, unfit};
 use crate::clock;
-use crate::gateway::By;
+use crate::gateway::{By, ChangeFault};
 use crate::observe::audit::Actor;
 use crate::overrides::{MOST, Override, flatten};
 use crate::store::{Change, Topic};
@@ -34,7 +33,7 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
 pub(super) async fn change(
     State(admin): State<Admin>,
     RequestId(request_id): RequestId,
-    body: Bytes,
+    Whole(body): Whole,
 ) -> Response {
     let Ok(body @ Value::Object(_)) = serde_json::from_slice(&body) else {
         let detail =
@@ -68,27 +67,36 @@ pub(super) async fn read_write(State(admin): State<Admin>, RequestId(request_id)
 
 /// Puts overrides in force, all of them or none.
 async fn make(admin: &Admin, wanted: Vec<(String, Option<Value>)>, request_id: &str) -> Response {
-    let _one_at_a_time = admin.changing.lock().await;
+    let Ok(_changing) = tokio::time::timeout(PATIENCE, admin.changing.lock()).await else { return busy() };
     let mut overrides = admin.reloader.overrides();
     overrides.retain(|(path, _)| !wanted.iter().any(|(wanted, _)| wanted == path));
     overrides.extend(wanted.iter().filter_map(|(path, value)| Some((path.clone(), value.clone()?))));
     if overrides.len() > MOST {
         return problem(StatusCode::BAD_REQUEST, "malformed_request", "there are at most 1000 overrides");
     }
-    if let Err(faults) = judge(admin, overrides).await {
-        return (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"faults": faults}))).into_response();
+    match judge(admin, overrides).await {
+        Ok(Ok(())) => {}
+        Ok(Err(faults)) => return unfit(&faults),
+        Err(response) => return *response,
     }
     let changed_at = clock::now().as_nanos();
     let change = |(key, value)| Change { topic: Topic::Overrides, key, value, until: None, changed_at };
     let by = By { actor: Actor::Operator, request_id };
     let made = admin.gateway.change(wanted.into_iter().map(change).collect(), by).await;
+    if matches!(made, Err(ChangeFault::NotAudited)) {
+        return not_audited();
+    }
     let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
-    let _ = tokio::task::spawn_blocking(move || reloader.apply_overrides(&gateway)).await;
+    let applied = tokio::task::spawn_blocking(move || reloader.apply_overrides(&gateway)).await;
+    if applied.is_err() {
+        return problem(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the work broke off");
+    }
     kept(made, Json(listing(admin)).into_response())
 }
 
-async fn judge(admin: &Admin, overrides: Vec<Override>) -> Result<(), Vec<Fault>> {
+type Judged = Result<(), Vec<policy::document::Fault>>;
+
+async fn judge(admin: &Admin, overrides: Vec<Override>) -> Result<Judged, Box<Response>> {
     let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
-    let judged = tokio::task::spawn_blocking(move || reloader.try_overrides(&gateway, &overrides)).await;
-    judged.unwrap_or_else(|_| Err(Vec::new()))
+    one_at_a_time(admin, move || reloader.try_overrides(&gateway, &overrides)).await
 }

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::guard::not_audited;
 use super::{Admin, RequestId, problem};
 use crate::observe::audit::{Actor, Entry};
 
@@ -53,18 +54,20 @@ pub(super) async fn forget(
         let detail = "what to forget is named by user, resource and permission, each optional";
         return problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
     };
+    let line = admin.gateway.audit.reserve(&Entry {
+        action: "forget_permissions",
+        target: &format!("{about:?}"),
+        actor: Actor::Operator,
+        before: Value::Null,
+        after: Value::Null,
+        request_id: &request_id,
+    });
+    let Ok(line) = line else { return not_audited() };
     let forgotten = admin.gateway.permissions.forget(
         about.user.as_deref(),
         about.permission.as_deref(),
         about.resource.as_deref(),
     );
-    admin.gateway.audit.write(&Entry {
-        action: "forget_permissions",
-        target: &format!("{about:?}"),
-        actor: Actor::Operator,
-        before: forgotten.into(),
-        after: 0.into(),
-        request_id: &request_id,
-    });
+    line.write();
     Json(json!({"forgotten": forgotten})).into_response()
 }

@@ -1,12 +1,12 @@
 //! `/admin/revocations`: tokens that are believed no more, on all replicas.
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
+use super::guard::Whole;
 use super::term::Term;
 use super::{Admin, RequestId, kept, problem};
 use crate::clock;
@@ -51,7 +51,7 @@ pub(super) async fn revoke(
     State(admin): State<Admin>,
     RequestId(request_id): RequestId,
     Path((by, value)): Path<(String, String)>,
-    body: Bytes,
+    Whole(body): Whole,
 ) -> Response {
     let change = key(&by, &value).and_then(|key| {
         let Term { until, value } = Term::read(&body)?;
@@ -66,13 +66,13 @@ pub(super) async fn restore(
     RequestId(request_id): RequestId,
     Path((by, value)): Path<(String, String)>,
 ) -> Response {
-    let changed_at = clock::now().as_nanos();
-    let change = key(&by, &value).map(|key| Change {
-        topic: Topic::Revocations,
-        key,
-        value: None,
-        until: None,
-        changed_at,
+    let now = clock::now();
+    let change = key(&by, &value).and_then(|key| {
+        if admin.gateway.ledger().find(Topic::Revocations, &key, now).is_none() {
+            return Err(Box::new(problem(StatusCode::NOT_FOUND, "not_found", "nothing is revoked by this")));
+        }
+        let changed_at = now.as_nanos();
+        Ok(Change { topic: Topic::Revocations, key, value: None, until: None, changed_at })
     });
     make(&admin, change, &request_id).await
 }

@@ -2,6 +2,7 @@
 
 use axum::http::StatusCode;
 use axum::response::Response;
+use policy::units::Span;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -35,13 +36,16 @@ impl Term {
         let Body { duration, reason } = body.map_err(|error| {
             bad(&format!("the body is {{\"duration\",\"reason\"}}, both optional: {error}"))
         })?;
-        let duration = duration.as_deref().map(humantime::parse_duration).transpose();
-        let duration = duration.map_err(|_| bad("duration is like \"1h\" or \"30m\""))?;
+        let duration = duration.as_deref().map(str::parse::<Span>).transpose();
+        let duration = duration.map_err(|allowed| bad(&format!("duration: {allowed}")))?;
+        if duration.is_some_and(|Span(duration)| duration.is_zero()) {
+            return Err(bad("duration: longer than 0s"));
+        }
         let reason = reason.unwrap_or_else(|| "by an operator".to_owned());
         if reason.len() > MAX_REASON {
             return Err(bad("a reason has at most 256 bytes"));
         }
-        let until = duration.map(|duration| (clock::now() + duration).as_nanos());
+        let until = duration.map(|Span(duration)| (clock::now() + duration).as_nanos());
         Ok(Self { until, value: json!({"reason": reason}) })
     }
 }

@@ -8,9 +8,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use policy::bucket::Bucket;
 use policy::limits::{LimitRule, Mode, Scope};
+use policy::world::StoreAway;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::guard::not_audited;
 use super::{Admin, RequestId, problem};
 use crate::clock;
 use crate::observe::audit::{Actor, Entry};
@@ -64,14 +66,7 @@ pub(super) async fn refill(
         let detail = "the key holds the value of each part of the limit's key, with commas between";
         return problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
     };
-    let _ = admin.gateway.local().refill(&bucket).await;
-    if let Some(shared) = admin.gateway.shared().filter(|_| rule.scope == Scope::Shared)
-        && shared.refill(&bucket).await.is_err()
-    {
-        let detail = "Redis is away: the bucket is full here, but not for the other replicas";
-        return problem(StatusCode::SERVICE_UNAVAILABLE, "store_away", detail);
-    }
-    admin.gateway.audit.write(&Entry {
+    let line = admin.gateway.audit.reserve(&Entry {
         action: "refill",
         target: &format!("{name} {key}"),
         actor: Actor::Operator,
@@ -79,6 +74,23 @@ pub(super) async fn refill(
         after: "full".into(),
         request_id: &request_id,
     });
+    let Ok(line) = line else { return not_audited() };
+    let was_used_here = admin.gateway.local().refill(&bucket).await.unwrap_or_default();
+    let shared = admin.gateway.shared().filter(|_| rule.scope == Scope::Shared);
+    let was_used = match shared {
+        None => was_used_here,
+        Some(shared) => match shared.refill(&bucket).await {
+            Ok(was_used) => was_used || was_used_here,
+            Err(StoreAway) => {
+                let detail = "Redis is away: the bucket is full here, but not for the other replicas";
+                return problem(StatusCode::SERVICE_UNAVAILABLE, "store_away", detail);
+            }
+        },
+    };
+    if !was_used {
+        return problem(StatusCode::NOT_FOUND, "not_found", "this bucket is full");
+    }
+    line.write();
     StatusCode::NO_CONTENT.into_response()
 }
 

@@ -130,3 +130,12 @@ impl Hop {
         self.is_http2() && says_so
     }
 }
+
+/// An answer's head, see [`crate::fuzz`]: its length is within the bytes.
+pub fn fuzz_answer_head(bytes: &[u8]) {
+    for head_only in [false, true] {
+        if let Ok(Some(head)) = answer_head::parse(bytes, head_only) {
+            assert!(head.length <= bytes.len(), "the length is the head's");
+        }
+    }
+}

@@ -10,6 +10,7 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+use service::lines::Log;
 
 /// From 50 microseconds to ten seconds.
 const BUCKETS: [f64; 14] =
@@ -91,7 +92,7 @@ metrics! {
     admin_connections_refused: IntCounter = "admin_connections_refused_total" "Connections of the admin plane beyond its bound.";
     admin_connections_timed_out: IntCounterVec = "admin_connections_timed_out_total" ["phase"] "Connections of the admin plane closed because the other side took too long: for a header, or idle.";
     http2_ended: IntCounterVec = "http2_connections_ended_total" ["reason"] "Connections of HTTP/2 whose clients went too far.";
-    access_log_dropped: IntCounter = "access_log_dropped_total" "Lines not written, because the writer was behind.";
+    log_lines_dropped: IntCounterVec = "log_lines_dropped_total" ["log"] "Log lines not written, because their writer was late.";
 }
 
 /// Makes a metric of one kind.
@@ -124,7 +125,13 @@ make! {
 impl Metrics {
     /// All at zero.
     pub fn new() -> prometheus::Result<Self> {
-        Inner::new().map(|inner| Self(Arc::new(inner)))
+        let metrics = Inner::new().map(|inner| Self(Arc::new(inner)))?;
+        for log in Log::ALL {
+            metrics.log_lines_dropped.with_label_values(&[log.as_str()]);
+        }
+        let dropped = metrics.log_lines_dropped.clone();
+        service::lines::report_drops(move |log| dropped.with_label_values(&[log.as_str()]).inc());
+        Ok(metrics)
     }
 
     /// The exposition format.

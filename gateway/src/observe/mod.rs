@@ -2,7 +2,6 @@
 
 pub mod access;
 pub mod audit;
-pub mod lines;
 pub mod metrics;
 mod request;
 pub mod telemetry;

@@ -12,7 +12,8 @@ use policy::world::StoreAway;
 use smallvec::SmallVec;
 
 use super::shards::Shards;
-use super::{Change, Failures, Store, Topic};
+use super::{Change, Failures, Put, Store, Topic};
+use crate::clock;
 
 /// The most clients whose failures are counted.
 const MOST_FAILING: usize = 1_000_000;
@@ -111,9 +112,8 @@ impl Store for LocalStore {
         Ok(())
     }
 
-    async fn refill(&self, bucket: &Bucket) -> Result<(), StoreAway> {
-        self.buckets.lock(bucket).remove();
-        Ok(())
+    async fn refill(&self, bucket: &Bucket) -> Result<bool, StoreAway> {
+        Ok(self.buckets.lock(bucket).remove().is_some_and(|arrival| arrival > clock::now()))
     }
 
     async fn count_failure(
@@ -152,13 +152,16 @@ impl Store for LocalStore {
         Ok(())
     }
 
-    async fn put(&self, change: &Change) -> Result<(), StoreAway> {
+    async fn put(&self, change: &Change) -> Result<Put, StoreAway> {
         let mut changes = self.changes.lock();
         let key = (change.topic, change.key.clone());
-        if changes.get(&key).is_none_or(|known| known.changed_at < change.changed_at) {
-            changes.insert(key, change.clone());
+        match changes.get(&key) {
+            Some(known) if known.changed_at >= change.changed_at => Ok(Put::Known(known.changed_at)),
+            _ => {
+                changes.insert(key, change.clone());
+                Ok(Put::Stored)
+            }
         }
-        Ok(())
     }
 
     async fn all(&self, topic: Topic) -> Result<Vec<Change>, StoreAway> {

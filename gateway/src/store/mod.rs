@@ -71,10 +71,24 @@ impl Change {
         }
     }
 
+    /// Whether it was made at a time that another change can follow: not after the year 2262.
+    pub fn is_credible(&self) -> bool {
+        i64::try_from(self.changed_at).is_ok()
+    }
+
     /// Whether it holds at `now`.
     pub fn holds(&self, now: Timestamp) -> bool {
         self.value.is_some() && self.matters(now)
     }
+}
+
+/// What became of a change that was put into a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It counts now.
+    Stored,
+    /// Another counts, which was made at this time.
+    Known(u64),
 }
 
 /// The failed logins of a client.
@@ -98,8 +112,8 @@ pub trait Store: Send + Sync + 'static {
     /// Gives one token back to every bucket.
     fn refund(&self, charges: Charges, now: Timestamp) -> impl Future<Output = Result<(), StoreAway>> + Send;
 
-    /// Makes a bucket full.
-    fn refill(&self, bucket: &Bucket) -> impl Future<Output = Result<(), StoreAway>> + Send;
+    /// Makes a bucket full. Whether it was not.
+    fn refill(&self, bucket: &Bucket) -> impl Future<Output = Result<bool, StoreAway>> + Send;
 
     /// Counts a failed login.
     fn count_failure(
@@ -112,8 +126,8 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets the failed logins of a client, but not its offences.
     fn clear_failures(&self, client: IpNet) -> impl Future<Output = Result<(), StoreAway>> + Send;
 
-    /// Makes a change known to all replicas, unless a later one of the same key is.
-    fn put(&self, change: &Change) -> impl Future<Output = Result<(), StoreAway>> + Send;
+    /// Makes a change known to all replicas, unless one of the same key is known that is as new.
+    fn put(&self, change: &Change) -> impl Future<Output = Result<Put, StoreAway>> + Send;
 
     /// Every change of a topic.
     fn all(&self, topic: Topic) -> impl Future<Output = Result<Vec<Change>, StoreAway>> + Send;

@@ -277,10 +277,12 @@ impl Pots {
     }
 
     /// Forgets that a bucket is empty.
-    pub fn refilled(&self, bucket: &Bucket, now: Timestamp) {
-        if let Some(entry) = self.entries.lock(bucket).find() {
-            entry.pot.refilled(now);
-        }
+    pub fn refilled(&self, bucket: &Bucket, now: Timestamp) -> bool {
+        let mut shard = self.entries.lock(bucket);
+        let Some(entry) = shard.find() else { return false };
+        let was_used = entry.pot.has_news(now);
+        entry.pot.refilled(now);
+        was_used
     }
 
     /// The same for a bucket by its name in the store.

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use policy::backoff::Backoff;
 use policy::blocks::AutoBlock;
 use policy::bucket::Bucket;
+use policy::gcra::LONGEST_REFILL;
 use policy::lease::{Grant, LEASE};
 use policy::limits::{Charge, Charges, Readings};
 use policy::time::Timestamp;
@@ -25,7 +26,7 @@ use tracing::{Instrument as _, info, info_span, warn};
 
 use super::link::{Link, Linked, Places};
 use super::pots::{Asking, Pots, Question};
-use super::{Change, Failures, Store, Topic};
+use super::{Change, Failures, Put, Store, Topic};
 use crate::clock;
 use crate::observe::metrics::Metrics;
 
@@ -276,7 +277,8 @@ impl RedisStore {
         let (seen, wait): (u32, i64) = call.invoke_async(link).await?;
         self.seen.store(seen, Ordering::Relaxed);
         self.believe(seen.max(self.replicas()));
-        Ok(u64::try_from(wait).ok().map(Duration::from_millis))
+        // Whatever it says, nobody waits for longer than it takes to be sure.
+        Ok(u64::try_from(wait).ok().map(|wait| Duration::from_millis(wait).min(OTHERS)))
     }
 
     /// Waits until the other replicas are back as well, for a while.
@@ -358,7 +360,9 @@ impl RedisStore {
         call.arg(ask.known_debt.as_secs_f64() * 1e6).arg(u8::from(ask.after_outage)).arg(&self.replica_id);
         call.arg(LEASE.as_micros().to_string()).arg(gcra.most_on_lease());
         let (tokens, debt): (u32, u64) = call.invoke_async(&mut link).await?;
-        Ok(Grant { tokens, debt: Duration::from_micros(debt) })
+        // Never more than was asked for, nor a debt that no bucket has.
+        let tokens = tokens.min(ask.need.saturating_add(ask.ahead));
+        Ok(Grant { tokens, debt: Duration::from_micros(debt).min(LONGEST_REFILL) })
     }
 
     /// One exchange with Redis within [`ANSWER`].
@@ -414,13 +418,14 @@ impl Store for RedisStore {
         Ok(())
     }
 
-    async fn refill(&self, bucket: &Bucket) -> Result<(), StoreAway> {
-        self.pots.refilled(bucket, clock::now());
+    async fn refill(&self, bucket: &Bucket) -> Result<bool, StoreAway> {
+        let was_used_here = self.pots.refilled(bucket, clock::now());
         let mut pipe = redis::Pipeline::new();
-        pipe.del(limit_key(bucket)).ignore();
-        self.call(async |mut link| pipe.query_async::<()>(&mut link).await).await?;
+        pipe.del(limit_key(bucket));
+        let (deleted,): (u64,) = self.call(async |mut link| pipe.query_async(&mut link).await).await?;
         let told = redis::cmd("PUBLISH").arg(REFILLS).arg(bucket.to_string()).to_owned();
-        self.call(async |mut link| told.query_async::<()>(&mut link).await).await
+        self.call(async |mut link| told.query_async::<()>(&mut link).await).await?;
+        Ok(was_used_here || deleted > 0)
     }
 
     async fn count_failure(
@@ -441,12 +446,13 @@ impl Store for RedisStore {
         self.call(async |mut link| command.query_async(&mut link).await).await
     }
 
-    async fn put(&self, change: &Change) -> Result<(), StoreAway> {
+    async fn put(&self, change: &Change) -> Result<Put, StoreAway> {
         let text = serde_json::to_string(change).map_err(|_| StoreAway)?;
         let mut call = self.scripts.put.prepare_invoke();
         call.key(topic_key(change.topic)).arg(&change.key).arg(text);
         call.arg(format!("{:0DIGITS$}", change.changed_at)).arg(CHANGES);
-        self.call(async |mut link| call.invoke_async(&mut link).await).await
+        let known: String = self.call(async |mut link| call.invoke_async(&mut link).await).await?;
+        Ok(known.parse().map_or(Put::Stored, Put::Known))
     }
 
     async fn all(&self, topic: Topic) -> Result<Vec<Change>, StoreAway> {

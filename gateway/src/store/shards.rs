@@ -103,11 +103,10 @@ impl<V: Default> Locked<'_, '_, V> {
         find_or_insert(&mut self.table, self.hash, self.bucket, self.hasher, says_something)
     }
 
-    /// Forgets the bucket.
-    pub(super) fn remove(&mut self) {
-        if let Ok(entry) = self.table.find_entry(self.hash, |(bucket, _)| bucket == self.bucket) {
-            entry.remove();
-        }
+    /// Forgets the bucket, and returns what was known of it.
+    pub(super) fn remove(&mut self) -> Option<V> {
+        let entry = self.table.find_entry(self.hash, |(bucket, _)| bucket == self.bucket).ok()?;
+        Some(entry.remove().0.1)
     }
 }
 

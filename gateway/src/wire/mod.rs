@@ -10,6 +10,8 @@ pub mod accept;
 pub mod body;
 pub mod connection;
 mod frames;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod head;
 mod http2;
 mod places;

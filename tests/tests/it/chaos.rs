@@ -44,7 +44,7 @@ fn balance(admins: Vec<(SocketAddr, SocketAddr)>) -> watch::Receiver<Vec<SocketA
             beat.tick().await;
             let mut found = Vec::new();
             for (data, admin) in &admins {
-                let asked = http::Request::get("/health/ready").header("host", "a");
+                let asked = http::Request::get("/health/ready").header("host", "localhost");
                 let asked = asked.body(http_body_util::Full::default()).unwrap();
                 let answer = tests::client::Client::of(*admin).send(asked).await;
                 if answer.is_ok_and(|answer| answer.status() == 200) {

@@ -37,6 +37,29 @@ fn the_chart_lints_and_renders_in_both_modes_and_its_policy_is_good() {
     }
 }
 
+/// The keys of the Secret that a volume holds, in the rendered manifests.
+fn keys_of(manifests: &str, volume: &str) -> Vec<String> {
+    let Some(begin) = manifests.find(&format!("- name: {volume}\n")) else { return Vec::new() };
+    let lines = manifests[begin..].lines().skip(1);
+    let own = lines.take_while(|line| !line.trim_start().starts_with("- name:") && *line != "---");
+    own.filter_map(|line| line.split_once("key: \"")?.1.split('"').next().map(str::to_owned)).collect()
+}
+
+#[test]
+fn each_container_mounts_its_own_secrets_alone() {
+    let Some(path) = tool("helm") else { return eprintln!("helm is not on PATH: not tried") };
+    for mode in ["sidecar", "standalone"] {
+        let set = format!("mode={mode},gateway.secretKeys={{PARTNER_SECRET}}");
+        let manifests = helm(&path, &["template", "test", "charts/palisade", "--set", &set]);
+        let (gateway, backend) =
+            (keys_of(&manifests, "gateway-secrets"), keys_of(&manifests, "backend-secrets"));
+        let has = |keys: &[String], key: &str| keys.iter().any(|one| one == key);
+        assert!(has(&gateway, "ADMIN_TOKEN") && has(&gateway, "PARTNER_SECRET"), "{mode}: {gateway:?}");
+        assert!(!has(&gateway, "JWT_KEY") && !has(&gateway, "SMTP_PASSWORD"), "{mode}: {gateway:?}");
+        assert!(has(&backend, "JWT_KEY") && !has(&backend, "ADMIN_TOKEN"), "{mode}: {backend:?}");
+    }
+}
+
 #[test]
 fn the_chart_refuses_values_that_it_does_not_know() {
     let Some(path) = tool("helm") else { return eprintln!("helm is not on PATH: not tried") };

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::server::{Builder, SendResponse};
 use http::Request;
 use pingora_core::apps::HttpServerApp as _;
@@ -161,4 +161,18 @@ impl Drop for Place {
             self.0.none.notify_one();
         }
     }
+}
+
+/// What `h2` reads of `bytes` that come in pieces of `size`, and the headers that are read; for the fuzz target.
+pub(super) fn pass_in_pieces(bytes: &[u8], size: usize) -> Option<(BytesMut, usize)> {
+    let waiting = Arc::<Waiting>::default();
+    let mut inbound = Inbound::new(HeadBounds { fields: 100, bytes: 64_000 }, Arc::clone(&waiting));
+    let (mut inbox, mut passed) = (BytesMut::new(), BytesMut::new());
+    for piece in bytes.chunks(size) {
+        inbox.extend_from_slice(piece);
+        let mut outbox = BytesMut::new();
+        inbound.pass(&mut inbox, &mut outbox, usize::MAX).ok()?;
+        passed.unsplit(outbox);
+    }
+    Some((passed, waiting.len()))
 }

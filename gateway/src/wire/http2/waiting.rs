@@ -60,6 +60,11 @@ impl Waiting {
         self.0.lock().faults.remove(&stream)
     }
 
+    /// Headers that wait.
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().headers.len()
+    }
+
     /// Forgets a stream that was reset from here.
     pub(in crate::wire) fn forget(&self, stream: u32) {
         let mut state = self.0.lock();
