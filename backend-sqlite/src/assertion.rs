@@ -134,21 +134,18 @@ pub(crate) async fn from_gateway(State(app): State<App>, request: Request, next:
     let said = app.verifier.as_ref().as_ref().and_then(|verifier| verifier.assertion(&request));
     let Some(said) = said else { return Err(not_the_gateway()) };
     let (parts, body) = request.into_parts();
-    let body = match &said.body_sha256 {
-        Some(digest) => {
-            let body = to_bytes(body, LARGEST_DIGESTED).await.map_err(|_| not_the_gateway())?;
-            if URL_SAFE_NO_PAD.encode(Sha256::digest(&body)) != *digest {
-                return Err(not_the_gateway());
-            }
-            Body::from(body)
+    let body = if let Some(digest) = &said.body_sha256 {
+        let body = to_bytes(body, LARGEST_DIGESTED).await.map_err(|_| not_the_gateway())?;
+        if URL_SAFE_NO_PAD.encode(Sha256::digest(&body)) != *digest {
+            return Err(not_the_gateway());
         }
-        None => {
-            let length = parts.headers.get(CONTENT_LENGTH);
-            if length.and_then(|length| length.to_str().ok()?.parse().ok()) != said.body_length {
-                return Err(not_the_gateway());
-            }
-            body
+        Body::from(body)
+    } else {
+        let length = parts.headers.get(CONTENT_LENGTH);
+        if length.and_then(|length| length.to_str().ok()?.parse().ok()) != said.body_length {
+            return Err(not_the_gateway());
         }
+        body
     };
     let mut request = Request::from_parts(parts, body);
     request.extensions_mut().insert(said);

@@ -18,7 +18,7 @@ use crate::tokens::{now, seconds};
 const PREFIX: &str = "PALISADE_BACKEND__";
 
 /// The longest duration that may be set: ten years. Now and several of them is still a time that can be counted.
-const LONGEST_DURATION: Duration = Duration::from_secs(10 * 31_557_600);
+const LONGEST_DURATION: Duration = Duration::from_hours(10 * 8_766);
 
 /// The largest file of settings, in bytes.
 const LARGEST_FILE: u64 = 1 << 20;
@@ -287,18 +287,12 @@ pub(crate) enum OtlpProtocol {
     Http,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Default, Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct LogConfig {
     pub(crate) level: Level,
     /// `None`: text in development, JSON otherwise.
     pub(crate) format: Option<LogFormat>,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { level: Level::default(), format: None }
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

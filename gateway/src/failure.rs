@@ -75,7 +75,7 @@ pub(crate) fn describe(code: Code, session: &Session, exchange: &Exchange, fault
         Code::MalformedRequest => {
             let noted = connection(session).and_then(Connection::fault).map(|fault| fault.0);
             let said = fault.context.as_ref().filter(|_| *fault.etype() == BODY_MALFORMED);
-            noted.or(said.map(|said| said.as_str())).unwrap_or("the request's body is malformed")
+            noted.or(said.map(pingora_core::ImmutStr::as_str)).unwrap_or("the request's body is malformed")
         }
         Code::UpstreamTimeout => "the service did not answer in time",
         Code::UpstreamUnreachable => "the service cannot be reached",

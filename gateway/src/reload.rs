@@ -334,9 +334,9 @@ impl Reloader {
     /// Watches the file, forever, on a thread of its own.
     pub fn watch(self: &Arc<Self>, gateway: Arc<Gateway>) -> anyhow::Result<()> {
         let (sender, events) = channel();
-        let watched = Arc::clone(&self.watched);
+        let names = Arc::clone(&self.watched);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| is_of(&event, &watched.lock())) {
+            if event.is_ok_and(|event| is_of(&event, &names.lock())) {
                 let _ = sender.send(());
             }
         })?;

@@ -22,7 +22,7 @@ use crate::exchange::Fields;
 use crate::gateway::{Gateway, Handle};
 
 /// A token's end is looked for at least so often: the wall clock may be set.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// The open ones.
 #[derive(Default)]

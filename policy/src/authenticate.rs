@@ -376,10 +376,8 @@ async fn judge<W: World>(
     })?;
     let claims = issuer.judge(token, now).map_err(|TokenRefusal { code, detail }| refuse(code, &detail))?;
     let iss = token.claims.get("iss").and_then(Value::as_str).unwrap_or_default();
-    let identity = match issuer.is_one_of_several {
-        true => format!("{}@{}", claims.id, issuer.name),
-        false => claims.id.clone(),
-    };
+    let identity =
+        if issuer.is_one_of_several { format!("{}@{}", claims.id, issuer.name) } else { claims.id.clone() };
     Ok(Subject::of(Known {
         id: claims.id,
         identity,

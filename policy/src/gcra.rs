@@ -13,7 +13,7 @@ use crate::time::{Timestamp, nanos};
 
 /// The longest that an empty bucket may take to fill. Twice as long after today is still a time that can be counted, so
 /// that no sum here saturates: one that did would admit everybody.
-pub const LONGEST_REFILL: Duration = Duration::from_secs(100 * 31_557_600);
+pub const LONGEST_REFILL: Duration = Duration::from_hours(100 * 8_766);
 
 /// More replicas than these do not make a share smaller.
 const MOST_SHARES: u32 = 1_000;

@@ -44,12 +44,11 @@ impl Policy {
             let Some(other) = self.route(&request).ok().filter(|other| is_weaker(other, guarded)) else {
                 continue;
             };
-            match found.iter_mut().find(|known| known.weaker == *other.name) {
-                Some(known) => known.paths.push(path),
-                None => {
-                    let (guarded, weaker) = (guarded.name.to_string(), other.name.to_string());
-                    found.push(WeakerNeighbour { guarded, weaker, paths: vec![path] });
-                }
+            if let Some(known) = found.iter_mut().find(|known| known.weaker == *other.name) {
+                known.paths.push(path);
+            } else {
+                let (guarded, weaker) = (guarded.name.to_string(), other.name.to_string());
+                found.push(WeakerNeighbour { guarded, weaker, paths: vec![path] });
             }
         }
         found

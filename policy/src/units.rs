@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::from_toml_str;
 
 /// The longest duration that may be written: ten years. Now and several of them is still a time that can be counted.
-pub const LONGEST_SPAN: Duration = Duration::from_secs(10 * 31_557_600);
+pub const LONGEST_SPAN: Duration = Duration::from_hours(10 * 8_766);
 
 /// The largest size that may be written: `"1PB"`.
 pub const LARGEST_SIZE: u64 = 1_000_000_000_000_000;

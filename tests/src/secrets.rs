@@ -28,7 +28,7 @@ pub fn note_field(name: &str, value: &str) {
     match name.as_str() {
         "authorization" => note(value.rsplit(' ').next().unwrap_or_default()),
         "cookie" => {
-            value.split(';').filter_map(|pair| pair.split_once('=')).for_each(|(_, value)| note(value))
+            value.split(';').filter_map(|pair| pair.split_once('=')).for_each(|(_, value)| note(value));
         }
         "x-api-key" => note(value),
         _ => {}

@@ -8,7 +8,6 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use policy::bucket::Bucket;
 use policy::limits::{LimitRule, Mode, Scope};
-use policy::world::StoreAway;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -79,13 +78,13 @@ pub(super) async fn refill(
     let shared = admin.gateway.shared().filter(|_| rule.scope == Scope::Shared);
     let was_used = match shared {
         None => was_used_here,
-        Some(shared) => match shared.refill(&bucket).await {
-            Ok(was_used) => was_used || was_used_here,
-            Err(StoreAway) => {
+        Some(shared) => {
+            let Ok(was_used) = shared.refill(&bucket).await else {
                 let detail = "Redis is away: the bucket is full here, but not for the other replicas";
                 return problem(StatusCode::SERVICE_UNAVAILABLE, "store_away", detail);
-            }
-        },
+            };
+            was_used || was_used_here
+        }
     };
     if !was_used {
         return problem(StatusCode::NOT_FOUND, "not_found", "this bucket is full");

@@ -1,6 +1,5 @@
 //! Fuzz targets: every parser of bytes from outside. None panics, overflows or takes long, whatever it is given, and what
 //! it accepts is what it says it is. `make fuzz` runs each for a minute.
-#![expect(clippy::unwrap_used, reason = "a target panics to fail")]
 
 use gateway::fuzz as doors;
 use gateway::overrides::{flatten, lay_over};

@@ -78,9 +78,9 @@ impl FieldList {
 
 /// The header of a request, with or without a body. One that is refused has the [`HeadFault`] among its extensions, and what
 /// could be read of its method and target, for the log.
-pub(super) fn request(fields: FieldList, ends_stream: bool) -> Box<RequestHeader> {
-    let mut header = read(&fields, ends_stream).unwrap_or_else(|fault| {
-        let mut header = what_is_readable(&fields);
+pub(super) fn request(fields: &FieldList, ends_stream: bool) -> Box<RequestHeader> {
+    let mut header = read(fields, ends_stream).unwrap_or_else(|fault| {
+        let mut header = what_is_readable(fields);
         header.extensions_mut().insert(fault);
         header
     });
@@ -289,7 +289,7 @@ mod tests {
         let kept = GET.into_iter().filter(|(name, _)| more.iter().all(|(other, _)| other != name));
         let mut fields: Vec<_> = kept.chain(more.iter().copied()).collect();
         fields.sort_by_key(|(name, _)| !name.starts_with(':'));
-        let header = request(list(&fields), true);
+        let header = request(&list(&fields), true);
         header.extensions.get::<HeadFault>().copied().map_or(Ok(header), Err)
     }
 
@@ -366,7 +366,7 @@ mod tests {
             );
         }
         assert_eq!(with(&[(":method", "TRACE")]).unwrap_err().code, Code::MethodNotAllowed);
-        let late = request(list(&[GET[0], GET[1], GET[2], ("x", "y"), GET[3]]), true);
+        let late = request(&list(&[GET[0], GET[1], GET[2], ("x", "y"), GET[3]]), true);
         assert!(late.extensions.get::<HeadFault>().is_some());
     }
 }

@@ -163,7 +163,7 @@ impl Inbound {
             return Ok(());
         }
         self.last_stream = stream;
-        self.waiting.put(stream, head::request(fields, ends_stream))?;
+        self.waiting.put(stream, head::request(&fields, ends_stream))?;
         let flags = END_HEADERS | if ends_stream { END_STREAM } else { 0 };
         match priority {
             Some(priority) => {
@@ -253,7 +253,7 @@ mod tests {
             frame(HEADERS, END_HEADERS | PRIORITY, 1, &[1, 2]),
             frame(HEADERS, END_HEADERS, 2, &get("/")),
             frame(CONTINUATION, END_HEADERS, 1, &get("/")),
-            frame(HEADERS, END_HEADERS, 1, &[0; LARGEST_FRAME + 1]),
+            frame(HEADERS, END_HEADERS, 1, &vec![0; LARGEST_FRAME + 1]),
         ] {
             assert_eq!(pass(&unread, 1_000).0, unread);
         }
