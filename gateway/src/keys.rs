@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use arc_swap::{ArcSwap, ArcSwapOption};
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{AlgorithmFamily, DecodingKey};
 use parking_lot::Mutex;
 use policy::Policy;
@@ -325,9 +325,13 @@ fn key_set(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
     Ok(keys)
 }
 
-/// A public key for signatures, of one algorithm that its own type, `use` and `alg` allow.
+/// A public key for signatures, of one algorithm that its own type, `use`, `key_ops` and `alg` allow.
 fn usable(jwk: &Jwk) -> Option<Key> {
     if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
+        return None;
+    }
+    let operations = jwk.common.key_operations.as_ref();
+    if operations.is_some_and(|operations| !operations.contains(&KeyOperations::Verify)) {
         return None;
     }
     let by_type = match &jwk.algorithm {
@@ -348,4 +352,27 @@ fn usable(jwk: &Jwk) -> Option<Key> {
     }
     let key = DecodingKey::from_jwk(jwk).ok().filter(|key| key.family() != AlgorithmFamily::Hmac)?;
     Some(Key { kid: jwk.common.key_id.clone(), algorithm: by_type, verifier: key })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_used_for_what_it_says_alone() {
+        let key = |more: &str| {
+            // RFC 8037, A.2.
+            let x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+            let text = format!("{{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"{x}\"{more}}}");
+            usable(&serde_json::from_str(&text).unwrap()).is_some()
+        };
+        for more in ["", ",\"use\":\"sig\"", ",\"key_ops\":[\"sign\",\"verify\"]", ",\"alg\":\"EdDSA\""] {
+            assert!(key(more), "{more}");
+        }
+        for more in
+            [",\"use\":\"enc\"", ",\"key_ops\":[\"encrypt\"]", ",\"key_ops\":[]", ",\"alg\":\"ES256\""]
+        {
+            assert!(!key(more), "{more}");
+        }
+    }
 }

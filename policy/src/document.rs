@@ -465,7 +465,7 @@ mod tests {
 
     #[test]
     fn of_many_faults_the_first_are_listed_and_the_others_counted() {
-        let text: String = (0..1_000).map(|key| format!("k{key} = 1\n")).collect();
+        let text = (0..1_000).map(|key| format!("k{key} = 1\n")).collect::<Vec<_>>().concat();
         let faults = Faults::new("f.toml", &text);
         let document = faults.document();
         Section::root(&document, &faults).finish();

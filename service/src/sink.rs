@@ -243,7 +243,7 @@ mod tests {
 
     fn fill(sink: &Sink, log: Log) -> usize {
         let line = [b"x".repeat(1_023), b"\n".to_vec()].concat();
-        (0..).take_while(|_| sink.push(log, &line)).count()
+        (0..1_000_000).take_while(|_| sink.push(log, &line)).count()
     }
 
     #[test]

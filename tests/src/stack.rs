@@ -104,7 +104,20 @@ pub struct Gateway {
 impl Gateway {
     /// Starts a gateway before `upstream` that judges by `policy`.
     pub async fn start(upstream: SocketAddr, policy: &str, environment: &[(&str, &str)]) -> Self {
+        Self::start_beside(&[], upstream, policy, environment).await
+    }
+
+    /// Starts a gateway whose policy has `files` beside it, each a name and a text.
+    pub async fn start_beside(
+        files: &[(&str, &str)],
+        upstream: SocketAddr,
+        policy: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
         std::fs::write(dir.path().join("policy.toml"), policy_for(policy, upstream)).unwrap();
         Self::start_in(dir, upstream, environment).await
     }

@@ -15,7 +15,7 @@ const HALF_OPEN: usize = 2_000;
 const IDLE: usize = 10_000;
 
 /// A request without its end.
-const HALF: &[u8] = b"POST /v1/auth/login HTTP/1.1\r\nHost: palisade.test\r\nX-Slow: ";
+const HALF: &[u8] = b"POST /v1/auth/login HTTP/1.1\r\nHost: localhost\r\nX-Slow: ";
 
 /// The most that a connection may cost, in KiB.
 const MOST: f64 = 20.0;
@@ -38,7 +38,7 @@ async fn open(to: SocketAddr, network: u8, count: usize, begin: &[u8]) -> Vec<Tc
 
 /// KiB a connection, and that the program answers beside them.
 async fn cost(program: &Program, to: SocketAddr, network: u8, what: &str) {
-    const ASK: &[u8] = b"GET /health/live HTTP/1.1\r\nHost: palisade.test\r\n\r\n";
+    const ASK: &[u8] = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for (kind, count, begin) in [("half-open", HALF_OPEN, HALF), ("idle", IDLE, ASK)] {
         let before = program.memory();
         let streams = open(to, network, count, begin).await;
@@ -128,7 +128,8 @@ async fn a_body_that_trickles_gets_408_however_it_trickles() {
     let now = jsonwebtoken::get_current_timestamp();
     let claims = json!({
         "iss": "palisade-gateway", "aud": "palisade-backend", "iat": now, "exp": now + 30,
-        "method": "POST", "target": "/v1/auth/login", "request_id": "r1",
+        "method": "POST", "target": "/v1/auth/login", "request_id": "r1", "body_length": 1_000,
+        "jti": "00000000-0000-7000-8000-000000000001",
     });
     let key = EncodingKey::from_secret(GATEWAY_TOKEN.as_bytes());
     let word = encode(&Header::default(), &claims, &key).unwrap();
@@ -156,10 +157,10 @@ async fn a_body_that_trickles_gets_408_however_it_trickles() {
 
 #[tokio::test]
 async fn one_connection_too_many_is_told_so_and_the_others_go_on() {
+    const ASK: &[u8] = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n";
     let environment = [("PALISADE_BACKEND__SERVER__MAX_CONNECTIONS", "3")];
     let backend = Backend::start(&environment).await;
     let client = Client::of(backend.address);
-    const ASK: &[u8] = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n";
     let mut three = Vec::new();
     for _ in 0..3 {
         let mut stream = client.connect().await;

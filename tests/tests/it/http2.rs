@@ -47,12 +47,11 @@ fn header(path: &str) -> Vec<u8> {
 /// A header block in literals that no table keeps; none is longer than 16 KiB.
 pub(crate) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     let text = |text: &str| {
-        let length = match u8::try_from(text.len()) {
-            Ok(length @ 0..127) => vec![length],
-            _ => {
-                let [low, high] = u16::try_from(text.len() - 127).unwrap().to_le_bytes();
-                vec![127, low | 0x80, high << 1 | low >> 7]
-            }
+        let length = if let Ok(length @ 0..127) = u8::try_from(text.len()) {
+            vec![length]
+        } else {
+            let [low, high] = u16::try_from(text.len() - 127).unwrap().to_le_bytes();
+            vec![127, low | 0x80, high << 1 | low >> 7]
         };
         [&length, text.as_bytes()].concat()
     };

@@ -11,6 +11,7 @@ mod chart;
 mod connections;
 mod degraded;
 mod drain;
+mod evasions;
 mod framing;
 mod grpc;
 mod hop;

@@ -144,7 +144,7 @@ async fn numbers_and_depths_beyond_all_measure_are_refused_and_end_nothing() {
         r#"{"requests.max_body":"99999999999999999999"}"#,
     ] {
         let answer = gateway.operator().ask("PATCH", "/admin/overrides", &[], over.to_owned()).await;
-        assert_eq!(answer.status(), 422, "{:.80}", over);
+        assert_eq!(answer.status(), 422, "{over:.80}");
     }
     let endless = "[".repeat(200_000);
     let answer = gateway.operator().ask("PATCH", "/admin/overrides", &[], endless).await;
@@ -225,7 +225,7 @@ async fn a_change_of_a_replica_whose_clock_is_behind_counts_everywhere() {
         eventually("redis is there", || async { gateway.metric("palisade_redis_up").await > 0.5 }).await;
     }
     // What a replica writes whose clock is an hour ahead.
-    let now = std::time::UNIX_EPOCH.elapsed().unwrap() + Duration::from_secs(3_600);
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap() + Duration::from_hours(1);
     let changed_at = now.as_nanos();
     let ban = json!({"topic": "bans", "key": "127.0.5.0/24", "value": {"reason": "scan"}, "until": null});
     let ban = ban.to_string().replacen('{', &format!("{{\"changed_at\":{changed_at},"), 1);

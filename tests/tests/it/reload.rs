@@ -165,10 +165,9 @@ async fn deny_files_are_watched_and_their_faults_named() {
 async fn a_policy_that_leaves_its_band_is_rolled_back_and_stays_so_over_a_restart() {
     const CANARY: &str = "[canary]\nwindow = \"1m\"\nmin_requests = 20\n";
     let backend = Backend::start(&[]).await;
-    let list = tempfile::NamedTempFile::new().unwrap();
-    let deny_files = format!("deny_files = [{:?}]\ndeny = [", list.path());
-    let policy_with_list = POLICY.replacen("deny = [", &deny_files, 1);
-    let gateway = Gateway::start(backend.address, &format!("{policy_with_list}\n{CANARY}"), &[]).await;
+    let policy_with_list = POLICY.replacen("deny = [", "deny_files = [\"list.txt\"]\ndeny = [", 1);
+    let text = format!("{policy_with_list}\n{CANARY}");
+    let gateway = Gateway::start_beside(&[("list.txt", "")], backend.address, &text, &[]).await;
     let ask = async |gateway: &Gateway| gateway.client().get("/.well-known/jwks.json", None).await.status();
     let policy = async |gateway: &Gateway| gateway.operator().get("/admin/policy", None).await.json();
     let before = gateway.policy_in_force().await;
@@ -188,7 +187,7 @@ async fn a_policy_that_leaves_its_band_is_rolled_back_and_stays_so_over_a_restar
     assert_eq!(ask(&gateway).await, 200);
     let written = gateway.client().ask("POST", "/v1/auth/logout", &[], "{}").await;
     assert_eq!(written.code(), "read_only", "what an operator said meanwhile holds");
-    std::fs::write(list.path(), "127.0.0.77\n").unwrap();
+    std::fs::write(gateway.policy_file().with_file_name("list.txt"), "127.0.0.77\n").unwrap();
     let denied = async || {
         gateway.client().at([127, 0, 0, 77]).get("/.well-known/jwks.json", None).await.status() == 403
     };

@@ -36,7 +36,7 @@ methods = ["POST"]
 upstream = "backend"
 "#;
 
-/// An END_HEADERS flag alone: a body follows.
+/// The flag `END_HEADERS` alone: a body follows.
 const END_HEADERS: u8 = 4;
 const END_STREAM: u8 = 1;
 const CONTINUATION: u8 = 9;

@@ -1,4 +1,4 @@
-//! What was given is taken back: WebSockets end with whatever let them in, a role opens nothing any more, and two issuers
+//! What was given is taken back: a `WebSocket` ends with whatever let it in, a role opens nothing any more, and two issuers
 //! with the same `sub` are two people.
 
 use std::time::Duration;
