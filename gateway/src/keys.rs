@@ -51,8 +51,17 @@ struct Source {
     keys: ArcSwapOption<Vec<Key>>,
     /// Of the key set that is kept, to know another when it comes.
     digest: Mutex<Vec<u8>>,
-    /// When the source was last asked because of an unknown key; held while asking.
-    asked: tokio::sync::Mutex<Option<Instant>>,
+    /// When the source was last asked for the sake of a request; held while asking.
+    asked: tokio::sync::Mutex<Asked>,
+}
+
+/// When a source was last asked for the sake of a request.
+#[derive(Default)]
+struct Asked {
+    /// Because the token named an unknown key.
+    for_a_key: Option<Instant>,
+    /// Because there were no keys at all, as at the start: that does not count as the other.
+    for_any: Option<Instant>,
 }
 
 /// Every source that the policy in force names.
@@ -161,8 +170,10 @@ impl Keys {
     async fn ask_about_unknown(&self, source: &Source) {
         let KeySource::Jwks(_) = source.place else { return };
         let mut asked = source.asked.lock().await;
-        if asked.is_none_or(|at| at.elapsed() >= AT_MOST_ONCE_IN) {
-            *asked = Some(Instant::now());
+        let Asked { for_a_key, for_any } = &mut *asked;
+        let last = if source.keys.load().is_none() { for_any } else { for_a_key };
+        if last.is_none_or(|at| at.elapsed() >= AT_MOST_ONCE_IN) {
+            *last = Some(Instant::now());
             self.refresh(source).await;
         }
     }

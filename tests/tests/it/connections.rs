@@ -42,7 +42,11 @@ async fn cost(program: &Program, to: SocketAddr, network: u8, what: &str) {
     for (kind, count, begin) in [("half-open", HALF_OPEN, HALF), ("idle", IDLE, ASK)] {
         let before = program.memory();
         let streams = open(to, network, count, begin).await;
-        assert_eq!(Client::of(to).get("/health/live", None).await.status(), 200, "{what}: beside {count}");
+        assert_eq!(
+            Client::of(to).of_host("localhost").get("/health/live", None).await.status(),
+            200,
+            "{what}: beside {count}"
+        );
         let grown = program.memory().saturating_sub(before);
         #[expect(clippy::cast_precision_loss, reason = "a figure to print")]
         let each = grown as f64 / count as f64;

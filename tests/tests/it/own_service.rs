@@ -97,6 +97,7 @@ async fn production_needs_the_secret_of_the_permission_service_only_where_there_
     let program = Program::start("gateway", run);
     let client = Client::of(program.field_of("data plane", "listen").await.parse().unwrap());
     let operator = Client::of(program.field_of("admin plane", "listen").await.parse().unwrap());
+    let operator = operator.of_host("localhost");
     assert_eq!(client.get("/a", None).await.status(), 200);
     // A policy that begins to ask could not be served: it is refused, and says why.
     std::fs::write(dir.path().join("new.toml"), format!("{PASS}[permissions]\n")).unwrap();

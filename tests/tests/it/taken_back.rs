@@ -79,12 +79,18 @@ impl House {
         let gateway = Gateway::start(backend.address, &(lenient() + ROUTES), &environment).await;
         backend.add_user("root", &["admin"]).await;
         let root = token(&gateway.client(), "root").await;
-        Self { backend, rooms, gateway, root }
+        let house = Self { backend, rooms, gateway, root };
+        for role in ["staff", "guest"] {
+            house.as_root("PUT", &format!("/v1/roles/{role}/permissions"), json!({"permissions": []})).await;
+        }
+        house
     }
 
     async fn user(&self, name: &str, roles: &[&str]) -> User {
-        let id = self.backend.add_user(name, roles).await;
-        User { id, token: token(&self.gateway.client(), name).await }
+        let mut user = User { id: self.backend.add_user(name, &[]).await, token: String::new() };
+        self.set_roles(&user, roles).await;
+        user.token = token(&self.gateway.client(), name).await;
+        user
     }
 
     async fn as_root(&self, method: &str, path: &str, body: Value) -> Value {
