@@ -28,8 +28,8 @@ bench: ## What a decision costs, on a quiet machine
 
 FUZZ_SECONDS ?= 60
 fuzz: ## Every parser of bytes from outside for FUZZ_SECONDS (60) each, two at a time: some six minutes
-	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked -p tests --test fuzz -- --nocapture --test-threads 2
-	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked -p backend-sqlite fuzz -- --nocapture
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked --workspace --test fuzz -- --nocapture --test-threads 2
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked --workspace --bin backend-sqlite fuzz -- --nocapture
 
 walls: ## Plants a violation of each wall and requires that it is refused
 	@scripts/walls
