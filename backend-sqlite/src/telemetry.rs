@@ -173,6 +173,8 @@ impl HttpClient for HttpExport {
             let body = Limited::new(body, LARGEST_ANSWER).collect().await?.to_bytes();
             Ok::<_, HttpError>(Response::from_parts(parts, body))
         };
-        self.runtime.spawn(tokio::time::timeout(EXPORT_TIMEOUT, exchange)).await??
+        // The timer is made where there is a runtime: the exporter's thread has none.
+        let in_time = async move { tokio::time::timeout(EXPORT_TIMEOUT, exchange).await };
+        self.runtime.spawn(in_time).await??
     }
 }

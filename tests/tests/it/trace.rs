@@ -16,7 +16,8 @@ struct Jaeger {
     query: Client,
 }
 
-async fn jaeger(path: &std::path::Path) -> Jaeger {
+/// A Jaeger that takes OTLP over `protocol`: `grpc` or `http`.
+async fn jaeger(path: &std::path::Path, protocol: &str) -> Jaeger {
     let (otlp, query, grpc, health, metrics) =
         (free_port(), free_port(), free_port(), free_port(), free_port());
     let config = format!(
@@ -36,7 +37,7 @@ extensions:
     grpc: {{endpoint: '127.0.0.1:{grpc}'}}
   jaeger_storage: {{backends: {{memory: {{memory: {{max_traces: 1000}}}}}}}}
 receivers:
-  otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:{otlp}'}}}}}}
+  otlp: {{protocols: {{{protocol}: {{endpoint: '127.0.0.1:{otlp}'}}}}}}
 exporters:
   jaeger_storage_exporter: {{trace_storage: memory}}
 "
@@ -61,11 +62,21 @@ fn tag<'s>(span: &'s Value, key: &str) -> Option<&'s Value> {
 
 #[tokio::test]
 async fn one_trace_goes_from_the_gateway_down_to_the_sql_statement() {
+    one_trace_over("grpc").await;
+}
+
+#[tokio::test]
+async fn the_same_trace_goes_over_http() {
+    one_trace_over("http").await;
+}
+
+async fn one_trace_over(protocol: &str) {
     let Some(path) = tool("jaeger") else { return eprintln!("jaeger is not on PATH: not tried") };
-    let (jaeger, redis) = (jaeger(&path).await, Redis::start().await);
+    let (jaeger, redis) = (jaeger(&path, protocol).await, Redis::start().await);
     let endpoint = format!("http://{}", jaeger.otlp);
     let backend = Backend::start(&[
         ("PALISADE_BACKEND__TELEMETRY__OTLP_ENDPOINT", &endpoint),
+        ("PALISADE_BACKEND__TELEMETRY__PROTOCOL", protocol),
         ("PALISADE_BACKEND__TELEMETRY__SAMPLE_RATIO", "0.0"),
     ])
     .await;
@@ -75,6 +86,7 @@ async fn one_trace_goes_from_the_gateway_down_to_the_sql_statement() {
         &policy,
         &[
             ("PALISADE_GATEWAY__TELEMETRY__OTLP_ENDPOINT", &endpoint),
+            ("PALISADE_GATEWAY__TELEMETRY__PROTOCOL", protocol),
             ("PALISADE_GATEWAY__TELEMETRY__SAMPLE_RATIO", "0.0"),
             ("PALISADE_GATEWAY__REDIS__URL", &redis.url()),
         ],
