@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
@@ -331,9 +331,25 @@ impl Reloader {
         self.last_refusal.lock().clone()
     }
 
-    /// Watches the file, forever, on a thread of its own.
+    /// Watches the file, forever, on a thread of its own. Where the system lets nobody watch, it is looked at every [`LOOK`].
     pub fn watch(self: &Arc<Self>, gateway: Arc<Gateway>) -> anyhow::Result<()> {
         let (sender, events) = channel();
+        let watcher = self.notify(sender.clone()).inspect_err(|error| {
+            let advice = "raise fs.inotify.max_user_instances or fs.inotify.max_user_watches";
+            warn!(%error, advice, "the policy cannot be watched: a change is seen within 5 s and not at once");
+        });
+        let reloader = Arc::clone(self);
+        std::thread::Builder::new().name("policy-watch".to_owned()).spawn(move || {
+            let _kept = (watcher, sender);
+            while wait(&events) {
+                reloader.look(&gateway);
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Sends a word for each change of a watched file, as long as what is returned is kept.
+    fn notify(&self, sender: Sender<()>) -> notify::Result<notify::RecommendedWatcher> {
         let names = Arc::clone(&self.watched);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if event.is_ok_and(|event| is_of(&event, &names.lock())) {
@@ -342,14 +358,7 @@ impl Reloader {
         })?;
         let directory = self.file.parent().filter(|parent| !parent.as_os_str().is_empty());
         watcher.watch(directory.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)?;
-        let reloader = Arc::clone(self);
-        std::thread::Builder::new().name("policy-watch".to_owned()).spawn(move || {
-            let _watcher = watcher;
-            while wait(&events) {
-                reloader.look(&gateway);
-            }
-        })?;
-        Ok(())
+        Ok(watcher)
     }
 
     fn look(&self, gateway: &Gateway) {
