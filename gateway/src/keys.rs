@@ -32,6 +32,9 @@ const AT_MOST_ONCE_IN: Duration = Duration::from_secs(10);
 /// A source that did not answer is asked again after this.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// The most keys that are tried for one token: those that it may have been signed with.
+const MOST_TRIED: usize = 8;
+
 /// For a fetch.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -285,21 +288,24 @@ impl Source {
     fn verify(&self, token: &Token<'_>) -> Result<(), VerifyFault> {
         let keys = self.keys.load();
         let keys = keys.as_ref().ok_or(VerifyFault::Away)?;
-        // A key is named by the token, or it is the only one; and it is of the token's algorithm.
-        let named = |key: &&Key| match (&token.kid, &key.kid) {
-            (Some(wanted), Some(kid)) => wanted == kid,
-            (Some(_) | None, None) => true,
-            (None, Some(_)) => keys.len() == 1,
-        };
-        let key = keys.iter().filter(named).find(|key| key.algorithm == token.algorithm);
-        let key = key.ok_or(VerifyFault::UnknownKey)?;
-        let good = jsonwebtoken::crypto::verify(
-            token.signature,
-            token.signed.as_bytes(),
-            &key.verifier,
-            jsonwebtoken_algorithm(key.algorithm),
-        );
-        if good.unwrap_or(false) { Ok(()) } else { Err(VerifyFault::Forged) }
+        let of_its_algorithm = || keys.iter().filter(|key| key.algorithm == token.algorithm);
+        // Any key may have signed a token that names none; of one that names a key, that, or one without a name.
+        let named = of_its_algorithm().filter(|key| token.kid.is_some() && key.kid == token.kid);
+        let others = of_its_algorithm().filter(|key| match &token.kid {
+            Some(_) => key.kid.is_none(),
+            None => true,
+        });
+        let mut candidates = named.chain(others).take(MOST_TRIED).peekable();
+        candidates.peek().ok_or(VerifyFault::UnknownKey)?;
+        if candidates.any(|key| key.made(token)) { Ok(()) } else { Err(VerifyFault::Forged) }
+    }
+}
+
+impl Key {
+    /// Whether the token's signature is this key's.
+    fn made(&self, token: &Token<'_>) -> bool {
+        let (signed, algorithm) = (token.signed.as_bytes(), jsonwebtoken_algorithm(self.algorithm));
+        jsonwebtoken::crypto::verify(token.signature, signed, &self.verifier, algorithm).unwrap_or(false)
     }
 }
 
@@ -385,5 +391,34 @@ mod tests {
         {
             assert!(!key(more), "{more}");
         }
+    }
+
+    #[test]
+    fn every_key_that_may_have_signed_a_token_is_tried() {
+        let key = |kid: Option<&str>, secret: &[u8]| Key {
+            kid: kid.map(str::to_owned),
+            algorithm: Algorithm::HS256,
+            verifier: DecodingKey::from_secret(secret),
+        };
+        let verdict = |keys: Vec<Key>, kid: Option<&str>| {
+            let source = Source::new(KeySource::Secret("A".to_owned()));
+            source.keys.store(Some(Arc::new(keys)));
+            let header = jsonwebtoken::Header { kid: kid.map(str::to_owned), ..Default::default() };
+            let signer = jsonwebtoken::EncodingKey::from_secret(b"new");
+            let text = jsonwebtoken::encode(&header, &serde_json::json!({"sub": "a"}), &signer).unwrap();
+            source.verify(&Token::parse(&text).unwrap())
+        };
+        for kid in [None, Some("k")] {
+            assert_eq!(verdict(vec![key(kid, b"old"), key(kid, b"new")], kid), Ok(()), "{kid:?}");
+            assert_eq!(verdict(vec![key(kid, b"old")], kid), Err(VerifyFault::Forged));
+        }
+        assert_eq!(
+            verdict(vec![key(Some("a"), b"old"), key(Some("b"), b"new")], None),
+            Ok(()),
+            "it names none"
+        );
+        assert_eq!(verdict(vec![key(Some("a"), b"new")], Some("b")), Err(VerifyFault::UnknownKey));
+        let many = (0..20).map(|_| key(None, b"old")).chain([key(None, b"new")]).collect();
+        assert_eq!(verdict(many, None), Err(VerifyFault::Forged), "not without end");
     }
 }

@@ -62,32 +62,43 @@ impl Issuer {
         }
         let id = claims.get("sub").and_then(Value::as_str).filter(|sub| !sub.is_empty() && plain(sub));
         let id = id.ok_or(TokenRefusal::invalid("the token has no usable `sub`"))?.to_owned();
-        let (roles, headers) = (self.roles(claims)?, self.headers(claims)?);
+        let (roles, headers) = (self.roles(claims), self.headers(claims)?);
         let jti = claims.get("jti").and_then(Value::as_str).map(str::to_owned);
         Ok(Claims { id, roles, headers, jti, issued_at, ends })
     }
 
-    fn roles(&self, claims: &Map<String, Value>) -> Result<Vec<String>, TokenRefusal> {
-        let unfit = || TokenRefusal::invalid("the token's roles are not a list of strings");
-        match claims.get(&self.roles_claim) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(list)) => {
-                list.iter().map(|role| role.as_str().map(str::to_owned).ok_or_else(unfit)).collect()
-            }
-            Some(_) => Err(unfit()),
+    /// The roles: a list of strings, or one string, as providers send them.
+    fn roles(&self, claims: &Map<String, Value>) -> Vec<String> {
+        let strings = |list: &[Value]| list.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        match claim(claims, &self.roles_claim) {
+            Some(Value::String(role)) => vec![role.clone()],
+            Some(Value::Array(list)) => strings(list),
+            // What names no role gives none: a route that needs none can do without.
+            _ => Vec::new(),
         }
     }
 
     fn headers(&self, claims: &Map<String, Value>) -> Result<Vec<(Arc<str>, String)>, TokenRefusal> {
         let mut headers = Vec::with_capacity(self.forward.len());
-        for (claim, field) in &self.forward {
-            let Some(value) = claims.get(claim) else { continue };
+        for (name, field) in &self.forward {
+            let Some(value) = claim(claims, name).filter(|value| !value.is_null() && !value.is_object())
+            else {
+                continue;
+            };
             let text = header_value(value)
-                .ok_or_else(|| TokenRefusal::invalid(&format!("claim `{claim}` cannot be forwarded")))?;
+                .ok_or_else(|| TokenRefusal::invalid(&format!("claim `{name}` cannot be forwarded")))?;
             headers.push((Arc::clone(field), text));
         }
         Ok(headers)
     }
+}
+
+/// The claim `name`: one of that very name, else what the path leads to, as `realm_access.roles`.
+fn claim<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
+    claims.get(name).or_else(|| {
+        let (first, rest) = name.split_once('.')?;
+        rest.split('.').try_fold(claims.get(first)?, |value, part| value.get(part))
+    })
 }
 
 /// A `NumericDate`: seconds since the epoch, perhaps with a fraction.
@@ -126,4 +137,39 @@ fn header_value(value: &Value) -> Option<String> {
         Value::Null | Value::Object(_) => return None,
     };
     (plain(&text) && !text.contains(',')).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::Policy;
+
+    #[test]
+    fn roles_are_read_as_providers_send_them() {
+        let roles = |name: &str, claims: Value| {
+            let text = format!(
+                "version = 1\n[jwt.a]\nalgorithms = [\"ES256\"]\njwks = \"http://a/\"\nroles = {name:?}\n[[routes]]\n\
+                 name = \"a\"\npath = \"/\"\nupstream = \"u\"\n"
+            );
+            let policy = Policy::parse("p", &text, None).unwrap();
+            policy.issuers[0].roles(claims.as_object().unwrap())
+        };
+        for (name, claims) in [
+            ("realm_access.roles", json!({"realm_access": {"roles": ["admin"]}})), // Keycloak
+            ("roles", json!({"roles": ["admin"]})),                                // Entra ID
+            ("https://shop.example/roles", json!({"https://shop.example/roles": ["admin"]})), // Auth0
+            ("cognito:groups", json!({"cognito:groups": ["admin"]})),              // Cognito
+            ("role", json!({"role": "admin"})),                                    // AD FS
+            ("a.b", json!({"a.b": "admin", "a": {"b": "other"}})),
+        ] {
+            assert_eq!(roles(name, claims), ["admin"], "{name}");
+        }
+        for claims in
+            [json!({}), json!({"roles": null}), json!({"roles": {"a": 1}}), json!({"roles": [7, null]})]
+        {
+            assert!(roles("roles", claims.clone()).is_empty(), "{claims}");
+        }
+    }
 }
