@@ -424,7 +424,7 @@ fn with_nearest(message: &str) -> String {
     });
     match nearest {
         Some(nearest) => format!("{message}: did you mean `{nearest}`?"),
-        None => message.to_owned(),
+        None => service::settings::without_values(message),
     }
 }
 

@@ -65,6 +65,9 @@ pub fn body(refusal: &Refusal, request_id: &str) -> Vec<u8> {
     serde_json::to_vec(&problem).unwrap_or_default()
 }
 
+/// Fields of a refusal that are its own, whatever the policy says of answers.
+const OURS: [&str; 2] = ["cache-control", "content-type"];
+
 /// The fields of a refusal, apart from those that frame the message.
 pub fn fields(
     refusal: &Refusal,
@@ -92,7 +95,7 @@ pub fn fields(
     }
     fields.extend(rate_limit(&refusal.quotas));
     fields.push(("x-request-id".to_owned(), request_id.to_owned()));
-    for (name, edit) in every_answer.edits(channel).filter(|(name, _)| *name != "cache-control") {
+    for (name, edit) in every_answer.edits(channel).filter(|(name, _)| !OURS.contains(name)) {
         if let Edit::Fill(value) | Edit::Replace(value) = edit {
             fields.push((name.to_owned(), value.clone()));
         }

@@ -144,7 +144,7 @@ impl<A: Answer> Answers<A> {
     pub fn key(&self, home: &[u8], parts: &[&[u8]]) -> Key {
         let mut bytes = SmallVec::new();
         for part in parts {
-            let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
+            let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
             bytes.extend_from_slice(&length.to_le_bytes());
             bytes.extend_from_slice(part);
         }
@@ -326,8 +326,8 @@ impl<A: Answer> Answers<A> {
 pub fn parts(key: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = key;
     std::iter::from_fn(move || {
-        let (length, tail) = rest.split_first_chunk::<2>()?;
-        let (part, tail) = tail.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+        let (length, tail) = rest.split_first_chunk::<4>()?;
+        let (part, tail) = tail.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
         rest = tail;
         Some(part)
     })

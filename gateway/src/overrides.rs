@@ -3,6 +3,8 @@
 //! A path is the keys with dots between, `limits.login.rate`; a route is named by its name, `routes.login.limits`. The
 //! policy with the overrides in it is judged like a file: parsed, validated, tested by its own tests.
 
+use std::collections::HashSet;
+
 use policy::document::Fault;
 use serde_json::Value;
 
@@ -19,23 +21,41 @@ const PLACE: &str = "overrides";
 /// A path and its value.
 pub type Override = (String, Value);
 
-/// The overrides that a JSON body means: nested as in the file, or flat with dots in the names; `None` removes one.
-pub fn flatten(body: &Value) -> Vec<(String, Option<Value>)> {
-    fn walk(path: &str, value: &Value, into: &mut Vec<(String, Option<Value>)>) {
-        match value {
-            Value::Object(fields) if !fields.is_empty() => {
-                for (name, value) in fields {
-                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                    walk(&path, value, into);
-                }
-            }
-            Value::Null => into.push((path.to_owned(), None)),
-            value => into.push((path.to_owned(), Some(value.clone()))),
-        }
-    }
+/// The overrides that a JSON body means: nested as in the file, or flat with dots in the names; `None` removes one. Each
+/// path stands once: of two values for one setting nobody could say which is meant.
+pub fn flatten(body: &Value) -> Result<Vec<(String, Option<Value>)>, Fault> {
     let mut all = Vec::new();
-    walk("", body, &mut all);
-    all
+    walk("", body, &mut all)?;
+    let mut paths = HashSet::new();
+    match all.iter().find(|(path, _)| !paths.insert(path.as_str())) {
+        Some((path, _)) => Err(fault(path, "stands here twice")),
+        None => Ok(all),
+    }
+}
+
+/// Takes in what `value` at `path` means; bounds are checked before anything is made of what is beyond them.
+fn walk(path: &str, value: &Value, into: &mut Vec<(String, Option<Value>)>) -> Result<(), Fault> {
+    if into.len() >= MOST {
+        return Err(fault("", &format!("at most {MOST} settings at a time")));
+    }
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (name, value) in fields {
+                if path.len() + 1 + name.len() > LONGEST_PATH || path.split('.').count() >= MOST_PARTS {
+                    return Err(fault(path, &too_deep()));
+                }
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                walk(&path, value, into)?;
+            }
+        }
+        Value::Null => into.push((path.to_owned(), None)),
+        value => into.push((path.to_owned(), Some(value.clone()))),
+    }
+    Ok(())
+}
+
+fn too_deep() -> String {
+    format!("a path has at most {LONGEST_PATH} bytes and {MOST_PARTS} parts")
 }
 
 /// The text of the policy with `overrides` in it.
@@ -57,7 +77,8 @@ pub fn without_lines(faults: Vec<Fault>) -> Vec<Fault> {
 }
 
 fn fault(key: &str, message: &str) -> Fault {
-    Fault { file: PLACE.to_owned(), line: 1, column: 1, key: key.to_owned(), message: message.to_owned() }
+    let key: String = key.chars().take(LONGEST_PATH).collect();
+    Fault { file: PLACE.to_owned(), line: 1, column: 1, key, message: message.to_owned() }
 }
 
 /// Whether a path and a value are no deeper than any that a policy has. Deeper ones would overflow the stack of whoever
@@ -71,7 +92,7 @@ fn check_depth(path: &str, value: &Value) -> Result<(), String> {
         }
     }
     if path.len() > LONGEST_PATH || path.split('.').count() > MOST_PARTS {
-        return Err(format!("a path has at most {LONGEST_PATH} bytes and {MOST_PARTS} parts"));
+        return Err(too_deep());
     }
     if !is_within(value, MOST_PARTS) {
         return Err(format!("a value has at most {MOST_PARTS} levels"));
@@ -117,10 +138,23 @@ mod tests {
 
     #[test]
     fn a_body_may_be_nested_or_flat() {
-        let nested = flatten(&json!({"limits": {"login": {"rate": "9/min", "burst": null}}}));
-        let flat = flatten(&json!({"limits.login.rate": "9/min", "limits.login.burst": null}));
+        let nested = flatten(&json!({"limits": {"login": {"rate": "9/min", "burst": null}}})).unwrap();
+        let flat = flatten(&json!({"limits.login.rate": "9/min", "limits.login.burst": null})).unwrap();
         assert_eq!(nested.len(), 2);
         assert!(nested.iter().all(|one| flat.contains(one)));
+    }
+
+    #[test]
+    fn a_body_that_means_too_much_or_two_things_is_refused_before_it_costs_anything() {
+        let twice = json!({"limits": {"new": {"rate": "6/min"}}, "limits.new.rate": null});
+        assert!(flatten(&twice).unwrap_err().to_string().contains("limits.new.rate: stands here twice"));
+        let many: serde_json::Map<_, _> =
+            (0..2_000).map(|number| (format!("a{number}"), json!(null))).collect();
+        assert!(flatten(&Value::Object(many)).unwrap_err().to_string().contains("at most 1000"));
+        let fields: serde_json::Map<_, _> =
+            (0..1_000).map(|number| (format!("a{number}"), json!(1))).collect();
+        let long = json!({ "k".repeat(20_000): fields });
+        assert!(flatten(&long).unwrap_err().to_string().len() < 1_000);
     }
 
     #[test]

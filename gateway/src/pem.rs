@@ -34,11 +34,7 @@ impl PemFile {
 
     fn read(&self) -> anyhow::Result<Vec<u8>> {
         let Self { setting, path } = self;
-        let cannot = || format!("{setting}: cannot read `{}`", path.display());
-        if std::fs::metadata(path).with_context(cannot)?.len() > LARGEST {
-            bail!("{setting}: `{}` has more than {LARGEST} bytes", path.display());
-        }
-        std::fs::read(path).with_context(cannot)
+        service::files::read(path, LARGEST).with_context(|| setting.clone())
     }
 }
 

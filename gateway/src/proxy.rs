@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use http::Version;
@@ -16,6 +17,7 @@ use policy::pipeline::settle;
 use policy::refusal::{Code, Refusal};
 use policy::request::JsonBody;
 use policy::stage::Stage;
+use tokio::time::timeout;
 use tracing::debug;
 
 use crate::answer;
@@ -29,6 +31,9 @@ use crate::observe::access::AccessLog;
 use crate::reply::{end_call, refuse};
 use crate::request_body;
 use crate::upstreams::Upstreams;
+
+/// For what has begun of an answer that breaks off.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The proxy: what all requests share.
 pub struct Proxy {
@@ -183,6 +188,10 @@ impl Proxy {
             // Over HTTP/1.1 the missing end says it.
             if exchange.is_grpc && exchange.grpc_status.is_none() && is_http2(session) {
                 let _ = end_call(session, exchange, &refusal).await;
+            } else if is_http2(session) {
+                // What has begun goes out, and then that it breaks off.
+                let _ = timeout(FAREWELL, session.write_downstream_proxy_tasks()).await;
+                session.shutdown().await;
             }
             exchange.refusal = Some(refusal);
             return;

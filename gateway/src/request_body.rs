@@ -8,7 +8,7 @@ use pingora_core::protocols::http::ServerSession as Session;
 use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 
-use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW};
+use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, is_http2};
 use crate::forward;
 
 /// The largest body that is kept before it is sent; pingora keeps no more.
@@ -52,7 +52,8 @@ pub(crate) async fn look_ahead(session: &mut Session, patience: Duration, bound:
         session.write_continue_response().await?;
         session.set_close_on_response_before_downstream_finish(true);
     }
-    if forward::is_chunked(session.req_header()) {
+    let of_unknown_length = is_http2(session) && forward::content_length(session.req_header()).is_none();
+    if forward::is_chunked(session.req_header()) || (bound && of_unknown_length && !session.is_body_done()) {
         session.enable_retry_buffering();
         let mut length = 0;
         let look = async {

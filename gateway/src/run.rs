@@ -43,6 +43,9 @@ use crate::wire::tls::Tls;
 /// Connections to upstreams that are kept while nobody uses them, all together.
 const KEPT_CONNECTIONS: usize = 1024;
 
+/// The most bytes of the certificates that Redis is trusted by.
+const LARGEST_AUTHORITY: u64 = 1 << 20;
+
 /// Serves until SIGTERM or Ctrl-C.
 pub async fn run(
     settings: Settings,
@@ -152,11 +155,15 @@ pub async fn run(
 
 /// The secrets that the settings and the policy need, each with why. They are looked for together, so that whoever
 /// prepares a machine hears of all that are missing at once.
-fn needed_secrets(settings: &Settings, profile: Profile, policy: &Path) -> Vec<(&'static str, String)> {
+fn needed_secrets(settings: &Settings, profile: Profile, policy: &Path) -> Vec<(String, String)> {
     let mut needed = Vec::new();
     let listen = &settings.admin.listen;
-    if listen.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback()) {
-        needed.push(("ADMIN_TOKEN", format!("admin.listen `{listen}` is not loopback")));
+    let is_loopback = match listen.parse::<SocketAddr>() {
+        Ok(address) => address.ip().is_loopback(),
+        Err(_) => listen.split(':').next().is_some_and(|host| host.eq_ignore_ascii_case("localhost")),
+    };
+    if !is_loopback {
+        needed.push(("ADMIN_TOKEN".to_owned(), format!("admin.listen `{listen}` is not loopback")));
     }
     // A policy that cannot be read is another fault, which is said when it is read.
     let rules = || Policy::parse("", &policy_files::read(policy).ok()?, None).ok();
@@ -166,13 +173,15 @@ fn needed_secrets(settings: &Settings, profile: Profile, policy: &Path) -> Vec<(
     };
     if let Some(service) = &rules.permission_service {
         needed.push((
-            "GATEWAY_TOKEN",
+            "GATEWAY_TOKEN".to_owned(),
             format!("`{service}`, which `[permissions]` names, trusts the gateway by it"),
         ));
     }
-    let uses = |source: &KeySource| matches!(source, KeySource::Secret(name) if name == "JWT_SECRET");
-    if let Some(issuer) = rules.issuers.iter().find(|issuer| uses(&issuer.keys)) {
-        needed.push(("JWT_SECRET", format!("the policy verifies the tokens of `{}` with it", issuer.name)));
+    for issuer in &rules.issuers {
+        if let KeySource::Secret(name) = &issuer.keys {
+            needed
+                .push((name.clone(), format!("the policy verifies the tokens of `{}` with it", issuer.name)));
+        }
     }
     needed
 }
@@ -219,10 +228,10 @@ async fn leave_nothing_behind(shared: Option<Arc<RedisStore>>) -> anyhow::Result
 fn redis_places(settings: &RedisSettings, secrets: &Secrets) -> anyhow::Result<Places> {
     let password = secrets.get(REDIS_PASSWORD)?;
     let password = password.map(|password| String::from_utf8_lossy(password.expose()).into_owned());
-    let authority = settings.certificate_authority.as_deref().map(|file| {
-        std::fs::read(file)
-            .with_context(|| format!("redis.certificate_authority: cannot read `{}`", file.display()))
-    });
+    let authority = settings
+        .certificate_authority
+        .as_deref()
+        .map(|file| service::files::read(file, LARGEST_AUTHORITY).context("redis.certificate_authority"));
     Places::parse(&settings.url, password.as_deref(), authority.transpose()?).context("redis.url")
 }
 

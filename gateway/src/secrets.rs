@@ -77,7 +77,7 @@ impl Secrets {
     }
 
     /// Whether every secret of `needed` is there and fit, each with why it is needed; the error names all that are not.
-    pub fn require_all(&self, needed: &[(&str, String)]) -> anyhow::Result<()> {
+    pub fn require_all(&self, needed: &[(String, String)]) -> anyhow::Result<()> {
         let faults: Vec<String> = needed
             .iter()
             .filter_map(|(name, why)| match self.get(name) {
@@ -136,8 +136,8 @@ mod tests {
         assert!(error.contains("at least 32 characters (got 5)"), "{error}");
         let error = secrets.require("OTHER", "the policy names it").unwrap_err().to_string();
         assert!(error.starts_with("OTHER is missing: the policy names it"), "{error}");
-        let needed =
-            ["ADMIN_TOKEN", "GATEWAY_TOKEN", "ONE", "TWO"].map(|name| (name, "it is used".to_owned()));
+        let needed = ["ADMIN_TOKEN", "GATEWAY_TOKEN", "ONE", "TWO"]
+            .map(|name| (name.to_owned(), "it is used".to_owned()));
         let error = secrets.require_all(&needed).unwrap_err().to_string();
         for wanted in
             ["GATEWAY_TOKEN in `", "(got 5)", "ONE is missing: it is used", "TWO is missing: it is used"]

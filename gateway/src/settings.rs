@@ -392,7 +392,7 @@ fn with_nearest(message: &str) -> String {
     let found = words.next().filter(|_| message.starts_with("unknown field"));
     match found.and_then(|found| policy::document::nearest(found, words)) {
         Some(nearest) => format!("{message}: did you mean `{nearest}`?"),
-        None => message.to_owned(),
+        None => service::settings::without_values(message),
     }
 }
 

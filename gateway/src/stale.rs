@@ -15,10 +15,10 @@ use bytes::{Bytes, BytesMut};
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, COOKIE, RANGE, SET_COOKIE, VARY,
 };
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 use parking_lot::Mutex;
 use pingora_http::{RequestHeader, ResponseHeader};
-use policy::authenticate::Subject;
+use policy::authenticate::{KEY_FIELD, Subject};
 use policy::routes::Route;
 use policy::time::Timestamp;
 use sha2::{Digest as _, Sha256};
@@ -251,9 +251,13 @@ fn may(asking: &Asking<'_>, answer: &HeaderMap) -> Option<May> {
     (may.be_given_to(asking) && age(answer) < until).then_some(may)
 }
 
+/// A proof as good as `Authorization`, which a service may take where the gateway asks for none.
+const API_KEY: HeaderName = HeaderName::from_static(KEY_FIELD);
+
 impl May {
     fn be_given_to(self, asking: &Asking<'_>) -> bool {
-        (self.authorized || !asking.shows(AUTHORIZATION)) && (self.with_cookie || !asking.shows(COOKIE))
+        let shows_a_proof = asking.shows(AUTHORIZATION) || asking.shows(API_KEY);
+        (self.authorized || !shows_a_proof) && (self.with_cookie || !asking.shows(COOKIE))
     }
 }
 

@@ -71,7 +71,7 @@ impl Proxy {
             path: exchange.path().to_owned(),
             header: session.req_header().clone(),
             request_id: exchange.request_id.clone(),
-            ends: admission.subject.ends(),
+            subject: admission.subject.clone(),
         };
         exchange.tunnel = Some(Open::new(&self.gateway, handshake));
     }

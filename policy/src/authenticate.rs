@@ -50,7 +50,7 @@ struct Known {
 enum Proven {
     ByToken {
         issuer: Arc<Issuer>,
-        /// Its `iss`; empty where it has none.
+        /// The `iss` that the policy expects of its tokens; empty where it expects none.
         iss: String,
         jti: Option<String>,
         issued_at: Option<Timestamp>,
@@ -90,7 +90,7 @@ impl Subject {
         self.0.as_ref().map(|known| known.identity.as_str())
     }
 
-    /// Whose word its id is, where there are several issuers: the token's `iss`. `None` where there is no question about it,
+    /// Whose word its id is, where there are several issuers: the `iss` that the policy expects. `None` where there is no question about it,
     /// as for the owner of an API key.
     pub fn issuer(&self) -> Option<&str> {
         match &self.0.as_ref()?.proof {
@@ -375,7 +375,8 @@ async fn judge<W: World>(
             .retry_after(Some(Duration::from_secs(5))),
     })?;
     let claims = issuer.judge(token, now).map_err(|TokenRefusal { code, detail }| refuse(code, &detail))?;
-    let iss = token.claims.get("iss").and_then(Value::as_str).unwrap_or_default();
+    // By the policy's word and not the token's: an issuer that the policy gives no `iss` may write any into its tokens.
+    let iss = issuer.issuer.as_deref().unwrap_or_default();
     let identity =
         if issuer.is_one_of_several { format!("{}@{}", claims.id, issuer.name) } else { claims.id.clone() };
     Ok(Subject::of(Known {

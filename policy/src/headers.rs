@@ -88,6 +88,9 @@ const RESERVED: [&str; 8] = [
 /// The most fields of `[headers]`.
 const MOST: usize = 64;
 
+/// The longest value of one, in bytes: clients read no longer ones.
+const LONGEST: usize = 4_096;
+
 impl AnswerHeaders {
     pub(crate) fn read(section: Option<&Section<'_>>) -> Self {
         let fill = |(name, value): (&str, &str)| (name.to_owned(), Edit::Fill(value.to_owned()));
@@ -100,9 +103,9 @@ impl AnswerHeaders {
         }
         for (name, value, _) in set.into_iter().filter(|(name, ..)| name != "mode").take(MOST) {
             let lower = name.to_ascii_lowercase();
-            let visible = value.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+            let visible = value.len() <= LONGEST && value.bytes().all(|byte| (b' '..=b'~').contains(&byte));
             if !is_field_name(&lower) || RESERVED.contains(&lower.as_str()) || !visible {
-                section.fault(&name, "a header field that is free to set, with visible ASCII as its value");
+                section.fault(&name, "a header field that is free to set, with at most 4096 bytes of visible ASCII as its value");
                 continue;
             }
             headers.fields.retain(|(known, _)| *known != lower);

@@ -76,6 +76,26 @@ pub async fn admit<W: World>(
     Ok(Admission { client, route, subject, quotas: spent.quotas, reserved, permission, pass }) // the gateway forwards, then calls `settle`
 }
 
+/// Whether what let a WebSocket in still holds, as far as nobody else need be asked: its client, its route, its proof.
+pub fn still_holds<W: World>(
+    policy: &Policy,
+    request: &Request<'_>,
+    subject: &Subject,
+    world: &W,
+) -> Result<(), Refusal> {
+    let now = world.now();
+    let client = policy.client.identify(request)?;
+    policy.blocks.pass(&client, world, now)?;
+    policy.route(request)?;
+    if subject.credential().is_some_and(|credential| world.revoked(&credential)) {
+        return Err(Refusal::new(Authenticate, Code::TokenRevoked, "what proved who you are was revoked"));
+    }
+    if subject.ends().is_some_and(|ends| ends <= now) {
+        return Err(Refusal::new(Authenticate, Code::TokenExpired, "what proved who you are has ended"));
+    }
+    Ok(())
+}
+
 /// Judges again what let a WebSocket in, without the limits, which count how often somebody comes, and the breaker.
 pub async fn rejudge<W: World>(policy: &Policy, request: &Request<'_>, world: &W) -> Result<(), Refusal> {
     let now = world.now();

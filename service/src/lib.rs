@@ -2,10 +2,12 @@
 //! bounded.
 //!
 //! [`lines`] takes lines and never waits, [`sink`] writes them on a thread of its own, [`level`] says which events are
-//! logged at all, and [`panics`] what is said when a program ends before its time. [`files`] reads what settings name.
+//! logged at all, and [`panics`] what is said when a program ends before its time. [`files`] reads what settings name,
+//! [`settings`] says what is wrong with them.
 
 pub mod files;
 pub mod level;
 pub mod lines;
 pub mod panics;
+pub mod settings;
 mod sink;

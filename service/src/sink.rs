@@ -18,6 +18,9 @@ use crate::lines::{Log, QUEUE_BYTES, dropped};
 /// A place that could not be written to is tried again after this.
 const RETRY: Duration = Duration::from_millis(200);
 
+/// A file that was moved or removed is noticed within this time of the next line.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A buffer that has grown beyond this is given back to the system once it is empty.
 const KEPT_BYTES: usize = 64 << 10;
 
@@ -179,21 +182,42 @@ struct Out {
     file: File,
     /// Where to open it again; standard output cannot be.
     path: Option<PathBuf>,
+    /// When it was last seen to be the file that its path names.
+    seen_at: Instant,
 }
 
 impl Out {
     fn open(place: &str) -> io::Result<Self> {
-        if place == "stdout" {
-            // A descriptor of our own: nothing of the library's buffer and lock is between.
-            let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-            return Ok(Self { file, path: None });
+        let seen_at = Instant::now();
+        // A descriptor of our own: nothing of the library's buffer and lock is between.
+        let stream = match place {
+            "stdout" | "/dev/stdout" => Some(io::stdout().as_fd().try_clone_to_owned()?),
+            "/dev/stderr" => Some(io::stderr().as_fd().try_clone_to_owned()?),
+            _ => None,
+        };
+        if let Some(stream) = stream {
+            return Ok(Self { file: File::from(stream), path: None, seen_at });
         }
         let path = PathBuf::from(place);
-        Ok(Self { file: append_to(&path)?, path: Some(path) })
+        Ok(Self { file: append_to(&path)?, path: Some(path), seen_at })
+    }
+
+    /// Opens the file again that was moved or removed, as those do who rotate logs: looked at once in [`LOOK`].
+    fn follow(&mut self) {
+        if self.seen_at.elapsed() < LOOK {
+            return;
+        }
+        self.seen_at = Instant::now();
+        let named = self.path.as_ref().and_then(|path| std::fs::metadata(path).ok());
+        let is_the_same = identity(named) == identity(self.file.metadata().ok());
+        if self.path.is_some() && !is_the_same {
+            self.open_again();
+        }
     }
 
     /// Writes whole lines, however long it takes.
     fn write(&mut self, lines: &[u8]) {
+        self.follow();
         let mut rest = lines;
         while !rest.is_empty() {
             match self.file.write(rest) {
@@ -213,11 +237,15 @@ impl Out {
     /// Opens the file anew. Whether it is another one now, in which a line that was half written begins again.
     fn open_again(&mut self) -> bool {
         let Some(anew) = self.path.as_ref().and_then(|path| append_to(path).ok()) else { return false };
-        let identity = |file: &File| file.metadata().map(|about| (about.dev(), about.ino())).ok();
-        let is_another = identity(&anew) != identity(&self.file);
+        let is_another = identity(anew.metadata().ok()) != identity(self.file.metadata().ok());
         self.file = anew;
         is_another
     }
+}
+
+/// Which file it is.
+fn identity(about: Option<std::fs::Metadata>) -> Option<(u64, u64)> {
+    about.map(|about| (about.dev(), about.ino()))
 }
 
 /// Opens a file at its end. A pipe or a socket is none: to open it may wait for somebody who reads it.
@@ -244,6 +272,23 @@ mod tests {
     fn fill(sink: &Sink, log: Log) -> usize {
         let line = [b"x".repeat(1_023), b"\n".to_vec()].concat();
         (0..1_000_000).take_while(|_| sink.push(log, &line)).count()
+    }
+
+    #[test]
+    fn a_file_that_was_moved_or_removed_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, moved) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
+        let mut out = Out::open(place.to_str().unwrap()).unwrap();
+        out.write(b"one\n");
+        std::fs::rename(&place, &moved).unwrap();
+        out.seen_at = Instant::now().checked_sub(LOOK).unwrap();
+        out.write(b"two\n");
+        std::fs::remove_file(&moved).unwrap();
+        assert_eq!(std::fs::read_to_string(&place).unwrap(), "two\n");
+        std::fs::remove_file(&place).unwrap();
+        out.seen_at = Instant::now().checked_sub(LOOK).unwrap();
+        out.write(b"three\n");
+        assert_eq!(std::fs::read_to_string(&place).unwrap(), "three\n");
     }
 
     #[test]

@@ -149,12 +149,12 @@ volumeMounts:
 {{- end }}
 
 {{- define "palisade.gatewaySecrets" -}}
-{{- $keys := concat (list "GATEWAY_TOKEN" "ADMIN_TOKEN" "METRICS_TOKEN" "JWT_SECRET" "REDIS_PASSWORD") .Values.gateway.secretKeys -}}
+{{- $keys := concat (list "GATEWAY_TOKEN" "ADMIN_TOKEN" "METRICS_TOKEN" "JWT_SECRET" "REDIS_PASSWORD") (.Values.gateway.secretKeys | default list) -}}
 {{ include "palisade.secretVolume" (dict "root" . "name" "gateway-secrets" "keys" $keys) }}
 {{- end }}
 
 {{- define "palisade.backendSecrets" -}}
-{{- $keys := concat (list "GATEWAY_TOKEN" "METRICS_TOKEN" "JWT_KEY" "JWT_SECRET" "SMTP_PASSWORD") .Values.backend.secretKeys -}}
+{{- $keys := concat (list "GATEWAY_TOKEN" "METRICS_TOKEN" "JWT_KEY" "JWT_SECRET" "SMTP_PASSWORD") (.Values.backend.secretKeys | default list) -}}
 {{ include "palisade.secretVolume" (dict "root" . "name" "backend-secrets" "keys" $keys) }}
 {{- end }}
 

@@ -39,7 +39,8 @@ impl<S: Send + Sync> FromRequest<S> for Whole {
 /// Without a token the port is for people on this machine. Their browsers also send what other pages ask for, under the
 /// name of a page whose address was changed to this one (DNS rebinding): that name is not ours.
 pub(super) async fn loopback_alone(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next().filter(|_| hosts.next().is_none()).and_then(|host| host.to_str().ok());
     if admin.admin_token.is_none() && !host.is_some_and(is_loopback) {
         let detail = "without ADMIN_TOKEN only localhost, 127.0.0.0/8 and [::1] are answered here";
         return problem(StatusCode::MISDIRECTED_REQUEST, "misdirected_request", detail);
@@ -49,13 +50,15 @@ pub(super) async fn loopback_alone(State(admin): State<Admin>, request: Request,
 
 /// Whether a `Host` names this machine: `localhost`, an address of 127.0.0.0/8 or `[::1]`, with a port or without.
 fn is_loopback(host: &str) -> bool {
-    if let Some(bracketed) = host.strip_prefix('[') {
-        let address = bracketed.split_once(']').and_then(|(address, _)| address.parse::<Ipv6Addr>().ok());
-        return address.is_some_and(|address| address.is_loopback());
+    let is_port = |port: &str| port.strip_prefix(':').is_none_or(|port| port.parse::<u16>().is_ok());
+    if let Some((address, port)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let fine = port.is_empty() || port.starts_with(':') && is_port(port);
+        return fine && address.parse::<Ipv6Addr>().is_ok_and(|address| address.is_loopback());
     }
-    let name = host.split_once(':').map_or(host, |(name, _)| name);
-    name.eq_ignore_ascii_case("localhost")
-        || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+    let (name, port) = host.split_at(host.find(':').unwrap_or(host.len()));
+    is_port(port)
+        && (name.eq_ignore_ascii_case("localhost")
+            || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback()))
 }
 
 /// Does work that may take long, such as judging a policy, on a thread of its own: one at a time, so that it takes one
@@ -112,6 +115,9 @@ mod tests {
             "[::2]:1",
             "[::1",
             "::1",
+            "[::1]x",
+            "localhost:8081@evil",
+            "localhost:8081, evil",
         ] {
             assert!(!is_loopback(host), "{host}");
         }

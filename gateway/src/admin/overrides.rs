@@ -40,8 +40,10 @@ pub(super) async fn change(
             "the body is a JSON object: {\"limits.login.rate\": \"10/min\"}, or nested as in the file";
         return problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
     };
-    let wanted = flatten(&body);
-    make(&admin, wanted, &request_id).await
+    match flatten(&body) {
+        Ok(wanted) => make(&admin, wanted, &request_id).await,
+        Err(fault) => unfit(&[fault]),
+    }
 }
 
 pub(super) async fn remove(
@@ -66,9 +68,14 @@ pub(super) async fn read_write(State(admin): State<Admin>, RequestId(request_id)
 }
 
 /// Puts overrides in force, all of them or none.
-async fn make(admin: &Admin, wanted: Vec<(String, Option<Value>)>, request_id: &str) -> Response {
+async fn make(admin: &Admin, mut wanted: Vec<(String, Option<Value>)>, request_id: &str) -> Response {
     let Ok(_changing) = tokio::time::timeout(PATIENCE, admin.changing.lock()).await else { return busy() };
     let mut overrides = admin.reloader.overrides();
+    // What is not overridden need not be taken back.
+    wanted.retain(|(path, value)| value.is_some() || overrides.iter().any(|(known, _)| known == path));
+    if wanted.is_empty() {
+        return Json(listing(admin)).into_response();
+    }
     overrides.retain(|(path, _)| !wanted.iter().any(|(wanted, _)| wanted == path));
     overrides.extend(wanted.iter().filter_map(|(path, value)| Some((path.clone(), value.clone()?))));
     if overrides.len() > MOST {

@@ -188,7 +188,8 @@ impl Proxy {
         let request = forward::outgoing(header, exchange, signer, hop.is_http2(), body)?;
         let scheme = if peer.is_tls() { "https" } else { "http" };
         hop.begin(request, scheme, read_whole && read_before.is_none())?;
-        if let Some(piece) = exchange.take_in(read_before)? {
+        if let Some(piece) = read_before {
+            exchange.count(&piece)?; // it came in time, whenever it is sent
             hop.send(piece, read_whole);
         }
         let patience = exchange.try_timeout();
@@ -352,13 +353,16 @@ fn is_timeout(fault: &Error) -> bool {
 }
 
 impl Exchange {
+    /// Counts a piece of the request's body, which has a bound.
+    fn count(&mut self, piece: &Bytes) -> Result<()> {
+        self.received += piece.len() as u64;
+        if self.received > self.max_body() { Err(Error::new_down(BODY_TOO_LARGE)) } else { Ok(()) }
+    }
+
     /// Takes in a piece of the request's body, if there is one more.
     fn take_in(&mut self, piece: Option<Bytes>) -> Result<Option<Bytes>> {
         let Some(piece) = piece else { return Ok(None) };
-        self.received += piece.len() as u64;
-        if self.received > self.max_body() {
-            return Err(Error::new_down(BODY_TOO_LARGE));
-        }
+        self.count(&piece)?;
         if !piece.is_empty() && self.started.elapsed() > self.request_timeout() {
             return Err(Error::new_down(BODY_TOO_SLOW));
         }

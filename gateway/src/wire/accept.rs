@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 
 use super::connection::Connection;
 use super::head::{self, Framing, Head};
-use super::http2;
+use super::http2::{self, Ended};
 use super::places::Places;
 use super::proxy_protocol;
 use super::socket::Socket;
@@ -198,9 +198,9 @@ impl Door {
                 }
                 Read::Http2 => {
                     let ended = http2::serve(connection, &self.proxy, &rule, &self.shutdown).await;
-                    if let Some(excess) = ended {
-                        self.gateway.metrics.http2_ended.with_label_values(&[excess.as_str()]).inc();
-                        info!(target: "access", client = %peer, why = %excess, "an HTTP/2 connection was ended");
+                    if let Some(Ended { reason, why }) = ended {
+                        self.gateway.metrics.http2_ended.with_label_values(&[reason]).inc();
+                        info!(target: "access", client = %peer, why, "an HTTP/2 connection was ended");
                     }
                     return Ok(());
                 }

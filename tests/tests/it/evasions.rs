@@ -79,6 +79,8 @@ async fn a_guarded_path_is_guarded_however_it_is_spelt() {
         assert!(upstream.heard().is_empty(), "{:?}", upstream.heard());
     }
     assert_eq!(status(&gateway, "--http1.1", "/privat").await, "200", "and nothing else is");
+    let whole = gateway.client().raw(b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(whole.starts_with("HTTP/1.1 404 "), "the server as a whole is no path: {whole}");
 }
 
 #[tokio::test]

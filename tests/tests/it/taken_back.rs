@@ -25,6 +25,10 @@ secret = "JWT_SECRET"
 issuer = "other"
 leeway = "0s"
 
+[jwt.partner]
+algorithms = ["HS256"]
+secret = "JWT_SECRET"
+
 [limits.person]
 key = "user"
 rate = "2/h"
@@ -47,6 +51,14 @@ name = "own-room"
 path = "/own/{room}"
 upstream = "rooms"
 auth = ["jwt:accounts", "jwt:other"]
+permission = "rooms:own"
+resource = "{room}"
+
+[[routes]]
+name = "partners-room"
+path = "/partners/{room}"
+upstream = "rooms"
+auth = ["jwt:partner"]
 permission = "rooms:own"
 resource = "{room}"
 
@@ -125,8 +137,12 @@ async fn token(client: &Client, name: &str) -> String {
 
 /// A token of the second issuer, good for so many seconds.
 fn others_token(sub: &str, roles: &[&str], seconds: u64) -> String {
+    token_of("other", sub, roles, seconds)
+}
+
+fn token_of(iss: &str, sub: &str, roles: &[&str], seconds: u64) -> String {
     let exp = get_current_timestamp() + seconds;
-    let claims = json!({"iss": "other", "sub": sub, "roles": roles, "exp": exp});
+    let claims = json!({"iss": iss, "sub": sub, "roles": roles, "exp": exp});
     encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
 }
 
@@ -178,6 +194,29 @@ async fn a_websocket_ends_with_whatever_let_it_in() {
 }
 
 #[tokio::test]
+async fn a_ban_closes_websockets_though_nobody_answers_for_the_others() {
+    let house = House::open(SWITCH).await;
+    let ann = house.user("ann", &["staff"]).await;
+    let mut others = Vec::new();
+    for _ in 0..30 {
+        others.push(house.join([127, 0, 0, 1], "/staff/1", &bearer(&ann.token)).await);
+    }
+    let mut banned = house.join([127, 0, 0, 9], "/staff/1", &bearer(&ann.token)).await;
+    house.backend.program.freeze().await;
+    // Nobody can be asked about roles any more, once what is known of them is too old.
+    eventually("the permission service is missed", || async {
+        house.gateway.client().get("/staff/1", Some(&ann.token)).await.status() == 503
+    })
+    .await;
+    let block = house.gateway.operator().json("PUT", "/admin/ip-blocks/127.0.0.9", None, &json!({})).await;
+    assert!(block.status() < 300, "{:?}", block.body);
+    assert!(closes(&mut banned).await, "the ban counts at once");
+    others[0].write_all(b"still").await.unwrap();
+    assert_eq!(read_until(&mut others[0], "still").await, "still", "that nobody answers closes nothing");
+    house.backend.program.signal("CONT");
+}
+
+#[tokio::test]
 async fn a_role_that_is_taken_away_opens_nothing_whatever_the_token_says() {
     let house = House::open(FINE).await;
     let ann = house.user("ann", &["staff"]).await;
@@ -223,6 +262,10 @@ async fn two_issuers_with_one_sub_are_two_people() {
         "token_invalid",
         "not taken there"
     );
+
+    // An issuer to which the policy gives no `iss` writes another's into its tokens.
+    let forged = token_of("palisade", &ann.id, &["staff"], 600);
+    assert_eq!(client.get("/partners/1", Some(&forged)).await.code(), "permission_denied");
 
     for _ in 0..2 {
         assert_eq!(client.get("/few", Some(&double)).await.status(), 200);

@@ -19,9 +19,9 @@ use crate::wire::frames::{
 /// The largest frame that a client may send (RFC 9113, 4.2): we allow no larger ones, and `h2` refuses them.
 const LARGEST_FRAME: usize = 16_384;
 
-/// Bytes of a block before it is unfolded; a header that is too large for the policy is still read to its end, so that it
-/// can be refused by name.
-const LARGEST_BLOCK: usize = 256 * 1024;
+/// Bytes of a block before it is unfolded, at least; more where the policy lets a header have more than half of it. One that
+/// is too large for the policy is still read to its end, so that it can be refused by name.
+const LARGEST_BLOCK: usize = 128 * 1024;
 
 /// GET of `/` over `http`, all from the static table: `h2` accepts a stream for it.
 const NOTHING_SAID: [u8; 3] = [0x82, 0x86, 0x84];
@@ -133,7 +133,7 @@ impl Inbound {
 
     fn go_on(&mut self, payload: &[u8]) -> Result<bool, Excess> {
         let Some(block) = &mut self.block else { return Ok(false) };
-        if block.bytes.len() + payload.len() > LARGEST_BLOCK {
+        if block.bytes.len() + payload.len() > LARGEST_BLOCK.max(self.bounds.bytes.saturating_mul(2)) {
             return Err(Excess::LargeHeader);
         }
         block.bytes.extend_from_slice(payload);

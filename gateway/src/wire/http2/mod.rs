@@ -20,7 +20,6 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::{Digest, GetProxyDigest as _, GetSocketDigest as _, Ssl as _};
 use policy::requests::RequestRule;
 use tokio::sync::{Notify, watch};
-use tracing::debug;
 
 use super::connection::Connection;
 use super::frames::Excess;
@@ -37,6 +36,10 @@ const STREAMS: u32 = 100;
 /// Bytes of an answer that wait for a client which reads slowly, for each stream.
 const SEND_BUFFER: usize = 64 * 1024;
 
+/// Bytes of requests' bodies that a connection may hold while upstreams take none: four times what one stream may, so that
+/// one upload which stands still holds up no other.
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+
 /// Small pieces of bodies that wait for the upstream: 256 bytes less its own for each, so a stream's whole window may hold
 /// messages of a byte.
 const SMALL_PIECES: usize = 4 * 1024 * 1024;
@@ -44,13 +47,44 @@ const SMALL_PIECES: usize = 4 * 1024 * 1024;
 /// For a client that says nothing more, when we have said that we leave and all is answered.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Serves a connection whose preface has come, until it ends. `Some` says why it was ended, if the client went too far.
+/// Why a connection was ended.
+pub(super) struct Ended {
+    /// The word in metrics.
+    pub(super) reason: &'static str,
+    /// The sentence in the log.
+    pub(super) why: String,
+}
+
+impl From<Excess> for Ended {
+    fn from(excess: Excess) -> Self {
+        Self { reason: excess.as_str(), why: excess.to_string() }
+    }
+}
+
+impl Ended {
+    /// What `h2` found wrong, if it was that.
+    fn by(error: &h2::Error) -> Option<Self> {
+        let reason = match error.reason().filter(|_| error.is_library())? {
+            h2::Reason::PROTOCOL_ERROR => "protocol",
+            h2::Reason::COMPRESSION_ERROR => "compression",
+            h2::Reason::FRAME_SIZE_ERROR => "frame_size",
+            h2::Reason::FLOW_CONTROL_ERROR => "flow_control",
+            h2::Reason::STREAM_CLOSED => "stream_closed",
+            h2::Reason::ENHANCE_YOUR_CALM => "resets",
+            _ => "other",
+        };
+        Some(Self { reason, why: error.to_string() })
+    }
+}
+
+/// Serves a connection whose preface has come, until it ends. `Some` says why, if the client broke the protocol or went too
+/// far.
 pub(super) async fn serve(
     mut connection: Box<Connection>,
     proxy: &Arc<Proxy>,
     rule: &RequestRule,
     shutdown: &watch::Receiver<bool>,
-) -> Option<Excess> {
+) -> Option<Ended> {
     let waiting = Arc::<Waiting>::default();
     let bounds = HeadBounds { fields: rule.max_headers, bytes: rule.header_bytes };
     let inbound = Inbound::new(bounds, Arc::clone(&waiting));
@@ -62,10 +96,9 @@ pub(super) async fn serve(
         ..Digest::default()
     };
     let streams = Streams { proxy, shutdown, waiting, digest: Arc::new(digest), active: Arc::default() };
-    if let Err(error) = streams.serve(connection, rule).await {
-        debug!(%error, "an HTTP/2 connection ended");
-    }
-    excess.get().copied()
+    let served = streams.serve(connection, rule).await;
+    let found = served.as_ref().err().and_then(Ended::by);
+    excess.get().copied().map(Ended::from).or(found)
 }
 
 /// The streams of one connection.
@@ -81,6 +114,7 @@ impl Streams<'_> {
     async fn serve(&self, connection: Box<Connection>, rule: &RequestRule) -> Result<(), h2::Error> {
         let mut connection = Builder::new()
             .max_concurrent_streams(STREAMS)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(u32::try_from(rule.header_bytes).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER)
             .data_frame_budget(SMALL_PIECES)
@@ -103,7 +137,12 @@ impl Streams<'_> {
                     }
                     None => return Ok(()),
                 },
-                () = self.active.idle_for(patience) => return Ok(()),
+                // Who is told so knows that what it asks from now on was not looked at (RFC 9113, 6.8).
+                () = self.active.idle_for(patience), if !leaving => {
+                    leaving = true;
+                    connection.graceful_shutdown();
+                }
+                () = self.active.idle_for(patience), if leaving => return Ok(()),
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Headers that have been read and whose streams `h2` has not handed on yet; and what was wrong with trailers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 use pingora_http::RequestHeader;
@@ -19,6 +19,8 @@ pub(in crate::wire) struct Waiting(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     headers: BTreeMap<u32, Box<RequestHeader>>,
+    /// Streams that are accepted and not over.
+    served: BTreeSet<u32>,
     faults: BTreeMap<u32, HeadFault>,
 }
 
@@ -39,14 +41,18 @@ impl Waiting {
         let mut later = state.headers.split_off(&stream);
         let header = later.remove(&stream);
         state.headers = later;
+        if header.is_some() {
+            state.served.insert(stream);
+        }
         header
     }
 
     /// Notes what is wrong with a stream's trailers.
     pub(super) fn note_fault(&self, stream: u32, fault: HeadFault) {
-        let faults = &mut self.0.lock().faults;
-        if faults.len() < MOST {
-            faults.insert(stream, fault);
+        let mut state = self.0.lock();
+        // Nobody asks about a stream that is over.
+        if state.served.contains(&stream) || state.headers.contains_key(&stream) {
+            state.faults.insert(stream, fault);
         }
     }
 
@@ -69,6 +75,7 @@ impl Waiting {
     pub(in crate::wire) fn forget(&self, stream: u32) {
         let mut state = self.0.lock();
         state.headers.remove(&stream);
+        state.served.remove(&stream);
         state.faults.remove(&stream);
     }
 }
