@@ -5,6 +5,7 @@ use std::time::Duration;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
+use service::lines::Log;
 
 /// From a tenth of a millisecond to five seconds.
 const BUCKETS: [f64; 12] = [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1.0, 5.0];
@@ -41,6 +42,13 @@ impl Metrics {
         let registry = Registry::new_custom(Some("palisade".to_owned()), None)?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let make = Maker(&registry);
+        let dropped = make.counters(
+            "log_lines_dropped_total",
+            "Log lines not written, because their writer was late.",
+            &["log"],
+        )?;
+        dropped.with_label_values(&[Log::General.as_str()]);
+        service::lines::report_drops(move |log| dropped.with_label_values(&[log.as_str()]).inc());
         Ok(Self {
             requests: make.counters(
                 "requests_total",

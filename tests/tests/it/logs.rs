@@ -128,10 +128,17 @@ async fn the_backend_answers_though_nobody_reads_its_log() {
     let backend = Backend::start(&[]).await;
     backend.program.is_read(false);
     let client = tests::client::Client::of(backend.address);
-    let id = "i".repeat(120);
-    for _ in 0..500 {
-        // Some 250 bytes of log each: twice what a pipe holds.
-        assert_eq!(client.ask("GET", "/health/live", &[("x-request-id", &id)], "").await.status(), 200);
+    let none_dropped = || async {
+        let told = client.get("/metrics", None).await.body;
+        let told = String::from_utf8(told.to_vec()).unwrap();
+        let line = "palisade_log_lines_dropped_total{log=\"general\"} ";
+        told.lines().find_map(|told| told.strip_prefix(line)).expect("it is counted") == "0"
+    };
+    assert!(none_dropped().await);
+    let long = "M".repeat(6_000); // a method that no page has, but the log has its name
+    while none_dropped().await {
+        assert_eq!(client.ask(&long, "/health/live", &[], "").await.status(), 405);
+        assert_eq!(client.get("/health/live", None).await.status(), 200);
     }
     backend.program.is_read(true);
     assert_eq!(client.get("/health/ready", None).await.status(), 200);
