@@ -12,9 +12,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use service::listener::BodyDeadline;
 use tokio::time::timeout_at;
 
-use crate::listener::BodyDeadline;
 use crate::problem::{Problem, Result};
 
 /// A JSON body.

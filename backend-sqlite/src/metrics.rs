@@ -6,6 +6,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 use service::lines::Log;
+use service::listener::Counters;
 
 /// From a tenth of a millisecond to five seconds.
 const BUCKETS: [f64; 12] = [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1.0, 5.0];
@@ -16,9 +17,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) requests: IntCounterVec,
     pub(crate) request_duration: HistogramVec,
-    pub(crate) connections: IntGauge,
-    pub(crate) connections_refused: IntCounter,
-    pub(crate) connections_timed_out: IntCounterVec,
+    pub(crate) connections: Counters,
     pub(crate) auth_requests: IntCounterVec,
     pub(crate) auth_duration: HistogramVec,
     pub(crate) active_sessions: IntGauge,
@@ -60,14 +59,16 @@ impl Metrics {
                 "Time to answer a request.",
                 &["route"],
             )?,
-            connections: make.gauge("connections_open", "Connections of gateways and whoever else connects.")?,
-            connections_refused: make
-                .counter("connections_refused_total", "Connections beyond server.max_connections.")?,
-            connections_timed_out: make.counters(
-                "connections_timed_out_total",
-                "Connections closed because the other side took too long: for a header, or idle.",
-                &["phase"],
-            )?,
+            connections: Counters {
+                open: make.gauge("connections_open", "Connections of gateways and whoever else connects.")?,
+                refused: make
+                    .counter("connections_refused_total", "Connections beyond server.max_connections.")?,
+                timed_out: make.counters(
+                    "connections_timed_out_total",
+                    "Connections closed because the other side took too long: for a header, or idle.",
+                    &["phase"],
+                )?,
+            },
             auth_requests: make.counters(
                 "auth_requests_total",
                 "Logins and refreshes.",

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
+use service::listener::{self, Limits};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -15,7 +16,6 @@ use tracing::{info, warn};
 use crate::assertion::Verifier;
 use crate::config::{AccountRules, Config, Profile, ServerConfig};
 use crate::db::Database;
-use crate::listener::{self, Limits};
 use crate::login_guard::{HashKey, LoginGuard};
 use crate::mail::Mail;
 use crate::metrics::Metrics;
@@ -112,21 +112,22 @@ async fn listen_and_serve(
     let listen = config.listen.as_str();
     let cannot = || format!("server.listen: cannot listen on `{listen}`");
     let limits = Limits {
+        bound: "server.max_connections",
         max_connections: affordable(config.max_connections),
         header_timeout: config.header_timeout,
         request_timeout: config.request_timeout,
         idle_timeout: config.idle_timeout,
     };
-    let (router, metrics) = (router(app.clone())?, app.metrics.clone());
+    let (router, counters) = (router(app.clone())?, app.metrics.connections.clone());
     if let Some(path) = listen.strip_prefix("unix:") {
         remove_stale_socket(Path::new(path));
         let socket = UnixListener::bind(path).with_context(cannot)?;
         info!(listen, "serving");
-        listener::serve(socket, router, limits, metrics, asked_to_stop).await;
+        listener::serve(socket, router, limits, counters, asked_to_stop).await;
     } else {
         let socket = TcpListener::bind(listen).await.with_context(cannot)?;
         info!(listen = %socket.local_addr()?, "serving");
-        listener::serve(socket, router, limits, metrics, asked_to_stop).await;
+        listener::serve(socket, router, limits, counters, asked_to_stop).await;
     }
     Ok(())
 }

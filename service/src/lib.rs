@@ -1,13 +1,16 @@
-//! What every program of ours has, whatever it does: log lines on their way out, what may be logged, files that are
-//! bounded.
+//! What every program of ours has, whatever it does: connections with bounds and deadlines, log lines on their way out,
+//! what may be logged, files that are bounded.
 //!
 //! [`lines`] takes lines and never waits, [`sink`] writes them on a thread of its own, [`level`] says which events are
 //! logged at all, and [`panics`] what is said when a program ends before its time. [`files`] reads what settings name,
-//! [`settings`] says what is wrong with them.
+//! [`settings`] says what is wrong with them. [`listener`] serves a router, and gives no client more time or room than it
+//! says.
 
 pub mod files;
 pub mod level;
 pub mod lines;
+pub mod listener;
 pub mod panics;
 pub mod settings;
 mod sink;
+mod timed_stream;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
@@ -13,10 +14,10 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use policy::document::Fault;
 use serde_json::{Value, json};
+use service::listener::{self, BodyDeadline, Counters, Limits};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use self::listener::BodyDeadline;
 use crate::clock;
 use crate::gateway::{ChangeFault, Gateway};
 use crate::observe::audit::{Actor, Entry};
@@ -28,13 +29,20 @@ use guard::{MAX_BODY, Whole, not_audited, one_at_a_time};
 
 mod blocks;
 mod guard;
-mod listener;
 mod overrides;
 mod permissions;
 mod revocations;
 mod term;
-mod timed_stream;
 mod usage;
+
+/// What the connections of the admin plane may take.
+const LIMITS: Limits = Limits {
+    bound: "the admin plane's",
+    max_connections: 16_384,
+    header_timeout: Duration::from_secs(10),
+    request_timeout: Duration::from_secs(30),
+    idle_timeout: Duration::from_secs(75),
+};
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -76,9 +84,14 @@ pub async fn bind(address: &str, has_token: bool) -> anyhow::Result<TcpListener>
 
 /// Serves until `stop`.
 pub async fn serve(admin: Admin, listener: TcpListener, mut stop: watch::Receiver<bool>) {
-    let metrics = admin.gateway.metrics.clone();
+    let metrics = &admin.gateway.metrics;
+    let counters = Counters {
+        open: metrics.admin_connections.clone(),
+        refused: metrics.admin_connections_refused.clone(),
+        timed_out: metrics.admin_connections_timed_out.clone(),
+    };
     let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
-    listener::serve(listener, router(admin), listener::LIMITS, metrics, stopped).await;
+    listener::serve(listener, router(admin), LIMITS, counters, stopped).await;
 }
 
 fn router(admin: Admin) -> Router {

@@ -1,10 +1,11 @@
-//! The admin plane's connections: how many there may be, and how long each may take for what it does next.
+//! A listener's connections: how many there may be, and how long each may take for what it does next.
 //!
 //! A connection costs a task and a socket until its first byte comes, and two buffers of 8 KiB from then on. What may
 //! take time ends by a deadline: the header, the body, the pause between requests, and taking an answer.
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,14 +18,14 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tower_service::Service as _;
 use tracing::{debug, warn};
 
-use super::timed_stream::{Progress, TimedStream};
-use crate::observe::metrics::Metrics;
+use crate::timed_stream::{Progress, TimedStream};
 
 /// The largest head of a request, in bytes; a larger one is answered 431.
 const MAX_HEAD: usize = 64 * 1024;
@@ -32,37 +33,42 @@ const MAX_HEAD: usize = 64 * 1024;
 /// How often the log says that connections are refused, at most.
 const SAY_AGAIN: Duration = Duration::from_mins(1);
 
-/// What the connections of the admin plane may take.
-pub(super) const LIMITS: Limits = Limits {
-    max_connections: 16_384,
-    header_timeout: Duration::from_secs(10),
-    request_timeout: Duration::from_secs(30),
-    idle_timeout: Duration::from_secs(75),
-};
-
 /// What the connections of a listener may take.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub struct Limits {
+    /// Whose connections they are, as the log says it.
+    pub bound: &'static str,
     /// Connections at a time; a further one is answered 503 and closed.
-    pub(super) max_connections: usize,
+    pub max_connections: usize,
     /// For a whole header: from the accept, or from the first byte of a later request. Then 408, and closed.
-    pub(super) header_timeout: Duration,
+    pub header_timeout: Duration,
     /// For a whole body, however it trickles in. Then 408, and closed.
-    pub(super) request_timeout: Duration,
+    pub request_timeout: Duration,
     /// Between an answer and the next request, and for a client that takes nothing of an answer.
-    pub(super) idle_timeout: Duration,
+    pub idle_timeout: Duration,
+}
+
+/// What a listener counts.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    /// Connections that are open.
+    pub open: IntGauge,
+    /// Connections beyond the bound.
+    pub refused: IntCounter,
+    /// Connections that ended by a deadline; the label is the phase.
+    pub timed_out: IntCounterVec,
 }
 
 /// When the body of a request has to be here; among the request's extensions.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BodyDeadline(pub(super) Instant);
+pub struct BodyDeadline(pub Instant);
 
 /// Accepts until `stop`, then lets requests in flight finish.
-pub(super) async fn serve<L: Listener>(
+pub async fn serve<L: Listener>(
     mut listener: L,
     router: Router,
     limits: Limits,
-    metrics: Metrics,
+    counters: Counters,
     stop: impl Future<Output = ()>,
 ) {
     let places = Arc::new(Semaphore::new(limits.max_connections));
@@ -75,20 +81,20 @@ pub(super) async fn serve<L: Listener>(
             () = &mut stop => break,
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            metrics.admin_connections_refused.inc();
+            counters.refused.inc();
             if said.is_none_or(|said| said.elapsed() > SAY_AGAIN) {
                 said = Some(Instant::now());
-                let max_connections = limits.max_connections;
-                warn!(max_connections, "connections are refused: all of the admin plane's are taken");
+                let Limits { bound, max_connections, .. } = limits;
+                warn!(max_connections, "connections are refused: all of {bound} are taken");
             }
             refuse(stream).await;
             continue;
         };
-        let (router, metrics, stopping) = (router.clone(), metrics.clone(), stopping.subscribe());
+        let (router, counters, stopping) = (router.clone(), counters.clone(), stopping.subscribe());
         tokio::spawn(async move {
-            metrics.admin_connections.inc();
-            answer(stream, router, limits, &metrics, stopping).await;
-            metrics.admin_connections.dec();
+            counters.open.inc();
+            answer(stream, router, limits, &counters, stopping).await;
+            counters.open.dec();
             drop(place);
         });
     }
@@ -110,7 +116,7 @@ async fn refuse(mut stream: impl AsyncWrite + Unpin) {
 }
 
 /// An answer that is written past HTTP's own machinery, and after which the connection is closed.
-pub(super) fn last_answer(status: StatusCode, code: &str, detail: &str) -> String {
+pub(crate) fn last_answer(status: StatusCode, code: &str, detail: &str) -> String {
     let reason = status.canonical_reason().unwrap_or_default();
     let body = serde_json::json!({
         "type": "about:blank",
@@ -135,7 +141,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     router: Router,
     limits: Limits,
-    metrics: &Metrics,
+    counters: &Counters,
     mut stopping: watch::Receiver<bool>,
 ) {
     let progress = Arc::new(Progress::new(limits));
@@ -162,19 +168,19 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             builder.max_buf_size(MAX_HEAD).header_read_timeout(None);
             let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
             tokio::select! {
-                served = connection.as_mut() => served.map_err(anyhow::Error::from),
+                served = connection.as_mut() => served.map_err(io::Error::other),
                 () = stop(&mut stopping) => {
                     connection.as_mut().graceful_shutdown();
-                    connection.await.map_err(anyhow::Error::from)
+                    connection.await.map_err(io::Error::other)
                 }
             }
         }
         Ok(false) => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     };
     if let Some(phase) = progress.timed_out() {
-        metrics.admin_connections_timed_out.with_label_values(&[phase]).inc();
+        counters.timed_out.with_label_values(&[phase]).inc();
     } else if let Err(error) = served {
-        debug!(error = format!("{error:#}"), "a connection broke off");
+        debug!(error = error.to_string(), "a connection broke off");
     }
 }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::listener::{Limits, last_answer};
+use crate::listener::{Limits, last_answer};
 
 /// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ enum Phase {
 
 /// How far a connection has come; known to its stream and to whoever answers.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     limits: Limits,
     state: Mutex<(Phase, Instant)>,
     timed_out: Mutex<Option<&'static str>>,
@@ -38,18 +38,18 @@ pub(super) struct Progress {
 
 impl Progress {
     /// A connection that was just accepted.
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         let state = Mutex::new((Phase::Opened, Instant::now() + limits.header_timeout));
         Self { limits, state, timed_out: Mutex::default(), reader: Mutex::default() }
     }
 
     /// A header is whole, and its request is worked on.
-    pub(super) fn serving(&self) {
+    pub(crate) fn serving(&self) {
         self.state.lock().0 = Phase::Serving;
     }
 
     /// There is an answer.
-    pub(super) fn answered(&self) {
+    pub(crate) fn answered(&self) {
         *self.state.lock() = (Phase::Idle, Instant::now() + self.limits.idle_timeout);
         // It looks at the clock from now on. hyper does not read again by itself where a read was pending.
         if let Some(reader) = self.reader.lock().take() {
@@ -58,7 +58,7 @@ impl Progress {
     }
 
     /// What took too long, when that is why the connection ended.
-    pub(super) fn timed_out(&self) -> Option<&'static str> {
+    pub(crate) fn timed_out(&self) -> Option<&'static str> {
         *self.timed_out.lock()
     }
 
@@ -81,7 +81,7 @@ impl Progress {
 }
 
 /// A stream with deadlines.
-pub(super) struct TimedStream<S> {
+pub(crate) struct TimedStream<S> {
     inner: S,
     progress: Arc<Progress>,
     timer: Pin<Box<Sleep>>,
@@ -90,13 +90,13 @@ pub(super) struct TimedStream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TimedStream<S> {
-    pub(super) fn new(inner: S, progress: Arc<Progress>) -> Self {
+    pub(crate) fn new(inner: S, progress: Arc<Progress>) -> Self {
         let timer = Box::pin(tokio::time::sleep_until(progress.state.lock().1));
         Self { inner, progress, timer, first: None }
     }
 
     /// Waits for the first byte, without a buffer; false when the other side closes instead.
-    pub(super) async fn first_byte(&mut self) -> io::Result<bool> {
+    pub(crate) async fn first_byte(&mut self) -> io::Result<bool> {
         let mut byte = [0];
         let came = self.read(&mut byte).await? > 0;
         self.first = came.then_some(byte[0]);
@@ -208,6 +208,7 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits = Limits {
+        bound: "these",
         max_connections: 1,
         header_timeout: Duration::from_secs(10),
         request_timeout: Duration::from_secs(30),
