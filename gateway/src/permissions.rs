@@ -1,17 +1,14 @@
-//! Who may do what, which roles somebody has, and whose an API key is: asked of the permission service, answered from memory while an answer may be
-//! believed ([`crate::answers`]), and kept up to date by its feed of changes ([`crate::feed`]).
+//! Who may do what, which roles somebody has, and whose an API key is: asked of the permission service, answered from
+//! memory while an answer may be believed ([`crate::answers`]), and kept up to date by its feed of changes ([`crate::feed`]).
 
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use ahash::RandomState;
-use bytes::Bytes;
-use http::Request;
 use policy::authorize::PermissionRule;
 use policy::time::Timestamp;
 use policy::world::{HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway};
-use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
@@ -19,18 +16,15 @@ use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::again::Backoff;
 use crate::answers::{Answer, Answers, Reach, parts};
-use crate::assertion::{Assertion, BodyBinding, FIELD, Signer};
+use crate::assertion::Signer;
 use crate::clock;
 use crate::feed::{Change, Kind, Knowledge, News};
 use crate::observe::metrics::Metrics;
-use crate::observe::telemetry;
 use crate::upstreams::Upstreams;
 
-/// For one question.
-const PATIENCE: Duration = Duration::from_secs(2);
+use self::service::{DecisionAnswer, HolderAnswer, HolderKey, RolesAnswer, Service, Status};
 
-/// For one round of the change feed, whose answer waits up to a second for news.
-const FEED_PATIENCE: Duration = Duration::from_secs(3);
+mod service;
 
 /// The pauses after failed rounds: they double from the first on, up to the second; a service that has no such feed at
 /// all is asked as seldom as the third says.
@@ -175,60 +169,6 @@ fn name_issuer(body: &mut serde_json::Value, issuer: Option<&str>) {
     if let Some(issuer) = issuer {
         body["issuer"] = issuer.into();
     }
-}
-
-/// An answer that is none.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("status {0}")]
-struct Status(u16);
-
-/// The permission service.
-struct Service {
-    upstreams: Upstreams,
-    signer: Option<Signer>,
-    replica: String,
-}
-
-#[derive(Deserialize)]
-struct DecisionAnswer {
-    allowed: bool,
-    revision: i64,
-    #[serde(default)]
-    roles: Vec<String>,
-    #[serde(default)]
-    groups: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct RolesAnswer {
-    revision: i64,
-    /// None: nobody whom the service knows.
-    roles: Option<Vec<String>>,
-    #[serde(default)]
-    groups: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct HolderAnswer {
-    revision: i64,
-    #[serde(flatten)]
-    key: Option<HolderKey>,
-}
-
-#[derive(Deserialize)]
-struct HolderKey {
-    id: String,
-    user: String,
-    roles: Vec<String>,
-    groups: Vec<String>,
-    scopes: Vec<Scope>,
-    expires_at: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct Scope {
-    permission: String,
-    resource: String,
 }
 
 impl Permissions {
@@ -508,75 +448,5 @@ impl From<Option<HolderKey>> for Holder {
             expires_at: key.expires_at.map(Timestamp::from_secs),
         };
         Self { found: Some(Arc::new(holder)), grounds }
-    }
-}
-
-impl Service {
-    async fn ask<T: for<'de> Deserialize<'de>>(
-        &self,
-        upstream: &str,
-        target: &str,
-        body: String,
-    ) -> Option<T> {
-        let asked = async {
-            let request = self.signed("POST", target, body.as_bytes())?;
-            let request = request.header("content-type", "application/json");
-            let body = self.send(upstream, request, target, body.into_bytes(), PATIENCE).await?;
-            anyhow::Ok(serde_json::from_slice(&body)?)
-        };
-        asked
-            .await
-            .inspect_err(|error| {
-                warn!(target, error = format!("{error:#}"), "the permission service did not answer");
-            })
-            .ok()
-    }
-
-    async fn changes(&self, upstream: &str, known: Option<(&str, i64)>) -> anyhow::Result<News> {
-        let mut target = format!("/internal/changes?replica={}", self.replica);
-        if let Some((run, revision)) = known {
-            target = format!("{target}&run={run}&revision={revision}");
-        }
-        self.news(upstream, target).await
-    }
-
-    /// The rest of the tokens that are revoked.
-    async fn revoked_after(&self, upstream: &str, after: i64) -> anyhow::Result<News> {
-        let target = format!("/internal/changes?replica={}&revoked_after={after}", self.replica);
-        self.news(upstream, target).await
-    }
-
-    async fn news(&self, upstream: &str, target: String) -> anyhow::Result<News> {
-        let request = self.signed("GET", &target, b"")?;
-        let body = self.send(upstream, request, &target, Vec::new(), FEED_PATIENCE).await?;
-        Ok(serde_json::from_slice(&body)?)
-    }
-
-    async fn send(
-        &self,
-        upstream: &str,
-        request: http::request::Builder,
-        target: &str,
-        body: Vec<u8>,
-        patience: Duration,
-    ) -> anyhow::Result<Bytes> {
-        let answer = self.upstreams.ask(upstream, request, target, &body, patience).await?;
-        if answer.status() != http::StatusCode::OK {
-            return Err(Status(answer.status().as_u16()).into());
-        }
-        Ok(answer.into_body())
-    }
-
-    fn signed(&self, method: &str, target: &str, body: &[u8]) -> anyhow::Result<http::request::Builder> {
-        let mut request = Request::builder().method(method);
-        if let Some(signer) = &self.signer {
-            let body = BodyBinding::whole(body);
-            let assertion = Assertion { method, target, own: true, body, ..Assertion::default() };
-            request = request.header(FIELD, signer.sign(&assertion)?);
-        }
-        if let Some(parent) = telemetry::traceparent(&tracing::Span::current()) {
-            request = request.header("traceparent", parent);
-        }
-        Ok(request)
     }
 }
