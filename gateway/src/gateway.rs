@@ -23,6 +23,7 @@ use service::lines::{Full, Reserved};
 use tokio::sync::{Notify, mpsc};
 use tracing::{Instrument as _, info_span, warn};
 
+use crate::again::Backoff;
 use crate::bans::BanList;
 use crate::breakers::{BreakerPass, Breakers};
 use crate::clock;
@@ -181,7 +182,12 @@ impl Gateway {
                 self.share(shared, change, now).await;
             }
         }
-        Ok(self.ledger.save().await?)
+        self.save().await.map_err(ChangeFault::NotKept)
+    }
+
+    /// Writes down what is known; what cannot be written now is tried again until it is.
+    async fn save(&self) -> std::io::Result<()> {
+        self.ledger.save().await.inspect_err(|_| self.save_soon.notify_one())
     }
 
     /// Makes a change known to the other replicas. Where one of theirs counts that was not heard of here, it is made again
@@ -263,11 +269,13 @@ impl Gateway {
     /// Writes down what was learnt, a moment after, forever: what comes in between is written with it.
     pub async fn save_what_was_learnt(&self) {
         const MOMENT: Duration = Duration::from_millis(500);
+        const LONGEST_PAUSE: Duration = Duration::from_secs(10);
         loop {
             self.save_soon.notified().await;
             tokio::time::sleep(MOMENT).await;
-            if let Err(error) = self.ledger.save().await {
-                warn!(error = format!("{error:#}"), "changes cannot be kept for a restart");
+            let mut backoff = Backoff::from(MOMENT);
+            while self.ledger.save().await.is_err() {
+                tokio::time::sleep(backoff.failed(LONGEST_PAUSE, rand::random()).1).await;
             }
         }
     }
@@ -290,10 +298,8 @@ impl Gateway {
                 fresh.extend(self.merge().await);
             }
             self.take_effect(&fresh, now);
-            if !fresh.is_empty()
-                && let Err(error) = self.ledger.save().await
-            {
-                warn!(error = format!("{error:#}"), "changes cannot be kept for a restart");
+            if !fresh.is_empty() {
+                let _ = self.save().await; // it is said and tried again
             }
         }
     }
@@ -348,9 +354,9 @@ pub enum ChangeFault {
     /// Nothing was changed.
     #[error("the audit log cannot take another line")]
     NotAudited,
-    /// It is in force, but may not outlive a restart.
+    /// It is in force, and is written down as soon as that is possible.
     #[error(transparent)]
-    NotKept(#[from] anyhow::Error),
+    NotKept(std::io::Error),
 }
 
 /// Who changes something, and by which request.

@@ -4,14 +4,22 @@
 //! All of it is kept in the state directory, too: what was acknowledged outlives a restart with Redis or without.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
 use policy::time::Timestamp;
-use tracing::warn;
+use tracing::{error, warn};
 
+use crate::state_dir::StateDir;
 use crate::store::{Change, Topic};
+
+/// In the state directory.
+const FILE: &str = "changes.json";
+
+/// The largest file that is read, in bytes.
+const LARGEST_FILE: u64 = 1 << 30;
 
 /// The most changes of one topic. Beyond it some go, which is logged.
 const MOST: usize = 500_000;
@@ -19,27 +27,34 @@ const MOST: usize = 500_000;
 /// The changes that matter.
 pub struct Ledger {
     changes: Mutex<HashMap<(Topic, String), Change>>,
-    file: PathBuf,
+    state: Arc<StateDir>,
     /// Held while writing, so that an older state never replaces a newer one.
     writing: tokio::sync::Mutex<()>,
 }
 
 impl Ledger {
-    /// The ledger that is kept in `state_dir`; empty where there is none yet.
-    pub fn open(state_dir: &Path, now: Timestamp) -> anyhow::Result<Self> {
-        let file = state_dir.join("changes.json");
-        let ledger =
-            Self { changes: Mutex::default(), file: file.clone(), writing: tokio::sync::Mutex::default() };
-        match std::fs::read(&file) {
-            Ok(bytes) => {
-                let kept: Vec<Change> = serde_json::from_slice(&bytes).with_context(|| {
-                    format!("`{}` is damaged: remove it to start without", file.display())
-                })?;
-                ledger.apply(kept, now);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read `{}`", file.display()));
+    /// The ledger that is kept in the state directory; empty where there is none yet. A damaged one is set aside: the
+    /// gateway starts without, and Redis and the other replicas give back what they know.
+    pub fn open(state: Arc<StateDir>, now: Timestamp) -> anyhow::Result<Self> {
+        let file = state.path(FILE);
+        let ledger = Self { changes: Mutex::default(), state, writing: tokio::sync::Mutex::default() };
+        if !file.exists() {
+            return Ok(ledger);
+        }
+        let bytes = service::files::read(&file, LARGEST_FILE)?;
+        match serde_json::from_slice::<Vec<Change>>(&bytes) {
+            Ok(kept) => drop(ledger.apply(kept, now)),
+            Err(fault) => {
+                let aside = service::files::set_aside(&file)
+                    .with_context(|| format!("`{}` is damaged and cannot be set aside", file.display()))?;
+                error!(
+                    file = %file.display(),
+                    set_aside_as = %aside.display(),
+                    %fault,
+                    "the state file is damaged: starting without the bans, revocations and overrides that only it held. \
+                     Redis and other replicas give back what they know; check GET /admin/ip-blocks, /admin/revocations \
+                     and /admin/overrides"
+                );
             }
         }
         Ok(ledger)
@@ -102,25 +117,16 @@ impl Ledger {
         self.changes.lock().retain(|_, change| change.matters(now));
     }
 
-    /// Writes everything down: beside, flushed, then renamed, so that a kill leaves the old state or the new one.
-    pub async fn save(&self) -> anyhow::Result<()> {
+    /// Writes everything down. After an error the file holds what it held before.
+    pub async fn save(self: &Arc<Self>) -> io::Result<()> {
         let _writing = self.writing.lock().await;
-        let all: Vec<Change> = self.changes.lock().values().cloned().collect();
-        let file = self.file.clone();
-        let written = tokio::task::spawn_blocking(move || write(&file, &all)).await?;
-        written.with_context(|| format!("cannot write `{}`", self.file.display()))
+        let ledger = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || {
+            let all: Vec<Change> = ledger.changes.lock().values().cloned().collect();
+            ledger.state.replace(FILE, |out| Ok(serde_json::to_writer(out, &all)?))
+        });
+        written.await?
     }
-}
-
-fn write(file: &Path, changes: &[Change]) -> anyhow::Result<()> {
-    if let Some(dir) = file.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    let beside = file.with_extension(format!("{}.tmp", std::process::id()));
-    let mut out = std::fs::File::create(&beside)?;
-    serde_json::to_writer(std::io::BufWriter::new(&mut out), changes)?;
-    out.sync_all()?;
-    Ok(std::fs::rename(beside, file)?)
 }
 
 /// Drops what says nothing any more, and then of each topic that has too many the tenth that is missed least: what was
@@ -152,15 +158,21 @@ fn make_room(all: &mut HashMap<(Topic, String), Change>, now: Timestamp) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::metrics::Metrics;
 
     fn change(key: &str, value: Option<i32>, changed_at: u64) -> Change {
         let value = value.map(serde_json::Value::from);
         Change { topic: Topic::Bans, key: key.to_owned(), value, until: None, changed_at }
     }
 
-    fn ledger() -> (tempfile::TempDir, Ledger) {
+    fn open(dir: &tempfile::TempDir) -> Arc<Ledger> {
+        let state = StateDir::new(dir.path().to_owned(), Metrics::new().unwrap());
+        Arc::new(Ledger::open(state, NOW).unwrap())
+    }
+
+    fn ledger() -> (tempfile::TempDir, Arc<Ledger>) {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = Ledger::open(dir.path(), NOW).unwrap();
+        let ledger = open(&dir);
         (dir, ledger)
     }
 
@@ -193,9 +205,11 @@ mod tests {
         let (dir, ledger) = ledger();
         ledger.apply([change("a", Some(1), 1), change("b", None, 1)], NOW);
         ledger.save().await.unwrap();
-        let again = Ledger::open(dir.path(), NOW).unwrap();
-        assert_eq!(again.all(Topic::Bans, NOW).len(), 2);
-        std::fs::write(dir.path().join("changes.json"), "[").unwrap();
-        assert!(Ledger::open(dir.path(), NOW).is_err(), "a damaged file is said to be damaged");
+        assert_eq!(open(&dir).all(Topic::Bans, NOW).len(), 2);
+        for damaged in ["", "[", "\0\0\0"] {
+            std::fs::write(dir.path().join("changes.json"), damaged).unwrap();
+            assert!(open(&dir).all(Topic::Bans, NOW).is_empty(), "it starts without");
+            assert_eq!(std::fs::read_to_string(dir.path().join("changes.json.damaged")).unwrap(), damaged);
+        }
     }
 }

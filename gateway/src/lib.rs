@@ -52,6 +52,7 @@ pub mod secrets;
 pub mod settings;
 pub mod sketch;
 pub mod stale;
+pub mod state_dir;
 pub mod store;
 pub mod tokens;
 pub mod transport;

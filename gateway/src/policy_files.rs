@@ -10,10 +10,7 @@ use policy::document::Fault;
 pub(crate) const LARGEST: u64 = 4 << 20;
 
 /// The most bytes of all deny files of a policy together.
-const LARGEST_LISTS: u64 = 64 << 20;
-
-/// The deny files of a policy by the names that it gives them, with what they held.
-pub(crate) type DenyFiles = Vec<(String, String)>;
+pub(crate) const LARGEST_LISTS: u64 = 64 << 20;
 
 /// The policy's text.
 pub(crate) fn read(file: &Path) -> anyhow::Result<String> {
@@ -26,35 +23,29 @@ pub(crate) fn folder_of(file: &Path) -> PathBuf {
 }
 
 /// The text of the deny file that a policy in `folder` calls `name`, of at most `largest` bytes.
-fn read_list(folder: &Path, name: &str, largest: u64) -> anyhow::Result<String> {
+pub(crate) fn read_list_text(folder: &Path, name: &str, largest: u64) -> anyhow::Result<String> {
     let read = || service::files::read_text(&service::files::below(folder, name)?, largest);
     read().context("blocks.deny_files")
 }
 
-/// What the deny files of `held` hold now; `None` for one that cannot be read.
-pub(crate) fn read_again(folder: &Path, held: &DenyFiles) -> Vec<Option<String>> {
-    held.iter().map(|(name, _)| read_list(folder, name, LARGEST_LISTS).ok()).collect()
-}
-
-/// Reads the deny files that the policy in `file` names: files below its folder.
-pub fn read_deny_files(file: &Path, rules: &mut Policy) -> Result<DenyFiles, Vec<Fault>> {
+/// Reads the deny files that the policy in `file` names, files below its folder; every fault of them counts.
+pub(crate) fn read_deny_files(file: &Path, rules: &mut Policy) -> Result<(), Vec<Fault>> {
     let (folder, mut room) = (folder_of(file), LARGEST_LISTS);
-    let (mut read, mut faults) = (DenyFiles::new(), Vec::new());
-    for name in rules.blocks.deny_files.clone() {
-        match read_list(&folder, &name, room) {
-            Ok(text) => {
-                room = room.saturating_sub(text.len() as u64);
-                read.push((name, text));
-            }
-            Err(error) => faults.push(whole_file(&folder.join(&name), &error)),
+    let (mut lists, mut faults) = (Vec::new(), Vec::new());
+    for name in &rules.blocks.deny_files {
+        let path = folder.join(name);
+        let read = read_list_text(&folder, name, room).map_err(|error| vec![whole_file(&path, &error)]);
+        room = room.saturating_sub(read.as_ref().map_or(0, |text| text.len() as u64));
+        match read.and_then(|text| policy::blocks::read_list(&path.display().to_string(), &text)) {
+            Ok(networks) => lists.push(networks),
+            Err(found) => faults.extend(found),
         }
     }
-    let shown: Vec<String> = read.iter().map(|(name, _)| folder.join(name).display().to_string()).collect();
-    let lists = shown.iter().zip(&read).map(|(shown, (_, text))| (shown.as_str(), text.as_str()));
-    if let Err(found) = rules.blocks.deny_also(lists) {
-        faults.extend(found);
+    if !faults.is_empty() {
+        return Err(faults);
     }
-    if faults.is_empty() { Ok(read) } else { Err(faults) }
+    let denied = rules.blocks.deny_also(lists.iter().map(Vec::as_slice));
+    denied.map_err(|message| vec![whole_file(file, &anyhow::anyhow!("blocks.deny_files: {message}"))])
 }
 
 /// A fault of a file as a whole.

@@ -6,6 +6,7 @@
 //! in the state directory, so that a restart with a broken file still serves. The policy's deny files are watched as
 //! well, and overrides are laid over every text before it is judged.
 
+mod deny_lists;
 mod rollback;
 
 use std::collections::HashSet;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tracing::{error, info, warn};
 
+use self::deny_lists::{DenyLists, Lists, Networks};
 use crate::canary::{Canary, Counts};
 use crate::clock;
 use crate::gateway::Gateway;
@@ -33,7 +35,8 @@ use crate::named::Named;
 use crate::observe::audit::{Actor, Entry};
 use crate::observe::metrics::Metrics;
 use crate::overrides::{Override, lay_over, without_lines};
-use crate::policy_files::{DenyFiles, folder_of, lines, read, read_again, read_deny_files, whole_file};
+use crate::policy_files::{folder_of, lines, read, whole_file};
+use crate::state_dir::StateDir;
 use crate::store::{Change, Topic};
 
 /// A file that is being written is quiet for so long before it is read.
@@ -41,6 +44,12 @@ const QUIET: Duration = Duration::from_millis(100);
 
 /// Where a file system tells nothing of changes, the file is looked at so often.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// In the state directory: the text of the last good policy.
+const LAST_GOOD: &str = "policy.last-good.toml";
+
+/// What happens to a text that is refused while the gateway serves.
+const STAYS: &str = "the one in force stays";
 
 /// A policy with where it came from.
 #[derive(Debug)]
@@ -55,7 +64,7 @@ pub struct Loaded {
     pub loaded_at: SystemTime,
     /// The file's text, without overrides.
     text: String,
-    deny_files: DenyFiles,
+    lists: Lists,
     /// What the file names outside of itself.
     named: Named,
     /// How requests went under it.
@@ -80,21 +89,27 @@ pub struct ReloadRefusal {
     pub faults: Vec<Fault>,
 }
 
+impl ReloadRefusal {
+    fn now(faults: Vec<Fault>) -> Self {
+        Self { at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(), faults }
+    }
+}
+
 /// Reads policies and puts them in force.
 pub struct Reloader {
     file: PathBuf,
-    state_dir: PathBuf,
+    state: Arc<StateDir>,
+    lists: DenyLists,
     upstreams: Vec<String>,
     keys: Arc<Keys>,
     ledger: Arc<Ledger>,
     metrics: Metrics,
     /// What puts the last policy back when this one leaves its band.
     pub canary: Canary,
-    last_refusal: Mutex<Option<ReloadRefusal>>,
+    refused_policy: Mutex<Option<ReloadRefusal>>,
+    refused_lists: Mutex<Option<ReloadRefusal>>,
     /// What was read last, good or not: it is not judged again.
     last_seen: Mutex<Option<Result<String, String>>>,
-    /// The deny lists that were refused last: they are not judged again either.
-    refused_lists: Mutex<Option<Vec<Option<String>>>>,
     /// The files in the policy's folder whose changes count.
     watched: Arc<Mutex<HashSet<OsString>>>,
     /// Held from reading to putting in force, so that an older text never replaces a newer one.
@@ -105,23 +120,25 @@ impl Reloader {
     /// A reader of `file`.
     pub fn new(
         file: PathBuf,
-        state_dir: PathBuf,
+        state: Arc<StateDir>,
         upstreams: Vec<String>,
         keys: Arc<Keys>,
         ledger: Arc<Ledger>,
         metrics: Metrics,
     ) -> Arc<Self> {
+        let lists = DenyLists::new(folder_of(&file), Arc::clone(&state));
         Arc::new(Self {
             file,
-            state_dir,
+            state,
+            lists,
             upstreams,
             keys,
             ledger,
             metrics,
             canary: Canary::default(),
-            last_refusal: Mutex::default(),
-            last_seen: Mutex::default(),
+            refused_policy: Mutex::default(),
             refused_lists: Mutex::default(),
+            last_seen: Mutex::default(),
             watched: Arc::default(),
             reloading: Mutex::default(),
         })
@@ -147,8 +164,7 @@ impl Reloader {
             .into_iter()
             .find_map(|(what, loaded)| Some((loaded?, what)))
             .with_context(|| format!("the policy is refused\n{}", lines(&faults)))?;
-        error!(file = %self.file.display(), "the policy is refused: starting with {what}");
-        self.refuse(faults);
+        self.refuse(faults, &format!("starting with {what}"));
         let loaded = Arc::new(loaded);
         self.note_in_force(&loaded);
         Ok(loaded)
@@ -156,7 +172,7 @@ impl Reloader {
 
     /// What to start with when the file with the overrides will not do.
     fn fallbacks(&self) -> [(&'static str, Option<Loaded>); 3] {
-        let kept = self.kept_file();
+        let kept = self.state.path(LAST_GOOD);
         let usable =
             |loaded: Result<Loaded, Vec<Fault>>| loaded.and_then(|loaded| loaded.adopted(&self.keys)).ok();
         let without = || {
@@ -202,16 +218,16 @@ impl Reloader {
         allowed: Option<&Named>,
     ) -> Result<Loaded, Vec<Fault>> {
         let name = file.display().to_string();
-        let (mut rules, mut deny_files) = self.read_rules(&name, text, allowed)?;
+        let (mut rules, mut lists) = self.read_rules(&name, text, allowed)?;
         rules.run_tests(&name, text)?;
         let named = Named::by(&rules);
         if !overrides.is_empty() {
             let merged = lay_over(text, overrides)?;
-            let judged = self.read_rules(&name, &merged, Some(&named)).and_then(|(rules, deny_files)| {
+            let judged = self.read_rules(&name, &merged, Some(&named)).and_then(|(rules, lists)| {
                 rules.run_tests(&name, &merged)?;
-                Ok((rules, deny_files))
+                Ok((rules, lists))
             });
-            (rules, deny_files) = judged.map_err(without_lines)?;
+            (rules, lists) = judged.map_err(without_lines)?;
         }
         let sha256 = Sha256::digest(text.as_bytes())
             .iter()
@@ -223,7 +239,7 @@ impl Reloader {
             file: name,
             loaded_at,
             text: text.to_owned(),
-            deny_files,
+            lists,
             named,
             counts: Arc::default(),
         })
@@ -235,13 +251,13 @@ impl Reloader {
         name: &str,
         text: &str,
         allowed: Option<&Named>,
-    ) -> Result<(Policy, DenyFiles), Vec<Fault>> {
+    ) -> Result<(Policy, Lists), Vec<Fault>> {
         let mut rules = Policy::parse(name, text, Some(&self.upstreams))?;
         if let Some(allowed) = allowed {
             allowed.cover(&rules, name, text)?;
         }
-        let deny_files = read_deny_files(&self.file, &mut rules)?;
-        Ok((rules, deny_files))
+        let lists = self.lists.read(&mut rules)?;
+        Ok((rules, lists))
     }
 
     /// The overrides that hold.
@@ -271,13 +287,12 @@ impl Reloader {
 
     /// Puts the text in force again, with the overrides that hold now.
     pub fn apply_overrides(&self, gateway: &Gateway) {
-        let _ = self.lay_anew(gateway, "the overrides");
+        self.lay_anew(gateway, "the overrides");
     }
 
     /// Puts the text in force again because `what` has changed. What other replicas could accept and this one cannot, for
-    /// its file is another, is refused here. It is the same policy: it counts on, and a trial goes on. Whether it is in
-    /// force now.
-    fn lay_anew(&self, gateway: &Gateway, what: &str) -> bool {
+    /// its file is another, is refused here. It is the same policy: it counts on, and a trial goes on.
+    fn lay_anew(&self, gateway: &Gateway, what: &str) {
         let _one_at_a_time = self.reloading.lock();
         let in_force = gateway.policy();
         let judged = self.judge(Path::new(&in_force.file), &in_force.text);
@@ -290,15 +305,12 @@ impl Reloader {
                 gateway.put_in_force(Arc::new(loaded));
                 let read = self.last_seen.lock().clone();
                 if read.is_some_and(|read| read.as_deref() == Ok(&*in_force.text)) {
-                    *self.last_refusal.lock() = None; // nothing that was read is refused any more
+                    *self.refused_policy.lock() = None; // nothing that was read is refused any more
                 }
-                true
             }
-            Err(faults) => {
-                self.refuse(faults);
-                false
-            }
+            Err(faults) => self.refuse(faults, STAYS),
         }
+        self.note_lists(gateway);
     }
 
     /// Reads the file and puts it in force, or says why not.
@@ -316,19 +328,21 @@ impl Reloader {
                 let loaded = self.accept(loaded);
                 audit(gateway, "policy_reload", &before, &loaded);
                 gateway.put_in_force(loaded);
-                *self.last_refusal.lock() = None;
+                *self.refused_policy.lock() = None;
+                self.note_lists(gateway);
                 Ok(())
             }
             Err(faults) => {
-                self.refuse(faults.clone());
+                self.refuse(faults.clone(), STAYS);
+                self.note_lists(gateway);
                 Err(faults)
             }
         }
     }
 
-    /// The last refusal, unless a good policy has come since.
+    /// The last refusal, unless a good policy has come since: of the file, else of the lists that it names.
     pub fn last_refusal(&self) -> Option<ReloadRefusal> {
-        self.last_refusal.lock().clone()
+        self.refused_policy.lock().clone().or_else(|| self.refused_lists.lock().clone())
     }
 
     /// Watches the file, forever, on a thread of its own. Where the system lets nobody watch, it is looked at every [`LOOK`].
@@ -362,6 +376,7 @@ impl Reloader {
     }
 
     fn look(&self, gateway: &Gateway) {
+        self.state.catch_up();
         let text = read(&self.file).map_err(|error| format!("{error:#}"));
         let changed = self.last_seen.lock().as_ref() != Some(&text);
         if changed {
@@ -371,24 +386,35 @@ impl Reloader {
         }
     }
 
-    /// Puts the text in force again where a deny file has changed. Lists that were refused are not judged again: that would
-    /// be said in the log again and again.
+    /// Puts the text in force again where a deny file has changed.
     fn look_at_lists(&self, gateway: &Gateway) {
         let in_force = gateway.policy();
-        let lists = read_again(&folder_of(&self.file), &in_force.deny_files);
-        let unchanged = |((_, held), list): (&(String, String), &Option<String>)| list.as_ref() == Some(held);
-        if in_force.deny_files.iter().zip(&lists).all(unchanged) {
-            *self.refused_lists.lock() = None;
-        } else if self.refused_lists.lock().as_ref() != Some(&lists) {
-            let is_refused = !self.lay_anew(gateway, "a deny file");
-            *self.refused_lists.lock() = is_refused.then_some(lists);
+        let (lists, _) = self.lists.look(&in_force.rules.blocks.deny_files);
+        let same = |((_, held), (_, now)): (&(String, Networks), &(String, Networks))| Arc::ptr_eq(held, now);
+        if lists.len() == in_force.lists.len() && in_force.lists.iter().zip(&lists).all(same) {
+            self.note_lists(gateway);
+        } else {
+            self.lay_anew(gateway, "a deny file");
         }
     }
 
-    fn keep_for_a_restart(&self, loaded: &Loaded) {
-        if let Err(error) = self.keep(&loaded.text) {
-            warn!(error = format!("{error:#}"), "the policy cannot be kept for a restart");
+    /// Notes what is wrong with the lists of the policy in force, which holds their last good ones.
+    fn note_lists(&self, gateway: &Gateway) {
+        let faults = self.lists.faults(&gateway.policy().lists);
+        let mut refused = self.refused_lists.lock();
+        if faults.is_empty() {
+            *refused = None;
+        } else if refused.as_ref().is_none_or(|known| known.faults != faults) {
+            self.metrics.policy_reloads.with_label_values(&["refused"]).inc();
+            *refused = Some(ReloadRefusal::now(faults));
         }
+        let is_refused = refused.is_some() || self.refused_policy.lock().is_some();
+        self.metrics.policy_refused.set(i64::from(is_refused));
+    }
+
+    /// The text in force is what a restart begins with, should the file be refused then.
+    fn keep_for_a_restart(&self, loaded: &Loaded) {
+        self.state.keep(LAST_GOOD, loaded.text.as_bytes());
     }
 
     fn accept(&self, loaded: Loaded) -> Arc<Loaded> {
@@ -402,7 +428,8 @@ impl Reloader {
 
     fn note_in_force(&self, loaded: &Loaded) {
         let name = |path: &Path| path.file_name().map(OsStr::to_owned);
-        let lists = loaded.deny_files.iter().filter_map(|(list, _)| name(Path::new(list)));
+        self.lists.keep_only(&loaded.lists);
+        let lists = loaded.lists.iter().filter_map(|(list, _)| name(Path::new(list)));
         *self.watched.lock() = lists.chain(name(&self.file)).collect();
         self.metrics.policy_info.reset();
         self.metrics.policy_info.with_label_values(&[&loaded.sha256]).set(1);
@@ -410,29 +437,18 @@ impl Reloader {
         self.metrics.policy_last_reload.set(i64::try_from(at).unwrap_or(i64::MAX));
     }
 
-    fn refuse(&self, faults: Vec<Fault>) {
+    /// Reports `faults`, and what happens instead.
+    fn refuse(&self, faults: Vec<Fault>, instead: &str) {
         self.metrics.policy_reloads.with_label_values(&["refused"]).inc();
         for fault in &faults {
-            error!(fault = %fault, "the policy is refused: the one in force stays");
+            error!(%fault, "the policy is refused: {instead}");
         }
         self.note_refusal(faults);
     }
 
     fn note_refusal(&self, faults: Vec<Fault>) {
-        let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        *self.last_refusal.lock() = Some(ReloadRefusal { at, faults });
-    }
-
-    fn kept_file(&self) -> PathBuf {
-        self.state_dir.join("policy.last-good.toml")
-    }
-
-    /// Written beside and renamed, so that a kill leaves the old text or the new one.
-    fn keep(&self, text: &str) -> anyhow::Result<()> {
-        std::fs::create_dir_all(&self.state_dir)?;
-        let beside = self.state_dir.join(format!("policy.{}.tmp", std::process::id()));
-        std::fs::write(&beside, text)?;
-        Ok(std::fs::rename(beside, self.kept_file())?)
+        *self.refused_policy.lock() = Some(ReloadRefusal::now(faults));
+        self.metrics.policy_refused.set(1);
     }
 }
 

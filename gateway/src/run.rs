@@ -33,6 +33,7 @@ use crate::proxy::Proxy;
 use crate::reload::Reloader;
 use crate::secrets::{REDIS_PASSWORD, Secrets};
 use crate::settings::{Profile, RedisSettings, ServerSettings, Settings};
+use crate::state_dir::StateDir;
 use crate::store::link::Places;
 use crate::store::redis::RedisStore;
 use crate::tunnels;
@@ -63,10 +64,11 @@ pub async fn run(
     secrets.require_all(&needed_secrets(&settings, profile, &policy_file))?;
     let upstreams = Upstreams::new(&settings.upstreams, &metrics)?;
     let keys = Arc::new(Keys::new(secrets.clone(), folder_of(&policy_file)));
-    let ledger = Arc::new(Ledger::open(&settings.state.dir, clock::now()).context("state.dir")?);
+    let state = StateDir::new(settings.state.dir, metrics.clone());
+    let ledger = Arc::new(Ledger::open(Arc::clone(&state), clock::now()).context("state.dir")?);
     let reloader = Reloader::new(
         policy_file,
-        settings.state.dir,
+        Arc::clone(&state),
         upstreams.names(),
         Arc::clone(&keys),
         Arc::clone(&ledger),
@@ -114,6 +116,7 @@ pub async fn run(
     let admin = Admin {
         gateway: Arc::clone(&gateway),
         reloader,
+        state,
         upstreams: upstreams.clone(),
         admin_token,
         metrics_token: secrets.get("METRICS_TOKEN")?,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::client::{Client, parse_network};
+use crate::client::{Client, read_network};
 use crate::document::{Fault, Faults, Section};
 use crate::networks::NetworkTable;
 use crate::refusal::{Code, Refusal};
@@ -24,13 +24,16 @@ use crate::world::World;
 const MOST_FILES: usize = 64;
 const MOST_DENIED: usize = 2_000_000;
 
+/// The faults of a deny file that are listed; the others are counted.
+const MOST_LIST_FAULTS: usize = 10;
+
 /// `[blocks]`: who may not come in.
 #[derive(Clone, Debug, Default)]
 pub struct BlockRule {
     allow: Arc<NetworkTable<()>>,
     denied: Vec<IpNet>,
     deny: Arc<NetworkTable<()>>,
-    /// Files with more to deny, as written; who can read files calls [`BlockRule::deny_also`] with their texts.
+    /// Files with more to deny, as written; who can read files calls [`BlockRule::deny_also`] with what they hold.
     pub deny_files: Vec<String>,
     /// Bans made by the gateway itself; `None` when the policy has no `[blocks.auto]`.
     pub auto: Option<AutoBlock>,
@@ -97,40 +100,16 @@ impl BlockRule {
         rule
     }
 
-    /// Denies what the texts of deny files name as well, each with its name: an address or a CIDR a line, `#` begins a
-    /// comment. A fault has the place and never what stands there: the file may be one that was not meant.
-    pub fn deny_also<'t>(
-        &mut self,
-        lists: impl IntoIterator<Item = (&'t str, &'t str)>,
-    ) -> Result<(), Vec<Fault>> {
-        let mut found = Vec::new();
-        for (file, text) in lists {
-            found.extend(self.read_list(file, text));
+    /// Denies the networks of `lists` as well. An error when they are too many together.
+    pub fn deny_also<'l>(&mut self, lists: impl IntoIterator<Item = &'l [IpNet]>) -> Result<(), String> {
+        for list in lists {
+            if self.denied.len() + list.len() > MOST_DENIED {
+                return Err(format!("at most {MOST_DENIED} networks are denied"));
+            }
+            self.denied.extend_from_slice(list);
         }
         self.deny = table(self.denied.clone());
-        if found.is_empty() { Ok(()) } else { Err(found) }
-    }
-
-    fn read_list(&mut self, file: &str, text: &str) -> Vec<Fault> {
-        let faults = Faults::new(file, text);
-        let mut at = 0;
-        for line in text.split_inclusive('\n') {
-            let entry = line.split('#').next().unwrap_or_default().trim();
-            match parse_network(entry) {
-                Some(_) if self.denied.len() >= MOST_DENIED => {
-                    faults.add(&(at..at), "", format!("at most {MOST_DENIED} networks are denied"));
-                    break;
-                }
-                Some(network) => self.denied.push(network),
-                None if entry.is_empty() => {}
-                None => {
-                    let start = at + line.find(entry).unwrap_or(0);
-                    faults.add(&(start..start + entry.len()), "", "an address or a CIDR like 192.0.2.0/24");
-                }
-            }
-            at += line.len();
-        }
-        faults.into_list()
+        Ok(())
     }
 
     /// Networks that are denied.
@@ -157,6 +136,33 @@ impl BlockRule {
             None => Ok(()),
         }
     }
+}
+
+/// The networks that a deny file holds, in `text`, which is called `file`: an address or a CIDR a line; `#` and `;` begin a
+/// comment, as in lists that others publish. A fault has the place and not what stands there, unless that is an address:
+/// the file may be one that was not meant.
+pub fn read_list(file: &str, text: &str) -> Result<Vec<IpNet>, Vec<Fault>> {
+    let faults = Faults::new(file, text).at_most(MOST_LIST_FAULTS);
+    let (mut networks, mut at) = (Vec::new(), 0);
+    for line in text.split_inclusive('\n') {
+        let entry = line.split(['#', ';']).next().unwrap_or_default();
+        let entry = entry.trim_start_matches('\u{feff}').trim(); // a byte order mark
+        match read_network(entry) {
+            _ if entry.is_empty() => {}
+            Ok(_) if networks.len() >= MOST_DENIED => {
+                faults.add(&(at..at), "", format!("at most {MOST_DENIED} networks are denied"));
+                break;
+            }
+            Ok(network) => networks.push(network),
+            Err(message) => {
+                let start = at + line.find(entry).unwrap_or(0);
+                faults.add(&(start..start + entry.len()), "", message);
+            }
+        }
+        at += line.len();
+    }
+    let faults = faults.into_list();
+    if faults.is_empty() { Ok(networks) } else { Err(faults) }
 }
 
 pub(crate) fn table(networks: Vec<IpNet>) -> Arc<NetworkTable<()>> {
@@ -209,12 +215,32 @@ mod tests {
     #[test]
     fn a_deny_file_is_read_whole_and_its_faults_have_places() {
         let mut rule = BlockRule::default();
-        rule.deny_also([("list", "# known\n192.0.2.0/24\n\n2001:db8::1 # one\n")]).unwrap();
+        let networks = read_list("list", "# known\n192.0.2.0/24\n\n2001:db8::1 # one\n").unwrap();
+        rule.deny_also([&networks[..]]).unwrap();
         assert_eq!(rule.denied(), 2);
         assert!(rule.deny.find("192.0.2.9".parse().unwrap()).is_some());
-        let faults = rule.deny_also([("list", "192.0.2.1\n  192.0.2.300\n192.0.2.1/24\n")]).unwrap_err();
+        let faults = read_list("list", "192.0.2.1\n  192.0.2.300\n192.0.2.1/24\n").unwrap_err();
         let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
-        assert_eq!(lines.len(), 2);
-        assert_eq!(lines[0], "list:2:3: an address or a CIDR like 192.0.2.0/24");
+        assert_eq!(
+            lines,
+            [
+                "list:2:3: an address or a CIDR like 192.0.2.0/24",
+                "list:3:1: the network 192.0.2.0/24 or the address 192.0.2.1: 192.0.2.1/24 has bits outside its prefix",
+            ]
+        );
+    }
+
+    #[test]
+    fn lists_are_read_as_others_publish_them() {
+        let spamhaus =
+            "\u{feff}; Spamhaus DROP List\r\n1.10.16.0/20 ; SBL256894\r\n; end\r\n2.56.192.0/22 ; SBL459831";
+        let networks = read_list("drop.txt", spamhaus).unwrap();
+        assert_eq!(
+            networks.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["1.10.16.0/20", "2.56.192.0/22"]
+        );
+        let faults = read_list("list", &"no address\n".repeat(50_000)).unwrap_err();
+        assert_eq!(faults.len(), MOST_LIST_FAULTS + 1);
+        assert_eq!(faults.last().unwrap().message, "49990 more faults are not listed");
     }
 }

@@ -99,11 +99,28 @@ fn hop_address(hop: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// An address or a CIDR; bits outside the prefix are an error, because they show that something else was meant. An IPv4
-/// network that is written in IPv6 (`::ffff:192.0.2.0/120`) is the IPv4 network: clients are compared as IPv4.
+/// An address or a CIDR, or what is wrong with it. Bits outside the prefix are an error, because they show that something
+/// else was meant. An IPv4 network that is written in IPv6 (`::ffff:192.0.2.0/120`) is the IPv4 network: clients are
+/// compared as IPv4.
+pub fn read_network(text: &str) -> Result<IpNet, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(canonical(address.into()));
+    }
+    let Ok(network) = text.parse::<IpNet>() else {
+        return Err("an address or a CIDR like 192.0.2.0/24".to_owned());
+    };
+    let (meant, address) = (network.trunc(), network.addr());
+    if meant != network {
+        return Err(format!(
+            "the network {meant} or the address {address}: {network} has bits outside its prefix"
+        ));
+    }
+    Ok(canonical(network))
+}
+
+/// An address or a CIDR, as [`read_network`] reads it.
 pub fn parse_network(text: &str) -> Option<IpNet> {
-    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))?;
-    (network.trunc() == network).then_some(canonical(network))
+    read_network(text).ok()
 }
 
 fn canonical(network: IpNet) -> IpNet {
@@ -160,7 +177,10 @@ mod tests {
 
     #[test]
     fn a_cidr_with_bits_outside_its_prefix_is_no_network() {
-        assert!(parse_network("192.0.2.1/24").is_none());
+        let said =
+            "the network 192.0.2.0/24 or the address 192.0.2.1: 192.0.2.1/24 has bits outside its prefix";
+        assert_eq!(read_network("192.0.2.1/24").unwrap_err(), said);
+        assert_eq!(read_network("192.0.2.300").unwrap_err(), "an address or a CIDR like 192.0.2.0/24");
         assert_eq!(parse_network("192.0.2.1").unwrap().to_string(), "192.0.2.1/32");
     }
 

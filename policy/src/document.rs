@@ -74,14 +74,23 @@ pub struct Faults<'t> {
     /// Where each line begins, once somebody asks.
     line_starts: OnceCell<Vec<usize>>,
     list: RefCell<Vec<Fault>>,
-    /// Faults beyond [`MOST_FAULTS`].
+    /// The faults that are listed at most.
+    most: usize,
+    /// Faults beyond these.
     more: Cell<usize>,
 }
 
 impl<'t> Faults<'t> {
     /// No faults yet in `text`, which is called `file`.
     pub fn new(file: &'t str, text: &'t str) -> Self {
-        Self { file, text, line_starts: OnceCell::new(), list: RefCell::default(), more: Cell::new(0) }
+        let most = MOST_FAULTS;
+        Self { file, text, line_starts: OnceCell::new(), list: RefCell::default(), most, more: Cell::new(0) }
+    }
+
+    /// The same, and of many faults the first `most` are listed.
+    #[must_use]
+    pub fn at_most(self, most: usize) -> Self {
+        Self { most, ..self }
     }
 
     /// Notes a fault at `span`.
@@ -101,7 +110,7 @@ impl<'t> Faults<'t> {
 
     /// Whether further faults are only counted: nobody need find words for them.
     pub fn is_full(&self) -> bool {
-        self.list.borrow().len() >= MOST_FAULTS
+        self.list.borrow().len() >= self.most
     }
 
     /// Line and column of a place in the text, counted from one. The lines are counted once for all faults.
@@ -116,8 +125,8 @@ impl<'t> Faults<'t> {
         (line, before.chars().count() + 1)
     }
 
-    /// The faults in the order of the file; empty when there are none. Of many the first [`MOST_FAULTS`] that were found
-    /// are listed, and then how many more there are.
+    /// The faults in the order of the file; empty when there are none. Of many the first that were found are listed, and then
+    /// how many more there are.
     pub fn into_list(self) -> Vec<Fault> {
         let mut list = self.list.into_inner();
         list.sort_by_key(|fault| (fault.line, fault.column));
@@ -432,8 +441,7 @@ macro_rules! from_toml_str {
 impl FromToml for ipnet::IpNet {
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Unfit> {
         let text = String::from_toml(value)?;
-        crate::client::parse_network(&text)
-            .ok_or_else(|| Unfit::new("an address or a CIDR like 192.0.2.0/24", format_args!("{text:?}")))
+        crate::client::read_network(&text).map_err(|wanted| Unfit::new(wanted, format_args!("{text:?}")))
     }
 }
 

@@ -1,9 +1,10 @@
-//! Files that settings and policies name: regular ones, each with a bound on what is really read. No error quotes what a
-//! file holds, because it may be another file than the one that was meant.
+//! Files: regular ones are read, each with a bound on what is really read, and replaced as a whole. No error quotes what
+//! a file holds, because it may be another file than the one that was meant.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, IntoInnerError, Read as _, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 /// A file that is not read.
@@ -63,6 +64,55 @@ pub fn below(folder: &Path, name: &str) -> Result<PathBuf, FileFault> {
     Ok(file)
 }
 
+/// Replaces `file` by what `write` writes, and makes its folder where there is none. The new text is written beside it,
+/// flushed to the disk and renamed over it, and the folder is flushed as well. After an error the old file is still there;
+/// a kill or a power cut leaves the old one or the new one. Only the owner of the process may read it.
+pub fn replace(file: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let folder = folder_of(file);
+    std::fs::create_dir_all(folder)?;
+    let beside = named_after(file, "tmp");
+    let written = write_whole(&beside, write).and_then(|()| std::fs::rename(&beside, file));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside); // on a full disk it takes the room that is missing
+    }
+    written.and_then(|()| File::open(folder)?.sync_all())
+}
+
+fn write_whole(file: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let opened = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(file)?;
+    let mut out = BufWriter::new(opened);
+    write(&mut out)?;
+    // A destructor would flush as well, and lose the error.
+    out.into_inner().map_err(IntoInnerError::into_error)?.sync_all()
+}
+
+/// Removes `file` for good; one that is not there is no fault.
+pub fn remove(file: &Path) -> io::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => File::open(folder_of(file))?.sync_all(),
+    }
+}
+
+/// Sets a damaged `file` aside, in the place of one that was set aside before, and returns its new name.
+pub fn set_aside(file: &Path) -> io::Result<PathBuf> {
+    let aside = named_after(file, "damaged");
+    std::fs::rename(file, &aside)?;
+    Ok(aside)
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn named_after(file: &Path, ending: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    name.into()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -107,5 +157,43 @@ mod tests {
             let fault = below(&folder, name).unwrap_err().to_string();
             assert!(fault.ends_with("is not below the policy's folder"), "{name}: {fault}");
         }
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_or_not_at_all() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("made/state.json");
+        let names = || std::fs::read_dir(file.parent().unwrap()).unwrap().count();
+        replace(&file, |out| out.write_all(b"old")).unwrap();
+        assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
+        let broken = replace(&file, |out| {
+            out.write_all(b"new")?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        });
+        assert_eq!(broken.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!((std::fs::read(&file).unwrap().as_slice(), names()), (&b"old"[..], 1));
+        replace(&file, |out| out.write_all(b"new")).unwrap();
+        assert_eq!((std::fs::read(&file).unwrap().as_slice(), names()), (&b"new"[..], 1));
+        assert_eq!(set_aside(&file).unwrap(), file.with_file_name("state.json.damaged"));
+        assert!(!file.exists());
+        remove(&file).unwrap();
+        replace(&file, |_| Ok(())).unwrap();
+        remove(&file).unwrap();
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn an_error_of_the_last_flush_is_seen() {
+        // Less than the buffer, so that nothing is written before the end. `/dev/full` takes nothing.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("state.json");
+        symlink("/dev/full", named_after(&file, "tmp")).unwrap();
+        assert_eq!(
+            replace(&file, |out| out.write_all(b"new")).unwrap_err().kind(),
+            io::ErrorKind::StorageFull
+        );
+        assert!(!file.exists());
     }
 }

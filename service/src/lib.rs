@@ -2,7 +2,7 @@
 //! what may be logged, files that are bounded.
 //!
 //! [`lines`] takes lines and never waits, [`sink`] writes them on a thread of its own, [`level`] says which events are
-//! logged at all, and [`panics`] what is said when a program ends before its time. [`files`] reads what settings name,
+//! logged at all, and [`panics`] what is said when a program ends before its time. [`files`] reads what settings name and replaces what outlives a restart,
 //! [`settings`] says what is wrong with them. [`listener`] serves a router, and gives no client more time or room than it
 //! says.
 

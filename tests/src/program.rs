@@ -35,6 +35,14 @@ pub fn command(name: &str) -> Command {
     command
 }
 
+/// The same for a program whose disk a test lets be full, see [`Program::limit_files`]: a write that finds no room is to
+/// fail, not to end the program.
+pub fn command_with_a_disk(name: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.env_clear().args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(built(name));
+    command
+}
+
 impl Program {
     /// Starts `command`.
     pub fn start(name: &str, mut command: Command) -> Self {
@@ -107,6 +115,12 @@ impl Program {
     /// The process's id.
     pub fn id(&self) -> u32 {
         self.child.id().unwrap()
+    }
+
+    /// The largest size of a file that it may write, `0` or `unlimited`: as if its disk were full.
+    pub fn limit_files(&self, size: &str) {
+        let limit = ["--pid", &self.id().to_string(), &format!("--fsize={size}:unlimited")];
+        assert!(std::process::Command::new("prlimit").args(limit).status().unwrap().success());
     }
 
     /// What it holds in memory, in KiB.

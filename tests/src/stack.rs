@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::process::Command;
 
 use crate::client::Client;
-use crate::program::{Program, built, command};
+use crate::program::{Program, command, command_with_a_disk};
 
 /// What the two programs know of each other.
 pub const GATEWAY_TOKEN: &str = "a gateway token for tests, long enough";
@@ -37,9 +36,8 @@ impl Backend {
     }
 
     async fn start_in(dir: TempDir, listen: &str, environment: &[(&str, &str)]) -> Self {
-        // A write beyond the limit of a file's size is to fail, not to end the program: a test sets that limit.
-        let mut serve = Command::new("sh");
-        serve.env_clear().args(["-c", "trap '' XFSZ; exec \"$0\" serve"]).arg(built("backend-sqlite"));
+        let mut serve = command_with_a_disk("backend-sqlite");
+        serve.arg("serve");
         serve.env("PALISADE_PROFILE", "testing");
         serve.env("PALISADE_BACKEND__SERVER__LISTEN", listen);
         serve.env("PALISADE_BACKEND__DATABASE__PATH", dir.path().join("palisade.db"));
@@ -57,6 +55,14 @@ impl Backend {
         program.signal("KILL");
         program.ended().await;
         Self::start_in(dir, &address.to_string(), &[]).await
+    }
+
+    /// Stops it as an operator does. Returns what it said, and the directory of its database.
+    pub async fn stop(self) -> (Vec<String>, TempDir) {
+        let Self { mut program, dir, .. } = self;
+        program.signal("TERM");
+        assert!(program.ended().await.success());
+        (program.log(), dir)
     }
 
     /// The database file.
@@ -123,7 +129,7 @@ impl Gateway {
     }
 
     async fn start_in(dir: TempDir, upstream: SocketAddr, environment: &[(&str, &str)]) -> Self {
-        let mut run = command("gateway");
+        let mut run = command_with_a_disk("gateway");
         run.args(["run", "--policy"]).arg(dir.path().join("policy.toml"));
         run.env("PALISADE_PROFILE", "testing");
         run.env("PALISADE_GATEWAY__SERVER__LISTEN", "127.0.0.1:0");
@@ -155,6 +161,11 @@ impl Gateway {
     /// A client of the admin plane.
     pub fn operator(&self) -> Client {
         Client::of(self.admin).of_host("localhost")
+    }
+
+    /// The file `name` of the state directory.
+    pub fn state_file(&self, name: &str) -> PathBuf {
+        self.dir.path().join("state").join(name)
     }
 
     /// The policy file.

@@ -23,6 +23,7 @@ use crate::gateway::{ChangeFault, Gateway};
 use crate::observe::audit::{Actor, Entry};
 use crate::reload::Reloader;
 use crate::secrets::Secret;
+use crate::state_dir::StateDir;
 use crate::upstreams::Upstreams;
 
 use guard::{MAX_BODY, Whole, not_audited, one_at_a_time};
@@ -51,6 +52,8 @@ pub struct Admin {
     pub gateway: Arc<Gateway>,
     /// What changes the policy.
     pub reloader: Arc<Reloader>,
+    /// What outlives a restart.
+    pub state: Arc<StateDir>,
     /// Whose health is asked.
     pub upstreams: Upstreams,
     /// Guards `/admin`; without one only loopback is listened on.
@@ -168,10 +171,12 @@ fn kept(made: Result<(), ChangeFault>, answer: Response) -> Response {
         Err(ChangeFault::NotAudited) => return not_audited(),
         Err(ChangeFault::NotKept(error)) => error,
     };
-    tracing::error!(error = format!("{error:#}"), "a change cannot be kept for a restart");
-    let detail =
-        "it is in force, but it could not be written down and may not outlive a restart: see the log";
-    problem(StatusCode::INTERNAL_SERVER_ERROR, "not_kept", detail)
+    // The system's error alone: it names no file and no secret.
+    let detail = format!(
+        "it is in force here, but the state directory cannot be written ({error}): it is tried again, and until that \
+         works a restart may lose it"
+    );
+    problem(StatusCode::INTERNAL_SERVER_ERROR, "not_kept", &detail)
 }
 
 fn shows(headers: &HeaderMap, token: &Secret) -> bool {
@@ -260,10 +265,17 @@ async fn detailed(State(admin): State<Admin>) -> Response {
         "addresses": admin.upstreams.describe(),
         "redis": redis,
         "policy": policy_state(&admin),
+        "state": state_of(&admin),
         "version": env!("CARGO_PKG_VERSION"),
     });
     let status = if leaving { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (status, Json(body)).into_response()
+}
+
+/// Whether a restart would go back to something older.
+fn state_of(admin: &Admin) -> Value {
+    let faults = admin.state.faults();
+    json!({"status": if faults.is_empty() { "ok" } else { "failed" }, "faults": faults})
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

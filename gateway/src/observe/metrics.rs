@@ -86,6 +86,9 @@ metrics! {
     policy_info: IntGaugeVec = "policy_info" ["sha256"] "1 for the policy in force.";
     policy_reloads: IntCounterVec = "policy_reloads_total" ["result"] "Policies read.";
     policy_last_reload: IntGauge = "policy_last_reload_timestamp_seconds" "When a policy last came into force.";
+    policy_refused: IntGauge = "policy_refused" "1 while the policy file, or a deny file that it names, is refused and the last good one is in force.";
+    state_files_late: IntGauge = "state_files_late" "Files of the state directory that cannot be written: a restart would go back to what they hold.";
+    state_write_errors: IntCounter = "state_write_errors_total" "Writes to the state directory that failed.";
     tls_reloads: IntCounterVec = "tls_reloads_total" ["result"] "Certificates read.";
     connections: IntGauge = "connections_open" "Client connections.";
     admin_connections: IntGauge = "admin_connections_open" "Connections of the admin plane.";

@@ -55,9 +55,7 @@ impl Reloader {
                 before
             }
         };
-        if let Err(error) = std::fs::write(self.state_dir.join(ROLLED_BACK), candidate.sha256.as_bytes()) {
-            warn!(%error, "the policy that was rolled back would be back after a restart");
-        }
+        self.state.keep(ROLLED_BACK, candidate.sha256.as_bytes());
         audit(gateway, "policy_roll_back", candidate, &before);
         self.metrics.policy_reloads.with_label_values(&["rolled_back"]).inc();
         self.note_in_force(&before);
@@ -67,8 +65,8 @@ impl Reloader {
 
     /// A policy that was rolled back is no policy to start with.
     pub(super) fn unless_rolled_back(&self, loaded: Loaded) -> Result<Loaded, Vec<Fault>> {
-        let rolled_back = std::fs::read_to_string(self.state_dir.join(ROLLED_BACK)).unwrap_or_default();
-        if rolled_back == loaded.sha256 {
+        let rolled_back = self.state.read(ROLLED_BACK, 1_024).unwrap_or_default();
+        if rolled_back == loaded.sha256.as_bytes() {
             let error = anyhow::anyhow!("it was rolled back: change it, or POST /admin/policy/reload");
             return Err(vec![whole_file(&self.file, &error)]);
         }
@@ -77,6 +75,6 @@ impl Reloader {
 
     /// Another policy has been taken: whatever was rolled back before it is history.
     pub(super) fn forget_rollback(&self) {
-        let _ = std::fs::remove_file(self.state_dir.join(ROLLED_BACK));
+        self.state.remove(ROLLED_BACK);
     }
 }

@@ -22,20 +22,13 @@ async fn stack() -> (Stack, User) {
     (stack, admin)
 }
 
-/// The largest size of a file that the process may write.
-fn limit_files(id: u32, size: &str) {
-    let limit = ["--pid", &id.to_string(), &format!("--fsize={size}")];
-    let set = std::process::Command::new("prlimit").args(limit).status().unwrap();
-    assert!(set.success());
-}
-
 #[tokio::test]
 async fn a_full_disk_stops_writing_alone_and_it_goes_on_by_itself() {
     let (stack, admin) = stack().await;
     let client = stack.gateway.client();
     let write = async || client.json("PUT", RECORD, Some(&admin.token), &json!("x".repeat(10_000))).await;
     let read = async || client.get(RECORD, Some(&admin.token)).await.status();
-    limit_files(stack.backend.program.id(), "4096:unlimited");
+    stack.backend.program.limit_files("4096");
     eventually("writing is refused", || async {
         let answer = write().await;
         answer.status() == 503 && answer.json()["code"] == "read_only"
@@ -52,7 +45,7 @@ async fn a_full_disk_stops_writing_alone_and_it_goes_on_by_itself() {
         assert!(refused.head.headers.get("x-palisade-read-only").is_none(), "that is between the two");
         assert_eq!(read().await, 200, "reading goes on");
     }
-    limit_files(stack.backend.program.id(), "unlimited:unlimited");
+    stack.backend.program.limit_files("unlimited");
     eventually("writing works again", || async { write().await.status() == 200 }).await;
     assert_eq!(read().await, 200);
 }

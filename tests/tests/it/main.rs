@@ -30,6 +30,7 @@ mod reauthentication;
 mod reload;
 mod replicas;
 mod response_headers;
+mod restart;
 mod retries;
 mod revocations;
 mod same_over_http2;

@@ -1,0 +1,226 @@
+//! Deny files: lists from outside, each judged once whenever it changes. While one is bad the last good one stays in force,
+//! over a restart as well, so that a slip in a list refuses neither a restart nor an edit of something else.
+
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::anyhow;
+use ipnet::IpNet;
+use parking_lot::Mutex;
+use policy::Policy;
+use policy::blocks::read_list;
+use policy::document::Fault;
+use sha2::{Digest as _, Sha256};
+use tracing::{error, info};
+
+use crate::policy_files::{LARGEST_LISTS, read_list_text, whole_file};
+use crate::state_dir::StateDir;
+
+/// The networks of one deny file.
+pub(super) type Networks = Arc<[IpNet]>;
+
+/// The deny files of a policy by the names that it gives them, with what they hold.
+pub(super) type Lists = Vec<(String, Networks)>;
+
+/// A file that was changed so lately may change again within one tick of its file system's clock.
+const TICK: Duration = Duration::from_secs(2);
+
+/// The deny files that policies name.
+pub(super) struct DenyLists {
+    folder: PathBuf,
+    state: Arc<StateDir>,
+    known: Mutex<BTreeMap<String, Known>>,
+}
+
+/// What is known of one file.
+#[derive(Default)]
+struct Known {
+    /// What the file system said of it when it was read; `None` where that tells nothing.
+    stamp: Option<Stamp>,
+    /// What was read.
+    seen: Option<Seen>,
+    /// In bytes.
+    size: u64,
+    /// What it held when it was good last.
+    good: Option<Networks>,
+    /// What is wrong with it now.
+    faults: Vec<Fault>,
+}
+
+type Stamp = (u64, u64, u64, i64, i64);
+
+#[derive(PartialEq, Eq)]
+enum Seen {
+    Text([u8; 32]),
+    Unreadable(String),
+}
+
+impl DenyLists {
+    /// The lists in `folder`, the policy's.
+    pub(super) fn new(folder: PathBuf, state: Arc<StateDir>) -> Self {
+        Self { folder, state, known: Mutex::default() }
+    }
+
+    /// Denies what the deny files hold that `rules` name; the last good lists where they are bad. A file that never was
+    /// good is a fault.
+    pub(super) fn read(&self, rules: &mut Policy) -> Result<Lists, Vec<Fault>> {
+        let (lists, faults) = self.look(&rules.blocks.deny_files);
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let denied = rules.blocks.deny_also(lists.iter().map(|(_, networks)| &**networks));
+        match denied {
+            Ok(()) => Ok(lists),
+            Err(message) => Err(vec![whole_file(&self.folder, &anyhow!("blocks.deny_files: {message}"))]),
+        }
+    }
+
+    /// The lists called `names`, as they are to be in force now, and the faults of those that never were good.
+    pub(super) fn look(&self, names: &[String]) -> (Lists, Vec<Fault>) {
+        let (mut known, mut room) = (self.known.lock(), LARGEST_LISTS);
+        let (mut lists, mut faults) = (Lists::new(), Vec::new());
+        for name in names {
+            let list = known.entry(name.clone()).or_default();
+            self.judge(name, list, room);
+            room = room.saturating_sub(list.size);
+            match &list.good {
+                Some(networks) => lists.push((name.clone(), Arc::clone(networks))),
+                None => faults.extend_from_slice(&list.faults),
+            }
+        }
+        (lists, faults)
+    }
+
+    /// What is wrong with the files of `lists`, whose last good ones are in force.
+    pub(super) fn faults(&self, lists: &Lists) -> Vec<Fault> {
+        let known = self.known.lock();
+        let faults = lists.iter().filter_map(|(name, _)| known.get(name));
+        faults.flat_map(|list| list.faults.iter().cloned()).collect()
+    }
+
+    /// Forgets all but `lists`.
+    pub(super) fn keep_only(&self, lists: &Lists) {
+        self.known.lock().retain(|name, _| {
+            let stays = lists.iter().any(|(kept, _)| kept == name);
+            if !stays {
+                self.state.remove(&kept_as(name));
+            }
+            stays
+        });
+    }
+
+    /// Reads a file that has changed since it was judged.
+    fn judge(&self, name: &str, list: &mut Known, room: u64) {
+        let path = self.folder.join(name);
+        let metadata = std::fs::metadata(&path).ok();
+        let stamp = metadata.as_ref().and_then(stamp_of);
+        if list.stamp.is_some() && list.stamp == stamp {
+            return;
+        }
+        list.stamp = stamp;
+        list.size = metadata.map_or(0, |metadata| metadata.len());
+        let read = read_list_text(&self.folder, name, room);
+        let seen = match &read {
+            Ok(text) => Seen::Text(Sha256::digest(text.as_bytes()).into()),
+            Err(error) => Seen::Unreadable(format!("{error:#}")),
+        };
+        if list.seen.as_ref() == Some(&seen) {
+            return;
+        }
+        list.seen = Some(seen);
+        match read
+            .map_err(|error| vec![whole_file(&path, &error)])
+            .and_then(|text| read_list(&path.display().to_string(), &text).map(|networks| (networks, text)))
+        {
+            Ok((networks, text)) => {
+                self.state.keep(&kept_as(name), text.as_bytes());
+                if !list.faults.is_empty() {
+                    info!(file = %path.display(), networks = networks.len(), "the deny file is good again");
+                }
+                (list.good, list.faults) = (Some(networks.into()), Vec::new());
+            }
+            Err(faults) => {
+                let good = list.good.take().or_else(|| self.last_good(name, &path));
+                if good.is_some() {
+                    for fault in &faults {
+                        error!(%fault, "a deny file is refused: the last good one stays in force");
+                    }
+                }
+                (list.good, list.faults) = (good, faults);
+            }
+        }
+    }
+
+    /// The list that was good before a restart.
+    fn last_good(&self, name: &str, path: &Path) -> Option<Networks> {
+        let text = String::from_utf8(self.state.read(&kept_as(name), LARGEST_LISTS)?).ok()?;
+        read_list(&path.display().to_string(), &text).ok().map(Networks::from)
+    }
+}
+
+/// What tells one state of a file from another, unless it has just been changed.
+fn stamp_of(metadata: &Metadata) -> Option<Stamp> {
+    let age = SystemTime::now().duration_since(metadata.modified().ok()?).ok()?;
+    let stamp = (metadata.dev(), metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+    (age > TICK).then_some(stamp)
+}
+
+/// The name in the state directory.
+fn kept_as(name: &str) -> String {
+    let digest = Sha256::digest(name.as_bytes());
+    digest.iter().take(8).fold("deny-".to_owned(), |hex, byte| hex + &format!("{byte:02x}"))
+        + ".last-good.txt"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::metrics::Metrics;
+
+    fn lists(dir: &Path) -> DenyLists {
+        let state = StateDir::new(dir.join("state"), Metrics::new().unwrap());
+        DenyLists::new(dir.to_owned(), state)
+    }
+
+    #[test]
+    fn a_bad_list_leaves_the_last_good_one_in_force_over_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["list.txt".to_owned()];
+        let write = |text: &str| std::fs::write(dir.path().join("list.txt"), text).unwrap();
+        let held = |lists: &DenyLists| {
+            let (held, faults) = lists.look(&names);
+            (
+                held.iter().map(|(_, networks)| networks.len()).sum::<usize>(),
+                faults.len(),
+                lists.faults(&held).len(),
+            )
+        };
+        let first = lists(dir.path());
+        write("no address\n");
+        assert_eq!(held(&first), (0, 1, 0), "it never was good");
+        write("192.0.2.1\n192.0.2.2\n");
+        assert_eq!(held(&first), (2, 0, 0));
+        write("192.0.2.300\n");
+        assert_eq!(held(&first), (2, 0, 1));
+        assert_eq!(held(&lists(dir.path())), (2, 0, 1), "after a restart");
+        std::fs::remove_file(dir.path().join("list.txt")).unwrap();
+        assert_eq!(held(&first), (2, 0, 1), "one that is gone");
+        first.keep_only(&Lists::new());
+        assert_eq!(held(&lists(dir.path())), (0, 1, 0), "what no policy names is not kept");
+    }
+
+    #[test]
+    fn a_list_is_judged_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["list.txt".to_owned()];
+        std::fs::write(dir.path().join("list.txt"), "192.0.2.1\n").unwrap();
+        let lists = lists(dir.path());
+        let one = lists.look(&names).0;
+        std::fs::write(dir.path().join("list.txt"), "192.0.2.1\n").unwrap();
+        assert!(Arc::ptr_eq(&one[0].1, &lists.look(&names).0[0].1), "written again, it says the same");
+    }
+}
