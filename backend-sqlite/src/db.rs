@@ -4,6 +4,9 @@
 //! other programs (a backup, an operator's shell), and is retried. Statements run on blocking threads inside the
 //! caller's span.
 
+mod schema;
+mod wal;
+
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +52,9 @@ pub(crate) type Result<T> = std::result::Result<T, DbError>;
 /// Waits before the tries after `SQLITE_BUSY` and `SQLITE_LOCKED`.
 const BUSY_WAITS: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
+
+/// How long SQLite itself waits for a lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The database; cheap to clone.
 #[derive(Clone)]
@@ -105,14 +111,10 @@ impl Database {
             mode: Mode::default(),
             followers: Followers::new(),
         };
-        make_private(&config.path)
-            .with_context(|| format!("database.path: cannot open `{}`", config.path.display()))?;
-        let mut connection = inner
+        let connection = inner
             .writer
-            .connect()
+            .open()
             .with_context(|| format!("database.path: cannot open `{}`", config.path.display()))?;
-        migrate(&mut connection)
-            .with_context(|| format!("`{}` cannot be brought up to date", config.path.display()))?;
         inner.writer.idle.lock().push(connection);
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -266,13 +268,29 @@ impl Drop for Place {
 }
 
 impl Pool {
+    /// The first connection of a writer, which makes the file where there is none.
+    fn open(&self) -> anyhow::Result<Connection> {
+        schema::check_parts(&self.path)?;
+        make_private(&self.path)?;
+        let mut connection = Connection::open_with_flags(&self.path, self.flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        // Before there is a write-ahead log: a file that has one has its schema.
+        schema::prepare(&mut connection, &self.path)?;
+        Ok(self.set_up(connection)?)
+    }
+
     fn connect(&self) -> Result<Connection> {
         let connection = Connection::open_with_flags(&self.path, self.flags)?;
-        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        self.set_up(connection)
+    }
+
+    fn set_up(&self, connection: Connection) -> Result<Connection> {
         connection.set_prepared_statement_cache_capacity(64);
         connection.pragma_update(None, "foreign_keys", true)?;
         if self.flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
             connection.pragma_update(None, "journal_mode", "wal")?;
+            connection.pragma_update(None, "journal_size_limit", wal::SIZE_LIMIT)?;
             connection.pragma_update(None, "synchronous", self.synchronous.as_str())?;
         }
         Ok(connection)
@@ -308,16 +326,6 @@ fn is_busy(error: &DbError) -> bool {
     let code = |error: &rusqlite::Error| error.sqlite_error_code();
     matches!(error, DbError::Sqlite(error)
         if matches!(code(error), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)))
-}
-
-fn migrate(connection: &mut Connection) -> Result<()> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
-    let done: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    for (migration, number) in sql::MIGRATIONS.iter().zip(1u32..).filter(|(_, number)| *number > done) {
-        transaction.execute_batch(migration)?;
-        transaction.pragma_update(None, "user_version", number)?;
-    }
-    Ok(transaction.commit()?)
 }
 
 /// A borrowed connection, inside a transaction when it writes.

@@ -32,6 +32,7 @@ pub(crate) struct Metrics {
     pub(crate) db_query_retries: IntCounter,
     pub(crate) db_pool_in_use: IntGauge,
     pub(crate) db_pool_idle: IntGauge,
+    pub(crate) db_wal_bytes: IntGauge,
     db_operations: IntCounterVec,
     db_operation_duration: HistogramVec,
 }
@@ -106,6 +107,10 @@ impl Metrics {
                 .counter("db_query_retries_total", "Transactions tried again because of SQLITE_BUSY.")?,
             db_pool_in_use: make.gauge("db_pool_in_use", "Reader connections lent out.")?,
             db_pool_idle: make.gauge("db_pool_idle", "Reader connections waiting.")?,
+            db_wal_bytes: make.gauge(
+                "db_wal_bytes",
+                "The write-ahead log, which is cut to 64 MiB unless somebody reads an old state.",
+            )?,
             db_operations: make.counters(
                 "db_operations_total",
                 "Statements run.",

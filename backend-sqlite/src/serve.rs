@@ -72,6 +72,7 @@ pub(crate) async fn serve(
     };
     tokio::spawn(changes::sweep_for_ever(app.database.clone()));
     tokio::spawn(app.database.clone().leave_read_only());
+    tokio::spawn(app.database.clone().watch_wal());
     let mut stop = StopSignal::new()?;
     let leaving = Arc::clone(&app.leaving);
     let (drain_delay, drain_timeout) = (config.server.drain_delay, config.server.drain_timeout);
@@ -99,6 +100,7 @@ pub(crate) async fn serve(
         result = served => result?,
         () = too_late => warn!("requests in flight did not finish in time"),
     }
+    app.database.close().await;
     info!("stopped");
     telemetry::flush();
     Ok(())
