@@ -72,8 +72,8 @@ pub(crate) struct Verifier {
     key: DecodingKey,
     validation: Validation,
     accepted: Mutex<Accepted>,
-    /// Seconds since the Unix epoch. What was accepted before, nobody remembers.
-    started_at: u64,
+    /// What was accepted before, nobody remembers.
+    started: Instant,
 }
 
 impl Verifier {
@@ -83,9 +83,15 @@ impl Verifier {
         validation.set_issuer(&[ISSUER]);
         validation.set_audience(&[AUDIENCE]);
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
-        let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let key = DecodingKey::from_secret(gateway_token);
-        Self { key, validation, accepted: Mutex::new(Accepted::new(Instant::now())), started_at }
+        let started = Instant::now();
+        Self { key, validation, accepted: Mutex::new(Accepted::new(started)), started }
+    }
+
+    /// In seconds since the Unix epoch by the wall clock as it is now: it may have been set since.
+    fn started_at(&self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.saturating_sub(self.started.elapsed()).as_secs()
     }
 
     /// What is asserted of this request, the first time.
@@ -98,7 +104,7 @@ impl Verifier {
         let about_this = said.method == request.method().as_str()
             && said.target == target
             && said.request_id.as_bytes() == id;
-        let is_new = said.iat + LEEWAY >= self.started_at;
+        let is_new = said.iat.saturating_add(LEEWAY) >= self.started_at();
         let number = Uuid::parse_str(&said.jti).ok()?.as_u128();
         (about_this && is_new && self.accepted.lock().accept(number, Instant::now())).then_some(said)
     }

@@ -44,7 +44,7 @@ statements! {
     SET_TOTP_PENDING = "UPDATE users SET totp_pending = ?2 WHERE id = ?1";
     CONFIRM_TOTP = "UPDATE users SET totp_secret = totp_pending, totp_pending = NULL, totp_last_step = ?2 WHERE id = ?1";
     DISABLE_TOTP = "UPDATE users SET totp_secret = NULL, totp_pending = NULL, totp_last_step = 0 WHERE id = ?1";
-    USE_TOTP_STEP = "UPDATE users SET totp_last_step = ?2 WHERE id = ?1 AND totp_last_step < ?2";
+    USE_TOTP_STEP = "UPDATE users SET totp_last_step = ?2 WHERE id = ?1 AND totp_last_step NOT BETWEEN ?2 AND ?3";
     ADD_RECOVERY_CODE = "INSERT INTO recovery_codes (user_id, hash) VALUES (?1, ?2)";
     USE_RECOVERY_CODE = "DELETE FROM recovery_codes WHERE user_id = ?1 AND hash = ?2";
     CLEAR_RECOVERY_CODES = "DELETE FROM recovery_codes WHERE user_id = ?1";
@@ -54,8 +54,8 @@ statements! {
     LOCKED_SOMEWHERE = "SELECT 1 FROM login_failures WHERE name = ?1 AND locked_until > ?2 LIMIT 1";
     COUNT_FAILURE = "INSERT INTO login_failures (name, place, count, began, locked_until) VALUES (?1, ?2, 1, ?3, 0)
                      ON CONFLICT (name, place) DO UPDATE SET
-                       count = CASE WHEN began <= ?4 THEN 1 ELSE count + 1 END,
-                       began = CASE WHEN began <= ?4 THEN ?3 ELSE began END
+                       count = CASE WHEN began <= ?4 OR began > ?3 THEN 1 ELSE count + 1 END,
+                       began = CASE WHEN began <= ?4 OR began > ?3 THEN ?3 ELSE began END
                      RETURNING count";
     LOCK_PLACE = "UPDATE login_failures SET locked_until = ?3, count = 0, began = ?4
                   WHERE name = ?1 AND place = ?2 AND locked_until <= ?4";

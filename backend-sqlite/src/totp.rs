@@ -49,20 +49,29 @@ fn totp(secret: &[u8], account: &str) -> anyhow::Result<Totp> {
     builder.build().map_err(|error| anyhow::anyhow!("totp: {error}"))
 }
 
-/// The step that a code is of, when it is right and later than the last one that was used.
+/// Steps that a code may be ahead of ours.
+const DRIFT: i64 = 1;
+
+/// The step that a code is of, when it is right and later than the last one that was used. A last one that nobody could
+/// have used yet was used under a clock that was set back since, and says nothing.
 fn fresh_step(secret: &[u8], code: &str, last: i64) -> Option<i64> {
     let now = u64::try_from(now()).ok()?;
     // Apps show a code in groups, and people send it so.
     let digits: String = code.chars().filter(|char| !char.is_whitespace() && *char != '-').collect();
     let step = totp(secret, "account").ok()?.check(&digits, now)?;
-    i64::try_from(step).ok().filter(|step| *step > last)
+    i64::try_from(step).ok().filter(|step| !(*step..=latest(*step)).contains(&last))
+}
+
+/// The latest step that could have been used by now, when a code of `step` is right now.
+const fn latest(step: i64) -> i64 {
+    step.saturating_add(2 * DRIFT)
 }
 
 /// Uses up a code of the app or a recovery code; whether it was good.
 pub(crate) fn use_code(session: &Session<'_>, user: &User, code: &str) -> DbResult<bool> {
     let Some(secret) = &user.totp_secret else { return Ok(false) };
     if let Some(step) = fresh_step(secret, code, user.totp_last_step) {
-        return Ok(session.run(sql::USE_TOTP_STEP, params![user.id, step])? > 0);
+        return Ok(session.run(sql::USE_TOTP_STEP, params![user.id, step, latest(step)])? > 0);
     }
     Ok(session.run(sql::USE_RECOVERY_CODE, params![user.id, recovery_hash(code)])? > 0)
 }
@@ -213,7 +222,10 @@ mod tests {
         let at = u64::try_from(now()).unwrap();
         let code = totp(&secret, "ann").unwrap().generate(at).to_string();
         let step = fresh_step(&secret, &code, 0).unwrap();
-        assert_eq!(fresh_step(&secret, &code, step), None, "used up");
+        for used in [step, step + 1, step + 2 * DRIFT] {
+            assert_eq!(fresh_step(&secret, &code, used), None, "used up");
+        }
+        assert_eq!(fresh_step(&secret, &code, step + 120), Some(step), "the clock was an hour ahead then");
         assert_eq!(fresh_step(&[8; 20], &code, 0), None, "of another secret");
         for shown in
             [format!("{} {}", &code[..3], &code[3..]), format!(" {}-{}\u{a0}", &code[..3], &code[3..])]

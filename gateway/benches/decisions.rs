@@ -66,14 +66,14 @@ fn next(charges: &[[Charge; 1]]) -> &[Charge] {
 #[divan::bench(min_time = 1, sample_size = 256)]
 fn limit_local(bencher: Bencher<'_, '_>) {
     let (store, charges) = (LocalStore::default(), charges());
-    let now = clock::now();
+    let now = clock::steady();
     bencher.bench(|| black_box(store.spend_now(next(&charges), now)));
 }
 
 #[divan::bench(min_time = 1, sample_size = 256)]
 fn limit_leased(bencher: Bencher<'_, '_>) {
     let (pots, charges) = (Pots::default(), charges());
-    let now = clock::now();
+    let now = clock::steady();
     // The store answers at once and with plenty: what is measured is the replica's part.
     let spend = |charges: &[Charge]| {
         let granted = async |question| {
@@ -137,7 +137,7 @@ fn answered(questions: u32) -> Arc<Answers<Yes>> {
     runtime.block_on(async {
         for number in 0..questions {
             let key = question(&answers, number);
-            answers.ask(&key, QUESTIONS * 2, clock::now(), || async { Some((Yes, 1)) }).await;
+            answers.ask(&key, QUESTIONS * 2, clock::steady(), || async { Some((Yes, 1)) }).await;
         }
     });
     assert_eq!(answers.len(), questions as usize);
@@ -148,7 +148,7 @@ fn answered(questions: u32) -> Arc<Answers<Yes>> {
 #[divan::bench(min_time = 1, sample_size = 256, threads = [1, 2])]
 fn permission_cached(bencher: Bencher<'_, '_>) {
     static ANSWERS: LazyLock<Arc<Answers<Yes>>> = LazyLock::new(|| answered(QUESTIONS));
-    let (answers, rule, now) = (&**ANSWERS, permission_rule(), clock::now());
+    let (answers, rule, now) = (&**ANSWERS, permission_rule(), clock::steady());
     // The parts of a question are there already when a request is judged.
     let users: Vec<String> =
         (0..QUESTIONS / 20).map(|user| format!("019c0000-0000-7000-8000-{user:012x}")).collect();

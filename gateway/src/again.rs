@@ -60,7 +60,7 @@ fn may_be_repeated(session: &Session, exchange: &Exchange) -> bool {
 /// The breaker and the budget, in this order: the failed try is told to the breaker, and the next one asks it again.
 fn refused(gateway: &Gateway, exchange: &mut Exchange, outcome: Outcome) -> Option<&'static str> {
     let admission = exchange.admission.as_mut()?;
-    let now = clock::now();
+    let now = clock::steady();
     admission.pass.settle_early(outcome, now);
     match gateway.breakers.enter(admission.route.breaker.as_ref(), now) {
         Err(_) => Some("breaker_open"),

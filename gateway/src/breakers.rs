@@ -42,7 +42,7 @@ impl Breakers {
     pub fn state(&self, rule: &BreakerRule, now: Timestamp) -> (State, f64) {
         let all = self.all.lock();
         all.get(&rule.name)
-            .map_or((State::Closed, 0.0), |breaker| (breaker.state(now), breaker.error_rate(rule, now)))
+            .map_or((State::Closed, 0.0), |breaker| (breaker.state(rule, now), breaker.error_rate(rule, now)))
     }
 
     /// Closes a breaker by hand; `false` when it has never been used.
@@ -101,7 +101,7 @@ impl BreakerPass {
 impl Drop for BreakerPass {
     fn drop(&mut self) {
         if let Some((breakers, rule, pass)) = self.guard.take() {
-            let now = clock::now();
+            let now = clock::steady();
             breakers.with(&rule, |breaker| breaker.settle(&rule, pass, Outcome::ClientLeft, now));
         }
     }

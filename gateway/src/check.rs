@@ -73,7 +73,7 @@ pub fn explain(arguments: &Explain) -> anyhow::Result<()> {
         let signed = token.rsplit_once('.').map_or(token.as_str(), |(signed, _)| signed);
         headers.push(("authorization".to_owned(), format!("Bearer {signed}.{SIGNATURE}")));
     }
-    let world = Simulation::at(clock::now());
+    let world = Simulation::at(clock::wall());
     let (verdict, trail) = judge(&policy, &line, arguments.ip, &headers, &world);
     let stages = Stage::JUDGED.map(|stage| {
         let finding = match trail.finding(stage) {

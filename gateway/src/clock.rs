@@ -1,40 +1,60 @@
-//! The one place where the gateway reads the clock for decisions.
+//! The one place where the gateway reads its clocks for decisions.
 //!
-//! Time goes on evenly: it is the wall clock's at the start and moves with the monotonic clock from there. A step of the
-//! wall clock is followed only when somebody calls [`follow`], now and then, so that leases and bans do not end early
-//! or late in the middle of a request.
+//! Durations are measured by the steady clock: limits, windows, breakers, the age of answers. Nobody sets it. Moments that
+//! others name are compared with the wall clock: the ends of tokens and bans, the order of changes. It may be set forward
+//! and back, which is logged and counted.
 
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use policy::time::Timestamp;
+use tracing::warn;
 
-static START: LazyLock<(Instant, AtomicU64)> = LazyLock::new(|| (Instant::now(), AtomicU64::new(wall())));
+use crate::observe::metrics::Metrics;
 
-/// A smaller difference to the wall clock is left alone.
-const STEP: Duration = Duration::from_secs(1);
+/// Where the steady clock begins: at the wall clock's time of the start, so that zero is long ago on both.
+static START: LazyLock<(Instant, Timestamp)> = LazyLock::new(|| (Instant::now(), wall()));
 
-fn wall() -> u64 {
+/// How often the two clocks are compared.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A smaller difference within [`LOOK`] is a clock that is being adjusted, or a thread that waited.
+pub const STEP: Duration = Duration::from_millis(500);
+
+/// The time that goes on evenly.
+pub fn steady() -> Timestamp {
+    let (instant, wall) = *START;
+    wall + instant.elapsed()
+}
+
+/// The time as others know it.
+pub fn wall() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    Timestamp::EPOCH + since
 }
 
-/// Now.
-pub fn now() -> Timestamp {
-    let (start, offset) = &*START;
-    let elapsed = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    Timestamp::from_nanos(offset.load(Ordering::Relaxed).saturating_add(elapsed))
-}
-
-/// Follows the wall clock, if it was set.
-pub fn follow() {
-    let (ours, theirs) = (now().as_nanos(), wall());
-    if u128::from(ours.abs_diff(theirs)) > STEP.as_nanos() {
-        let offset = &START.1;
-        offset
-            .store(offset.load(Ordering::Relaxed).wrapping_add(theirs).wrapping_sub(ours), Ordering::Relaxed);
+/// Tells of each step of the wall clock, forever.
+pub async fn watch(metrics: Metrics) {
+    let mut before = ahead();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = ahead();
+        let step = now - before;
+        before = now;
+        if step.unsigned_abs() > STEP.as_millis() {
+            metrics.clock_steps.with_label_values(&["gateway"]).inc();
+            warn!(
+                step_ms = i64::try_from(step).unwrap_or_default(),
+                "the wall clock was set: tokens and bans end by the new time, limits and breakers are not affected"
+            );
+        }
     }
+}
+
+/// By how many milliseconds the wall clock is ahead of the steady one.
+fn ahead() -> i128 {
+    let millis = |time: Timestamp| i128::from(time.as_nanos() / 1_000_000);
+    millis(wall()) - millis(steady())
 }
 
 /// A moment in nanoseconds since the epoch, as people read it.

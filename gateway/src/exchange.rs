@@ -279,7 +279,7 @@ impl Exchange {
     /// Tells the breaker how it goes, as far as others should know before it is over.
     pub(crate) fn settle_early(&mut self, outcome: Outcome) {
         if let Some(admission) = &mut self.admission {
-            admission.pass.settle_early(outcome, clock::now());
+            admission.pass.settle_early(outcome, clock::steady());
         }
     }
 
@@ -310,7 +310,7 @@ impl Exchange {
             (_, None) => true,
         };
         let Some(turn) = &mut self.turn else { return };
-        if let Some(lasts) = turn.tell(failed, clock::now()) {
+        if let Some(lasts) = turn.tell(failed, clock::steady()) {
             let secs = lasts.as_secs();
             warn!(address = %turn.address(), ejected_for_secs = secs, "an address that failed too often is ejected");
         }

@@ -12,7 +12,7 @@ use policy::breaker::{BreakerRule, Outcome};
 use policy::client::Client;
 use policy::issuer::Issuer;
 use policy::limits::{Charge, Charges, Readings};
-use policy::time::Timestamp;
+use policy::time::{Now, Timestamp};
 use policy::token::Token;
 use policy::world::{
     HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway, Store as Which, StoreAway,
@@ -100,9 +100,9 @@ impl Gateway {
         audit: AuditLog,
     ) -> Arc<Self> {
         let bans = BanList::default();
-        bans.replace(&ledger.holding(Topic::Bans, clock::now()));
+        bans.replace(&ledger.holding(Topic::Bans, clock::wall()));
         let revocations = Revocations::default();
-        revocations.replace(&ledger.holding(Topic::Revocations, clock::now()));
+        revocations.replace(&ledger.holding(Topic::Revocations, clock::wall()));
         Arc::new(Self {
             policy: ArcSwap::new(policy),
             local: LocalStore::default(),
@@ -162,7 +162,7 @@ impl Gateway {
     /// Makes changes, here at once and on the other replicas as soon as they hear of it. They are written down before
     /// this returns.
     pub async fn change(&self, changes: Vec<Change>, by: By<'_>) -> Result<(), ChangeFault> {
-        let now = clock::now();
+        let now = clock::wall();
         let mut lines = Vec::with_capacity(changes.len());
         for change in &changes {
             match self.audit_change(change, by, now) {
@@ -247,7 +247,7 @@ impl Gateway {
     /// Tokens that the backend revoked, which it tells every gateway itself: in force when this returns, written down soon
     /// after, for the case that the backend is away when this gateway starts again.
     pub fn revoke_for_backend(&self, tokens: Vec<Revoked>) {
-        let now = clock::now();
+        let now = clock::wall();
         let change = |token: Revoked| Change {
             topic: Topic::Revocations,
             key: revocations::By::Jti.key(&token.jti),
@@ -287,7 +287,7 @@ impl Gateway {
         const TOGETHER: usize = 256;
         let mut heard = Vec::with_capacity(TOGETHER);
         while news.recv_many(&mut heard, TOGETHER).await > 0 {
-            let now = clock::now();
+            let now = clock::wall();
             let missed = heard.iter().any(|news| matches!(news, News::Missed));
             let changes = heard.drain(..).filter_map(|news| match news {
                 News::Changed(change) => Some(change),
@@ -306,7 +306,7 @@ impl Gateway {
 
     /// Takes in what the shared store knows, gives it what it does not, and returns what was news here.
     async fn merge(&self) -> Vec<Change> {
-        let (Some(shared), now) = (&self.shared, clock::now()) else { return Vec::new() };
+        let (Some(shared), now) = (&self.shared, clock::wall()) else { return Vec::new() };
         let mut fresh = Vec::new();
         for topic in Topic::ALL {
             let Ok(theirs) = shared.all(topic).await else { return fresh };
@@ -329,12 +329,12 @@ impl Gateway {
     pub async fn sweep(&self) {
         loop {
             tokio::time::sleep(Duration::from_secs(30)).await;
-            clock::follow();
-            let now = clock::now();
+            let now = clock::steady();
             self.local.sweep(now, self.policy().rules.blocks.auto);
             if let Some(shared) = &self.shared {
                 shared.sweep(now);
             }
+            let now = clock::wall();
             let one_at_a_time = self.taking_effect.lock();
             self.ledger.sweep(now);
             let bans = self.ledger.holding(Topic::Bans, now);
@@ -388,8 +388,8 @@ async fn count_failure(gateway: Arc<Gateway>, client: Client, rule: AutoBlock, n
         topic: Topic::Bans,
         key: client.network.to_string(),
         value: Some(json!({"reason": reason})),
-        until: Some((now + lasts).as_nanos()),
-        changed_at: clock::now().as_nanos(),
+        until: Some((clock::wall() + lasts).as_nanos()),
+        changed_at: clock::wall().as_nanos(),
     };
     let by = By { actor: Actor::Policy, request_id: "" };
     if let Err(error) = gateway.change(vec![change], by).await {
@@ -413,8 +413,8 @@ pub struct Handle(pub Arc<Gateway>);
 impl World for Handle {
     type Pass = BreakerPass;
 
-    fn now(&self) -> Timestamp {
-        clock::now()
+    fn now(&self) -> Now {
+        Now { steady: clock::steady(), wall: clock::wall() }
     }
 
     fn banned(&self, client: &Client, now: Timestamp) -> Option<Ban> {
@@ -436,7 +436,7 @@ impl World for Handle {
     }
 
     fn refund(&self, store: Which, charges: Charges) {
-        let now = clock::now();
+        let now = clock::steady();
         match (store, &self.0.shared) {
             (Which::Shared, Some(shared)) => shared.refund_now(&charges),
             (Which::Alone, Some(shared)) => shared.refund_alone(&charges, now),
@@ -453,7 +453,7 @@ impl World for Handle {
     }
 
     fn revoked(&self, credential: &Credential<'_>) -> bool {
-        self.0.revocations.revokes(credential, clock::now())
+        self.0.revocations.revokes(credential, clock::wall())
     }
 
     async fn key_holder(

@@ -200,7 +200,7 @@ impl Permissions {
             user.as_bytes(),
             &[user.as_bytes(), permission.as_bytes(), resource.as_bytes(), asking.as_bytes(), whose],
         );
-        let now = clock::now();
+        let now = clock::steady();
         if let Some(decision) = self.decisions.find(&key, rule, now) {
             self.metrics.permission_cache_hits.inc();
             return Ok(decision.allowed);
@@ -226,7 +226,7 @@ impl Permissions {
             asking.instrument(span.clone())
         };
         let answer = self.decisions.ask(&key, rule.capacity, now, ask).await;
-        self.metrics.permission_check_duration.observe(clock::now().since(now).as_secs_f64());
+        self.metrics.permission_check_duration.observe(clock::steady().since(now).as_secs_f64());
         match answer {
             Some(decision) => Ok(decision.allowed),
             None => {
@@ -242,7 +242,7 @@ impl Permissions {
         key: &str,
     ) -> Result<Option<Arc<KeyHolder>>, HolderAway> {
         let cached = self.holders.key(key.as_bytes(), &[key.as_bytes()]);
-        let now = clock::now();
+        let now = clock::steady();
         if let Some(holder) = self.holders.find(&cached, rule, now) {
             return Ok(holder.found);
         }
@@ -271,7 +271,7 @@ impl Permissions {
     ) -> Result<Roles, RolesAway> {
         let whose = issuer.unwrap_or_default().as_bytes();
         let key = self.roles.key(user.as_bytes(), &[user.as_bytes(), whose]);
-        let now = clock::now();
+        let now = clock::steady();
         if let Some(held) = self.roles.find(&key, rule, now) {
             return Ok(held.roles);
         }
@@ -300,7 +300,7 @@ impl Permissions {
 
     /// The last change that is known, and how long ago the feed was heard of.
     pub fn feed(&self) -> (i64, Option<Duration>) {
-        (self.knowledge.revision(), self.knowledge.age(clock::now()))
+        (self.knowledge.revision(), self.knowledge.age(clock::steady()))
     }
 
     /// Forgets answers about a user, a resource, a permission, or all of these together; how many.
@@ -366,7 +366,7 @@ impl Permissions {
         run: Option<&str>,
         revoke: &impl Fn(Vec<Revoked>),
     ) -> anyhow::Result<String> {
-        let asked_at = clock::now();
+        let asked_at = clock::steady();
         let known = run.map(|run| (run, self.knowledge.revision()));
         let news = self.service.changes(&rule.upstream, known).await?;
         let reset = news.reset;

@@ -262,7 +262,7 @@ impl Reloader {
 
     /// The overrides that hold.
     pub fn overrides(&self) -> Vec<Override> {
-        let holding = self.ledger.holding(Topic::Overrides, clock::now());
+        let holding = self.ledger.holding(Topic::Overrides, clock::wall());
         let pair = |change: Change| Some((change.key, change.value?));
         let mut overrides: Vec<_> = holding.into_iter().filter_map(pair).collect();
         overrides.sort_by(|(one, _), (other, _)| one.cmp(other));

@@ -29,7 +29,7 @@ impl Proxy {
         let request = session.req_header();
         let reads = request.method == http::Method::GET || request.method == http::Method::HEAD;
         let Some((route, subject)) = refusal.stale.as_deref().filter(|_| reads) else { return Ok(false) };
-        let (asking, now) = (exchange.asking(route, subject, request), clock::now());
+        let (asking, now) = (exchange.asking(route, subject, request), clock::steady());
         let Some(kept) = self.gateway.last_good.find(&asking, now) else { return Ok(false) };
         let mut header = (*kept.header).clone();
         answer::complete(&mut header, &exchange.request_id, &exchange.rules().headers, exchange.channel)?;

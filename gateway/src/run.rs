@@ -65,7 +65,7 @@ pub async fn run(
     let upstreams = Upstreams::new(&settings.upstreams, &metrics)?;
     let keys = Arc::new(Keys::new(secrets.clone(), folder_of(&policy_file)));
     let state = StateDir::new(settings.state.dir, metrics.clone());
-    let ledger = Arc::new(Ledger::open(Arc::clone(&state), clock::now()).context("state.dir")?);
+    let ledger = Arc::new(Ledger::open(Arc::clone(&state), clock::wall()).context("state.dir")?);
     let reloader = Reloader::new(
         policy_file,
         Arc::clone(&state),
@@ -252,6 +252,7 @@ fn start_background(
     }
     let (sweeping, saving) = (Arc::clone(gateway), Arc::clone(gateway));
     tokio::spawn(async move { sweeping.sweep().await });
+    tokio::spawn(clock::watch(gateway.metrics.clone()));
     tokio::spawn(async move { saving.save_what_was_learnt().await });
     tokio::spawn(tunnels::watch(Arc::clone(gateway)));
     let (fetching, asking, revoking) = (Arc::clone(gateway), Arc::clone(gateway), Arc::clone(gateway));

@@ -85,9 +85,9 @@ impl Open {
         let ended = async {
             let Some(ends) = self.ends else { return std::future::pending().await };
             loop {
-                let left = ends.since(clock::now());
+                let left = ends.since(clock::wall());
                 sleep(left.clamp(Duration::from_millis(1), LONGEST_WAIT)).await;
-                if clock::now() >= ends {
+                if clock::wall() >= ends {
                     self.gateway.tunnels.look.notify_one();
                     sleep(LONGEST_WAIT).await;
                 }

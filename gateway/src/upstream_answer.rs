@@ -123,5 +123,5 @@ fn keep(request: &RequestHeader, response: &ResponseHeader, exchange: &Exchange)
     if !wanted || admission.permission == Permission::LastKnown {
         return None;
     }
-    Keeping::begin(&exchange.asking(&admission.route, &admission.subject, request), response, clock::now())
+    Keeping::begin(&exchange.asking(&admission.route, &admission.subject, request), response, clock::steady())
 }

@@ -217,7 +217,7 @@ impl Upstreams {
         let (head, ()) = request.body(())?.into_parts();
         let mut tried = Tried::new();
         let mut fault = anyhow!("it has no address");
-        while let Some(mut turn) = upstream.fleet.take(&tried, None, clock::now(), chance()) {
+        while let Some(mut turn) = upstream.fleet.take(&tried, None, clock::steady(), chance()) {
             let mut request = Request::builder().method(head.method.clone());
             for (name, value) in &head.headers {
                 request = request.header(name, value);
@@ -246,7 +246,7 @@ impl Upstreams {
     ) -> anyhow::Result<Option<(HttpPeer, Turn)>> {
         let upstream = self.find(name)?;
         upstream.refresh().await?;
-        let Some(turn) = upstream.fleet.take(tried, last, clock::now(), chance()) else { return Ok(None) };
+        let Some(turn) = upstream.fleet.take(tried, last, clock::steady(), chance()) else { return Ok(None) };
         Ok(Some((upstream.peer(turn.address(), patience)?, turn)))
     }
 
@@ -259,7 +259,7 @@ impl Upstreams {
                 let members = upstream.fleet.members();
                 for (member, endpoint) in members.iter().filter(|_| members.len() > 1) {
                     let well = upstream.health.ask(&endpoint.fetch, CHECK).await.is_ok();
-                    if upstream.fleet.checked(*member, well, clock::now()) {
+                    if upstream.fleet.checked(*member, well, clock::steady()) {
                         warn!(upstream = name, address = %endpoint, well, "an address changed its health");
                     }
                 }
@@ -269,7 +269,7 @@ impl Upstreams {
 
     /// The addresses of the upstreams.
     pub fn describe(&self) -> Vec<AddressState> {
-        let now = clock::now();
+        let now = clock::steady();
         let mut all = Vec::new();
         for (name, upstream) in self.all.iter() {
             for (endpoint, in_flight, left_alone) in upstream.fleet.describe(now) {
@@ -302,7 +302,7 @@ impl Upstreams {
     /// Notes that no connection can be made to the address of `turn`; the log says when it is ejected for that.
     pub fn note_unreachable(&self, name: &str, turn: &mut Turn, fault: &dyn std::fmt::Display) {
         self.metrics.connect_failures.with_label_values(&[name]).inc();
-        let ejected = turn.unreachable(clock::now());
+        let ejected = turn.unreachable(clock::steady());
         let address = Arc::clone(turn.address());
         if let Some(lasts) = ejected {
             let secs = lasts.as_secs();

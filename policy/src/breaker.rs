@@ -149,7 +149,7 @@ pub struct Breaker {
 #[derive(Clone, Debug)]
 enum Phase {
     Closed { run: Run, window: Window },
-    Open { until: Timestamp },
+    Open { since: Timestamp },
     HalfOpen { trial: bool, successes: u32 },
 }
 
@@ -170,6 +170,8 @@ struct Run {
 #[derive(Clone, Debug, Default)]
 struct Window {
     slots: [Slot; SLOTS],
+    /// The window that the slots are a tenth of.
+    length: Duration,
 }
 
 const SLOTS: usize = 10;
@@ -183,10 +185,10 @@ struct Slot {
 
 impl Breaker {
     /// The state now; an open breaker whose cooldown is over counts as half-open.
-    pub fn state(&self, now: Timestamp) -> State {
+    pub fn state(&self, rule: &BreakerRule, now: Timestamp) -> State {
         match self.phase {
             Phase::Closed { .. } => State::Closed,
-            Phase::Open { until } if until > now => State::Open,
+            Phase::Open { since } if since + rule.cooldown > now => State::Open,
             Phase::Open { .. } | Phase::HalfOpen { .. } => State::HalfOpen,
         }
     }
@@ -204,7 +206,8 @@ impl Breaker {
     pub fn enter(&mut self, rule: &BreakerRule, now: Timestamp) -> Result<Pass, Duration> {
         match &mut self.phase {
             Phase::Closed { .. } => Ok(Pass { generation: self.generation, trial: false }),
-            Phase::Open { until } if *until > now => Err(until.since(now)),
+            // By the rule that holds now: a cooldown that was made shorter is over sooner.
+            Phase::Open { since } if *since + rule.cooldown > now => Err((*since + rule.cooldown).since(now)),
             Phase::Open { .. } => {
                 self.move_to(Phase::HalfOpen { trial: true, successes: 0 });
                 Ok(self.trial())
@@ -229,10 +232,10 @@ impl Breaker {
                 run.count(failed, rule, now);
                 window.count(failed, rule, now);
                 if run.length >= rule.failures || window.too_bad(rule, now) {
-                    self.move_to(Phase::Open { until: now + rule.cooldown });
+                    self.move_to(Phase::Open { since: now });
                 }
             }
-            (Phase::HalfOpen { .. }, Some(true)) => self.move_to(Phase::Open { until: now + rule.cooldown }),
+            (Phase::HalfOpen { .. }, Some(true)) => self.move_to(Phase::Open { since: now }),
             (Phase::HalfOpen { trial, successes }, Some(false)) => {
                 *trial = false;
                 *successes += 1;
@@ -286,6 +289,9 @@ impl Window {
     }
 
     fn count(&mut self, failed: bool, rule: &BreakerRule, now: Timestamp) {
+        if self.length != rule.window {
+            *self = Self { length: rule.window, ..Self::default() }; // tenths of another window say nothing
+        }
         let number = Self::number(rule, now);
         let slot = &mut self.slots[usize::try_from(number % SLOTS as u64).unwrap_or(0)];
         if slot.number != number {
@@ -296,6 +302,9 @@ impl Window {
     }
 
     fn sums(&self, rule: &BreakerRule, now: Timestamp) -> (u32, u32) {
+        if self.length != rule.window {
+            return (0, 0);
+        }
         let newest = Self::number(rule, now);
         let current = self.slots.iter().filter(|slot| slot.number + SLOTS as u64 > newest);
         current.fold((0, 0), |(total, failed), slot| {
@@ -352,9 +361,9 @@ mod tests {
         (0..4).for_each(|_| request(&mut breaker, BROKEN, START));
         request(&mut breaker, FINE, START);
         (0..4).for_each(|_| request(&mut breaker, Outcome::Unreachable, START));
-        assert_eq!(breaker.state(START), State::Closed);
+        assert_eq!(breaker.state(&rule(), START), State::Closed);
         request(&mut breaker, Outcome::TimedOut, START);
-        assert_eq!(breaker.state(START), State::Open);
+        assert_eq!(breaker.state(&rule(), START), State::Open);
         assert_eq!(breaker.enter(&rule(), START + Duration::from_secs(10)), Err(Duration::from_secs(20)));
     }
 
@@ -362,21 +371,21 @@ mod tests {
     fn a_run_longer_than_the_window_does_not_open_it() {
         let mut breaker = Breaker::default();
         (0..8).for_each(|n| request(&mut breaker, BROKEN, START + Duration::from_secs(20 * n)));
-        assert_eq!(breaker.state(START + Duration::from_secs(140)), State::Closed);
+        assert_eq!(breaker.state(&rule(), START + Duration::from_secs(140)), State::Closed);
     }
 
     #[test]
     fn half_open_sends_one_trial_at_a_time_and_closes_after_enough_successes() {
         let mut breaker = open_breaker();
         let later = START + Duration::from_secs(31);
-        assert_eq!((breaker.state(later), breaker.moved_to()), (State::HalfOpen, State::Open));
+        assert_eq!((breaker.state(&rule(), later), breaker.moved_to()), (State::HalfOpen, State::Open));
         let first = breaker.enter(&rule(), later).unwrap();
         assert_eq!(breaker.moved_to(), State::HalfOpen);
         assert!(breaker.enter(&rule(), later).is_err(), "one trial at a time");
         breaker.settle(&rule(), first, FINE, later);
-        assert_eq!(breaker.state(later), State::HalfOpen);
+        assert_eq!(breaker.state(&rule(), later), State::HalfOpen);
         request(&mut breaker, FINE, later);
-        assert_eq!(breaker.state(later), State::Closed);
+        assert_eq!(breaker.state(&rule(), later), State::Closed);
     }
 
     #[test]
@@ -385,7 +394,7 @@ mod tests {
         let mut breaker = open_breaker();
         request(&mut breaker, Outcome::ClientLeft, later);
         request(&mut breaker, BROKEN, later);
-        assert_eq!(breaker.state(later), State::Open);
+        assert_eq!(breaker.state(&rule(), later), State::Open);
     }
 
     #[test]
@@ -394,7 +403,7 @@ mod tests {
         let late = breaker.enter(&rule(), START).unwrap();
         (0..5).for_each(|_| request(&mut breaker, BROKEN, START));
         breaker.settle(&rule(), late, FINE, START);
-        assert_eq!(breaker.state(START), State::Open);
+        assert_eq!(breaker.state(&rule(), START), State::Open);
     }
 
     #[test]
@@ -403,8 +412,25 @@ mod tests {
         for n in 0..19 {
             request(&mut breaker, if n % 5 < 3 { BROKEN } else { FINE }, START);
         }
-        assert_eq!(breaker.state(START), State::Closed, "19 requests are too few");
+        assert_eq!(breaker.state(&rule(), START), State::Closed, "19 requests are too few");
         request(&mut breaker, BROKEN, START);
-        assert_eq!(breaker.state(START), State::Open);
+        assert_eq!(breaker.state(&rule(), START), State::Open);
+    }
+
+    #[test]
+    fn a_rule_that_changes_counts_from_then_on() {
+        let mut breaker = Breaker::default();
+        let rule = BreakerRule { cooldown: Duration::from_hours(1), failures: 1, ..rule() };
+        let pass = breaker.enter(&rule, START).unwrap();
+        breaker.settle(&rule, pass, BROKEN, START);
+        let later = START + Duration::from_secs(2);
+        assert!(breaker.enter(&rule, later).is_err());
+        let shorter = BreakerRule { cooldown: Duration::from_secs(1), ..rule };
+        assert_eq!(breaker.state(&shorter, later), State::HalfOpen);
+        assert!(breaker.enter(&shorter, later).is_ok(), "the cooldown that holds now is over");
+        let mut window = Window::default();
+        (0..30).for_each(|_| window.count(true, &shorter, START));
+        let other = BreakerRule { window: Duration::from_mins(10), ..shorter };
+        assert_eq!(window.sums(&other, START), (0, 0), "of another window nothing is known");
     }
 }

@@ -166,7 +166,8 @@ impl PolicyTest {
             return (KEY_FIELD.to_owned(), world.give_key(subject, &self.roles, &[]));
         };
         let header = json!({"alg": issuer.algorithms[0].as_str()});
-        let mut claims = json!({"sub": subject, "exp": world.now().as_secs() + 60, "aud": issuer.audience});
+        let mut claims =
+            json!({"sub": subject, "exp": world.now().wall.as_secs() + 60, "aud": issuer.audience});
         claims[&issuer.roles_claim] = json!(self.roles);
         if let Some(iss) = &issuer.issuer {
             claims["iss"] = json!(iss);

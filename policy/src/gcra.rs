@@ -32,6 +32,33 @@ impl Default for Gcra {
     }
 }
 
+/// What is kept of a bucket: when it is full again, and what one token of it stood for when that was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Level {
+    arrival: Timestamp,
+    interval: u64,
+}
+
+impl Level {
+    /// Whether it is not full: a full one says nothing.
+    pub fn says_something(self, now: Timestamp) -> bool {
+        self.arrival > now
+    }
+
+    /// The same as it was `by` earlier.
+    #[must_use]
+    pub fn earlier(self, by: Duration) -> Self {
+        Self { arrival: self.arrival - by, ..self }
+    }
+
+    /// The same with one token more, under whatever rule it was counted; a bucket is never fuller than full.
+    #[must_use]
+    pub fn refund(self, now: Timestamp) -> Self {
+        let arrival = Timestamp::from_nanos(self.arrival.as_nanos().saturating_sub(self.interval)).max(now);
+        Self { arrival, ..self }
+    }
+}
+
 /// What a bucket answers. `arrival` is what to store, in both cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
@@ -77,6 +104,34 @@ impl Gcra {
             interval: self.interval.saturating_mul(u64::from(replicas)),
             burst: (self.burst / replicas).max(1),
         }
+    }
+
+    /// What is kept of a bucket that is full again at `arrival`.
+    pub const fn keep(self, arrival: Timestamp) -> Level {
+        Level { arrival, interval: self.interval }
+    }
+
+    /// When a bucket is full again of which `kept` is known. Where that was counted under another rate, it lacks as many
+    /// tokens as it did, and never more than it has room for: who was held by an hour's limit is not held for an hour once
+    /// the limit is 10000/s.
+    pub fn arrival(self, kept: Level, now: Timestamp) -> Timestamp {
+        now + self.debt(kept.arrival.since(now), kept.interval)
+    }
+
+    /// How far a bucket is from full that was so far from it under the rule `before`.
+    pub fn convert(self, debt: Duration, before: Self) -> Duration {
+        self.debt(debt, before.interval)
+    }
+
+    fn debt(self, debt: Duration, interval: u64) -> Duration {
+        let debt = nanos(debt);
+        let converted = if interval == self.interval || interval == 0 {
+            debt
+        } else {
+            let converted = u128::from(debt) * u128::from(self.interval) / u128::from(interval);
+            u64::try_from(converted).unwrap_or(u64::MAX)
+        };
+        Duration::from_nanos(converted.min(self.tolerance()))
     }
 
     /// Takes one token at `now` from a bucket whose stored number is `arrival`.
@@ -147,6 +202,30 @@ mod tests {
         let refused = after.take(arrival, START);
         assert!(!refused.conforms && refused.next > Duration::from_mins(58));
         assert!(after.take(arrival, START + refused.next).conforms);
+    }
+
+    #[test]
+    fn what_is_kept_is_converted_when_the_rule_changes() {
+        let (hourly, fast) =
+            (Gcra::new(60, Duration::from_hours(1), 60), Gcra::new(10_000, Duration::from_secs(1), 10_000));
+        let emptied = |gcra: Gcra, count| {
+            gcra.keep((0..count).fold(Timestamp::EPOCH, |arrival, _| gcra.take(arrival, START).arrival))
+        };
+        let raised = fast.take(fast.arrival(emptied(hourly, 60), START), START);
+        assert_eq!((raised.conforms, raised.remaining), (true, 10_000 - 61), "as many tokens as were taken");
+        let lowered = hourly.take(hourly.arrival(emptied(fast, 10_000), START), START);
+        assert_eq!(
+            (lowered.conforms, lowered.next),
+            (false, Duration::from_mins(1)),
+            "empty, and no more than that"
+        );
+        let lowered = hourly.take(hourly.arrival(emptied(fast, 10), START), START);
+        assert_eq!((lowered.conforms, lowered.remaining), (true, 49));
+        assert_eq!(hourly.arrival(Level::default(), START), START, "nothing is known: it is full");
+        // Given back by a request that began under the old rule.
+        assert_eq!(fast.arrival(emptied(hourly, 1).refund(START), START), START);
+        let same = emptied(hourly, 7);
+        assert_eq!(hourly.arrival(same, START), same.arrival);
     }
 
     #[test]

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::gcra::{Gcra, Reading};
+use crate::gcra::{Gcra, Level as Kept, Reading};
 use crate::time::{Timestamp, nanos};
 
 /// A lease ends after this time, in the shared bucket. Unspent tokens go back long before.
@@ -70,19 +70,25 @@ pub struct Grant {
 /// The bucket that replicas share: what the store does, as arithmetic.
 #[derive(Clone, Debug, Default)]
 pub struct SharedBucket {
-    arrival: Option<Timestamp>,
+    /// When it is full again, and under which rule that was counted.
+    level: Option<Kept>,
     leases: BTreeMap<u64, (u32, Timestamp)>,
+    /// When it last answered.
+    seen: Timestamp,
 }
 
 impl SharedBucket {
     /// Answers `replica` at `now`, on the store's clock.
     pub fn grant(&mut self, gcra: Gcra, replica: u64, ask: Ask, now: Timestamp) -> Grant {
         let interval = nanos(gcra.interval());
-        let tokens = |count: u32| Duration::from_nanos(interval.saturating_mul(u64::from(count)));
+        // Leases of a larger bucket, before the rule was changed, are more than this one has.
+        let tokens =
+            |count: u32| Duration::from_nanos(interval.saturating_mul(u64::from(count.min(gcra.burst()))));
         let full_debt = tokens(gcra.burst());
+        self.follow_clock(now);
         // A bucket that is not there is full, or the store forgot it.
         let known = now + ask.known_debt.min(full_debt);
-        let mut arrival = self.arrival.unwrap_or(known).max(now);
+        let mut arrival = self.level.map_or(known, |level| gcra.arrival(level, now)).max(now);
         if ask.after_outage {
             arrival = arrival.max(known);
         }
@@ -100,11 +106,21 @@ impl SharedBucket {
         let need = ask.need.min(free);
         let ahead = ask.ahead.min(free - need).min(gcra.most_on_lease().saturating_sub(others));
         let arrival = arrival + tokens(need + ahead);
-        self.arrival = Some(arrival);
+        self.level = Some(gcra.keep(arrival));
         if gcra.most_on_lease() > 0 && need + ahead > 0 {
             self.leases.insert(replica, (need + ahead, now + LEASE));
         }
         Grant { tokens: need + ahead, debt: arrival.since(now) }
+    }
+
+    /// The store's clock was set back: what is known moves with it, so that nobody waits for the time that was taken back.
+    fn follow_clock(&mut self, now: Timestamp) {
+        let back = self.seen.since(now);
+        self.seen = now;
+        if !back.is_zero() {
+            self.level = self.level.map(|level| level.earlier(back));
+            self.leases.values_mut().for_each(|(_, ends)| *ends = *ends - back);
+        }
     }
 }
 
@@ -235,6 +251,13 @@ impl Pot {
         let many = nanos(HORIZON).min(interval.saturating_mul(u64::from(gcra.most_on_lease())));
         let fast = interval.saturating_mul(FAST) <= nanos(HORIZON);
         Some(Duration::from_nanos(if fast { one.max(many) } else { one }))
+    }
+
+    /// The rule has changed: what is known is converted, and whether the bucket is empty is asked anew.
+    pub fn change_rule(&mut self, before: Gcra, after: Gcra, now: Timestamp) {
+        let convert = |full: Timestamp| now + after.convert(full.since(now), before);
+        (self.known, self.alone) = (convert(self.known), convert(self.alone));
+        self.empty_until = Timestamp::default();
     }
 
     /// Takes a token in the outage that began at `since`: from what is still on lease, then from this replica's share of

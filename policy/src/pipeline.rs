@@ -17,7 +17,7 @@ use crate::stage::Stage::{
     Authenticate, Authorize, Block, Break, Identify, LimitClient, LimitSubject, Route as Routing,
 };
 use crate::stage::{Stage, Trail};
-use crate::time::Timestamp;
+use crate::time::{Now, Timestamp};
 use crate::world::World;
 
 /// When it is worth asking again whether something can be changed.
@@ -46,7 +46,7 @@ pub struct Admission<P> {
 /// not waited for.
 pub fn wants_body<W: World>(policy: &Policy, request: &Request<'_>, world: &W) -> Option<Arc<Route>> {
     let client = policy.client.identify(request).ok()?;
-    policy.blocks.pass(&client, world, world.now()).ok()?;
+    policy.blocks.pass(&client, world, world.now().wall).ok()?;
     policy.route(request).ok().filter(|route| route.reads_body())
 }
 
@@ -57,19 +57,19 @@ pub async fn admit<W: World>(
     world: &W,
     trail: &mut Trail,
 ) -> Result<Admission<W::Pass>, Refusal> {
-    let now = world.now(); // a request has one time
+    let Now { steady, wall } = world.now(); // a request has one time
     let client = trail.stage(Identify, policy.client.identify(request))?;
-    trail.stage(Block, policy.blocks.pass(&client, world, now))?;
+    trail.stage(Block, policy.blocks.pass(&client, world, wall))?;
     let route = trail.stage(Routing, policy.route(request))?;
-    let spent = trail.stage(LimitClient, route.limit_client(&client, request, world, now).await)?;
+    let spent = trail.stage(LimitClient, route.limit_client(&client, request, world, steady).await)?;
     let subject =
-        trail.stage(Authenticate, route.authenticate(&policy.permissions, request, world, now).await)?;
+        trail.stage(Authenticate, route.authenticate(&policy.permissions, request, world, wall).await)?;
     let mut spent = trail
-        .stage(LimitSubject, route.limit_subject(&client, &subject, request, spent, world, now).await)?;
+        .stage(LimitSubject, route.limit_subject(&client, &subject, request, spent, world, steady).await)?;
     let Authorized { subject, permission } = trail
         .stage(Authorize, route.authorize(policy.permission_service(), subject, request, world).await)?;
     let reserved = spent.reserved();
-    let pass = trail.stage(Break, route.enter(policy, request, world, now)).map_err(|refusal| {
+    let pass = trail.stage(Break, route.enter(policy, request, world, steady)).map_err(|refusal| {
         give_back(reserved.clone(), world);
         refusal.or_last_good(&route, &subject)
     })?;
@@ -83,7 +83,7 @@ pub fn still_holds<W: World>(
     subject: &Subject,
     world: &W,
 ) -> Result<(), Refusal> {
-    let now = world.now();
+    let now = world.now().wall;
     let client = policy.client.identify(request)?;
     policy.blocks.pass(&client, world, now)?;
     policy.route(request)?;
@@ -98,7 +98,7 @@ pub fn still_holds<W: World>(
 
 /// Judges again what let a WebSocket in, without the limits, which count how often somebody comes, and the breaker.
 pub async fn rejudge<W: World>(policy: &Policy, request: &Request<'_>, world: &W) -> Result<(), Refusal> {
-    let now = world.now();
+    let now = world.now().wall;
     let client = policy.client.identify(request)?;
     policy.blocks.pass(&client, world, now)?;
     let route = policy.route(request)?;
@@ -109,7 +109,7 @@ pub async fn rejudge<W: World>(policy: &Policy, request: &Request<'_>, world: &W
 /// Draws the conclusions from how an admitted request ended: the breaker learns, failed logins are counted. A client that
 /// left before it was told counts as a failure at the limits: leaving early is no way to guess for nothing.
 pub fn settle<W: World>(policy: &Policy, admission: Admission<W::Pass>, outcome: Outcome, world: &W) {
-    let now = world.now();
+    let now = world.now().steady;
     world.settle(admission.pass, outcome, now);
     let counted = &admission.route.counts_failed_logins;
     let failed = match outcome {

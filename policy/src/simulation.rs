@@ -15,7 +15,7 @@ use crate::bucket::Bucket;
 use crate::client::Client;
 use crate::issuer::Issuer;
 use crate::limits::{Charge, Charges, Readings, spend_all};
-use crate::time::Timestamp;
+use crate::time::{Now, Timestamp};
 use crate::token::Token;
 use crate::world::{
     HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway, Store, StoreAway, VerifyFault, World,
@@ -30,6 +30,8 @@ pub struct Simulation {
 #[derive(Debug, Default)]
 struct State {
     now: Timestamp,
+    /// How far the wall clock is behind `now`.
+    wall_behind: Duration,
     buckets: HashMap<(Store, Bucket), Timestamp>,
     shared_store_away: bool,
     permissions_away: bool,
@@ -60,6 +62,12 @@ impl Simulation {
     pub fn advance(&self, by: Duration) {
         let mut state = self.state();
         state.now = state.now + by;
+    }
+
+    /// Sets the wall clock back by `by`; the steady clock goes on.
+    pub fn set_wall_clock_back(&self, by: Duration) {
+        let mut state = self.state();
+        state.wall_behind = state.wall_behind.saturating_add(by);
     }
 
     /// Grants a permission on any resource to the user.
@@ -114,8 +122,9 @@ impl Simulation {
 impl World for Simulation {
     type Pass = Option<(Arc<BreakerRule>, Pass)>;
 
-    fn now(&self) -> Timestamp {
-        self.state().now
+    fn now(&self) -> Now {
+        let state = self.state();
+        Now { steady: state.now, wall: state.now - state.wall_behind }
     }
 
     fn banned(&self, client: &Client, now: Timestamp) -> Option<Ban> {
@@ -207,6 +216,7 @@ impl World for Simulation {
 
     fn login_failed(&self, client: &Client, rule: AutoBlock, now: Timestamp) {
         let mut state = self.state();
+        let now = now - state.wall_behind;
         let failures = state.failures.entry(client.network).or_default();
         *failures += 1;
         if *failures >= rule.failures {

@@ -37,6 +37,15 @@ impl Timestamp {
     }
 }
 
+/// The time of a decision on two clocks: a request has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Goes on evenly: limits, windows and breakers are measured by it. Where it began means nothing.
+    pub steady: Timestamp,
+    /// What others mean by a moment: the ends of tokens and bans. It may be set forward and back.
+    pub wall: Timestamp,
+}
+
 /// A duration in nanoseconds, at most 584 years.
 pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)

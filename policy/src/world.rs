@@ -11,7 +11,7 @@ use crate::breaker::{BreakerRule, Outcome};
 use crate::client::Client;
 use crate::issuer::Issuer;
 use crate::limits::{Charge, Charges, Readings};
-use crate::time::Timestamp;
+use crate::time::{Now, Timestamp};
 use crate::token::Token;
 
 /// Which buckets are meant.
@@ -97,9 +97,9 @@ pub trait World: Sync {
     type Pass: Send;
 
     /// The time. A request has one: it is asked once.
-    fn now(&self) -> Timestamp;
+    fn now(&self) -> Now;
 
-    /// The ban that this client is under, if any.
+    /// The ban that this client is under, if any, by the wall clock.
     fn banned(&self, client: &Client, now: Timestamp) -> Option<Ban>;
 
     /// Takes one token from every bucket, or none from any when one that enforces is empty. One reading for each

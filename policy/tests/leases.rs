@@ -358,3 +358,35 @@ fn of_several_reports_to_a_store_that_forgot_the_highest_level_counts() {
     }
     assert_eq!(forgot.grant(gcra, 9, Ask { need: 1, ..Ask::default() }, START).tokens, 0);
 }
+
+#[test]
+fn a_rule_that_changes_holds_nobody_by_what_the_old_one_meant() {
+    let (hourly, fast) =
+        (Gcra::new(60, Duration::from_hours(1), 60), Gcra::new(10_000, Duration::from_secs(1), 10_000));
+    let (mut bucket, mut pot) = (SharedBucket::default(), Pot::default());
+    let ask = |need| Ask { need, ..Ask::default() };
+    let emptied = bucket.grant(hourly, 1, pot.ask(hourly, 61, START), START);
+    pot.receive(hourly, emptied, START, START);
+    (0..60).for_each(|_| pot.take());
+    assert_eq!(pot.level(START), Level::Empty);
+    pot.change_rule(hourly, fast, START);
+    assert_eq!(pot.level(START), Level::Unknown, "it is asked anew");
+    assert!(pot.describe(fast, START, true).remaining >= 9_940);
+    let later = START + Duration::from_secs(2);
+    assert_eq!(bucket.grant(fast, 2, ask(5_000), later).tokens, 5_000);
+    let back = bucket.grant(hourly, 2, ask(60), later);
+    assert_eq!(back.tokens, 0, "five thousand were taken lately");
+    assert!(back.debt <= Duration::from_hours(1), "and nobody waits for longer than an empty bucket takes");
+}
+
+#[test]
+fn a_clock_of_the_store_that_is_set_back_holds_nobody() {
+    let gcra = Gcra::new(5, Duration::from_mins(1), 5);
+    let mut bucket = SharedBucket::default();
+    let ask = |need| Ask { need, ..Ask::default() };
+    assert_eq!(bucket.grant(gcra, 1, ask(3), START).tokens, 3);
+    let before = START - Duration::from_hours(1);
+    assert_eq!(bucket.grant(gcra, 1, ask(3), before).tokens, 2, "as if no time had passed");
+    assert_eq!(bucket.grant(gcra, 1, ask(1), before + Duration::from_secs(12)).tokens, 1);
+    assert_eq!(bucket.grant(gcra, 1, ask(1), before + Duration::from_secs(12)).tokens, 0);
+}

@@ -7,6 +7,7 @@
 
 pub mod authority;
 pub mod client;
+pub mod fake_clock;
 pub mod fault;
 pub mod hammer;
 pub mod load;

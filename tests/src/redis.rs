@@ -42,6 +42,13 @@ impl Redis {
         Self::start_with(port, &["--port", &port.to_string(), "--save", "", "--appendonly", "no"]).await
     }
 
+    /// Starts an empty one of another make, with more environment than usual.
+    pub async fn start_in(server: &OsStr, environment: &[(&str, &str)]) -> Self {
+        let (port, mut server) = (free_port(), Command::new(server));
+        server.envs(environment.iter().copied());
+        Self::run(server, port, &["--port", &port.to_string(), "--save", "", "--appendonly", "no"]).await
+    }
+
     /// Starts one with arguments of its own; it listens at `port`.
     pub async fn start_with(port: u16, arguments: &[&str]) -> Self {
         Self::start_server(&server(), port, arguments).await
@@ -54,7 +61,10 @@ impl Redis {
     }
 
     async fn start_server(server: &OsStr, port: u16, arguments: &[&str]) -> Self {
-        let mut server = Command::new(server);
+        Self::run(Command::new(server), port, arguments).await
+    }
+
+    async fn run(mut server: Command, port: u16, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         server.args(arguments).args(["--bind", "127.0.0.1", "--daemonize", "no", "--dir"]).arg(dir.path());
         let program = Program::start("redis-server", server);

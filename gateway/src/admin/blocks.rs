@@ -19,7 +19,7 @@ use crate::observe::audit::Actor;
 use crate::store::{Change, Topic};
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
-    let mut bans = admin.gateway.ledger().holding(Topic::Bans, clock::now());
+    let mut bans = admin.gateway.ledger().holding(Topic::Bans, clock::wall());
     bans.sort_by_key(|ban| std::cmp::Reverse(ban.changed_at));
     let item = |ban: &Change| {
         json!({
@@ -46,7 +46,7 @@ pub(super) async fn block(
         Ok(term) => term,
         Err(response) => return *response,
     };
-    let changed_at = clock::now().as_nanos();
+    let changed_at = clock::wall().as_nanos();
     let change =
         Change { topic: Topic::Bans, key: network.to_string(), value: Some(value), until, changed_at };
     let response = make(&admin, change, &request_id).await;
@@ -65,7 +65,7 @@ pub(super) async fn unblock(
         let detail = "the address is an IP address or a CIDR like 192.0.2.0/24";
         return problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
     };
-    if admin.gateway.ledger().find(Topic::Bans, &network.to_string(), clock::now()).is_none() {
+    if admin.gateway.ledger().find(Topic::Bans, &network.to_string(), clock::wall()).is_none() {
         return problem(StatusCode::NOT_FOUND, "not_found", "this address is not blocked here by itself");
     }
     let change = Change {
@@ -73,7 +73,7 @@ pub(super) async fn unblock(
         key: network.to_string(),
         value: None,
         until: None,
-        changed_at: clock::now().as_nanos(),
+        changed_at: clock::wall().as_nanos(),
     };
     make(&admin, change, &request_id).await
 }

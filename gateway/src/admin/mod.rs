@@ -280,7 +280,7 @@ fn state_of(admin: &Admin) -> Value {
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     let gateway = &admin.gateway;
-    let now = clock::now();
+    let now = clock::steady();
     for rule in &gateway.policy().rules.breakers {
         let (state, error_rate) = gateway.breakers.state(rule, now);
         gateway.metrics.breaker_state.with_label_values(&[&*rule.name]).set(state.number());
@@ -293,7 +293,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn breakers(State(admin): State<Admin>) -> Json<Value> {
-    let now = clock::now();
+    let now = clock::steady();
     let policy = admin.gateway.policy();
     let items = policy.rules.breakers.iter().map(|rule| {
         let (state, error_rate) = admin.gateway.breakers.state(rule, now);
@@ -312,7 +312,7 @@ async fn reset_breaker(
         return problem(StatusCode::NOT_FOUND, "not_found", "no breaker has this name");
     }
     let rule = policy.rules.breakers.iter().find(|rule| *rule.name == *name);
-    let before = rule.map(|rule| admin.gateway.breakers.state(rule, clock::now()).0.as_str());
+    let before = rule.map(|rule| admin.gateway.breakers.state(rule, clock::steady()).0.as_str());
     let line = admin.gateway.audit.reserve(&Entry {
         action: "reset_breaker",
         target: &name,

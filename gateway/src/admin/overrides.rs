@@ -20,7 +20,7 @@ use crate::store::{Change, Topic};
 const READ_ONLY: &str = "read_only";
 
 fn listing(admin: &Admin) -> Value {
-    let mut all = admin.gateway.ledger().holding(Topic::Overrides, clock::now());
+    let mut all = admin.gateway.ledger().holding(Topic::Overrides, clock::wall());
     all.sort_by(|one, other| one.key.cmp(&other.key));
     let item = |change: &Change| json!({"path": change.key, "value": change.value, "since": clock::text(change.changed_at)});
     json!({"items": all.iter().map(item).collect::<Vec<_>>()})
@@ -51,7 +51,7 @@ pub(super) async fn remove(
     RequestId(request_id): RequestId,
     Path(path): Path<String>,
 ) -> Response {
-    if admin.gateway.ledger().find(Topic::Overrides, &path, clock::now()).is_none() {
+    if admin.gateway.ledger().find(Topic::Overrides, &path, clock::wall()).is_none() {
         return problem(StatusCode::NOT_FOUND, "not_found", "nothing is overridden at this path");
     }
     make(&admin, vec![(path, None)], &request_id).await
@@ -86,7 +86,7 @@ async fn make(admin: &Admin, mut wanted: Vec<(String, Option<Value>)>, request_i
         Ok(Err(faults)) => return unfit(&faults),
         Err(response) => return *response,
     }
-    let changed_at = clock::now().as_nanos();
+    let changed_at = clock::wall().as_nanos();
     let change = |(key, value)| Change { topic: Topic::Overrides, key, value, until: None, changed_at };
     let by = By { actor: Actor::Operator, request_id };
     let made = admin.gateway.change(wanted.into_iter().map(change).collect(), by).await;

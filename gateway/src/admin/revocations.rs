@@ -19,7 +19,7 @@ use crate::store::{Change, Topic};
 const LONGEST: usize = 1024;
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
-    let mut all = admin.gateway.ledger().holding(Topic::Revocations, clock::now());
+    let mut all = admin.gateway.ledger().holding(Topic::Revocations, clock::wall());
     all.sort_by_key(|one| std::cmp::Reverse(one.changed_at));
     let item = |one: &Change| {
         let (by, value) = one.key.split_once('/').unwrap_or_default();
@@ -55,7 +55,7 @@ pub(super) async fn revoke(
 ) -> Response {
     let change = key(&by, &value).and_then(|key| {
         let Term { until, value } = Term::read(&body)?;
-        let changed_at = clock::now().as_nanos();
+        let changed_at = clock::wall().as_nanos();
         Ok(Change { topic: Topic::Revocations, key, value: Some(value), until, changed_at })
     });
     make(&admin, change, &request_id).await
@@ -66,7 +66,7 @@ pub(super) async fn restore(
     RequestId(request_id): RequestId,
     Path((by, value)): Path<(String, String)>,
 ) -> Response {
-    let now = clock::now();
+    let now = clock::wall();
     let change = key(&by, &value).and_then(|key| {
         if admin.gateway.ledger().find(Topic::Revocations, &key, now).is_none() {
             return Err(Box::new(problem(StatusCode::NOT_FOUND, "not_found", "nothing is revoked by this")));

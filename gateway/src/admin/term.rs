@@ -45,7 +45,7 @@ impl Term {
         if reason.len() > MAX_REASON {
             return Err(bad("a reason has at most 256 bytes"));
         }
-        let until = duration.map(|Span(duration)| (clock::now() + duration).as_nanos());
+        let until = duration.map(|Span(duration)| (clock::wall() + duration).as_nanos());
         Ok(Self { until, value: json!({"reason": reason}) })
     }
 }

@@ -27,7 +27,7 @@ const WINDOW: Duration = Duration::from_mins(1);
 pub(super) async fn limits(State(admin): State<Admin>) -> Json<Value> {
     let gateway = &admin.gateway;
     let policy = gateway.policy();
-    let busiest = gateway.usage.buckets.top(WINDOW, COUNTERS, clock::now());
+    let busiest = gateway.usage.buckets.top(WINDOW, COUNTERS, clock::steady());
     let item = |rule: &LimitRule| {
         let own = |(bucket, count): &(Bucket, Count)| {
             let ours = bucket.limit() == rule.name.as_bytes();
@@ -111,7 +111,7 @@ pub(super) async fn top(State(admin): State<Admin>, Query(query): Query<TopQuery
         return bad("by is ip, user, api_key or route");
     };
     let item = |(key, Count { count, error }): (String, Count)| json!({"key": key, "requests": count, "error": error});
-    let items: Vec<_> = sketch.top(window, BUSIEST * 2, clock::now()).into_iter().map(item).collect();
+    let items: Vec<_> = sketch.top(window, BUSIEST * 2, clock::steady()).into_iter().map(item).collect();
     let window = humantime::format_duration(window).to_string();
     Json(json!({"by": by, "window": window, "items": items})).into_response()
 }

@@ -89,6 +89,7 @@ metrics! {
     policy_refused: IntGauge = "policy_refused" "1 while the policy file, or a deny file that it names, is refused and the last good one is in force.";
     state_files_late: IntGauge = "state_files_late" "Files of the state directory that cannot be written: a restart would go back to what they hold.";
     state_write_errors: IntCounter = "state_write_errors_total" "Writes to the state directory that failed.";
+    clock_steps: IntCounterVec = "clock_steps_total" ["clock"] "Times that the wall clock of the gateway or of Redis was set by half a second or more.";
     tls_reloads: IntCounterVec = "tls_reloads_total" ["result"] "Certificates read.";
     connections: IntGauge = "connections_open" "Client connections.";
     admin_connections: IntGauge = "admin_connections_open" "Connections of the admin plane.";

@@ -47,7 +47,7 @@ impl Proxy {
         }
         let client = admission.map_or(exchange.peer, |admission| admission.client.address).to_string();
         let usage = &self.gateway.usage;
-        let now = clock::now();
+        let now = clock::steady();
         usage.addresses.record(client.as_str(), now);
         usage.routes.record(route_label, now);
         if let Some(user) = admission.and_then(|admission| admission.subject.identity()) {

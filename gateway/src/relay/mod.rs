@@ -139,7 +139,7 @@ impl Proxy {
             match self.pool.connect(&peer, way.fresh).await {
                 Ok(hop) => {
                     if let Some(turn) = &exchange.turn {
-                        turn.reached(clock::now());
+                        turn.reached(clock::steady());
                     }
                     return Ok((hop, peer));
                 }

@@ -9,7 +9,7 @@
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local began = tonumber(redis.call('HGET', KEYS[1], 'began') or 0)
-if now - began >= tonumber(ARGV[1]) then
+if now - began >= tonumber(ARGV[1]) or began > now then -- the latter: Redis's clock was set back
   redis.call('HSET', KEYS[1], 'began', now, 'count', 0)
 end
 local count = redis.call('HINCRBY', KEYS[1], 'count', 1)

@@ -5,7 +5,8 @@
 -- ARGV[2]   for how long a replica is believed to be there
 -- ARGV[3]   for how long this replica was away; -1 when it was not
 -- ARGV[4]   the replicas that it knew before
--- Replies with the replicas that are there, and how long to wait before going on; -1 while others are still missing.
+-- Replies with the replicas that are there, how long to wait before going on (-1 while others are still missing), and
+-- Redis's time.
 --
 -- Times are milliseconds. Replicas that returned one by one would spend from the bucket and from their shares of it at
 -- the same time; so they wait until all of them are back, and then go on in the same moment.
@@ -22,8 +23,8 @@ for i = 1, #fields, 2 do
   local at = tonumber(fields[i + 1])
   if fields[i] == 'return' then
     together = at
-  elseif at < now - tonumber(ARGV[2]) then
-    redis.call('HDEL', KEYS[1], fields[i])
+  elseif at < now - tonumber(ARGV[2]) or at > now + tonumber(ARGV[2]) then
+    redis.call('HDEL', KEYS[1], fields[i]) -- gone, or heard of before Redis's clock was set back: who is there says so again
   else
     seen = seen + 1
     if at >= now - away then back = back + 1 end
@@ -31,11 +32,11 @@ for i = 1, #fields, 2 do
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 
-if away < 0 then return { seen, 0 } end
-if together and together < now - AGREED_FOR then together = nil end
+if away < 0 then return { seen, 0, now } end
+if together and (together < now - AGREED_FOR or together > now + AGREED_FOR) then together = nil end
 if not together and back >= tonumber(ARGV[4]) then
   together = now + HEAD_START
   redis.call('HSET', KEYS[1], 'return', together)
 end
-if not together then return { seen, -1 } end
-return { seen, math.max(0, together - now) }
+if not together then return { seen, -1, now } end
+return { seen, math.max(0, together - now), now }

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 use policy::blocks::AutoBlock;
 use policy::bucket::Bucket;
+use policy::gcra::Level;
 use policy::limits::{Charge, Charges, Readings, spend_all};
 use policy::time::Timestamp;
 use policy::world::StoreAway;
@@ -21,8 +22,7 @@ const MOST_FAILING: usize = 1_000_000;
 /// Limits and failures in this process.
 #[derive(Default)]
 pub struct LocalStore {
-    /// When each bucket is full again.
-    buckets: Shards<Timestamp>,
+    buckets: Shards<Level>,
     failures: Mutex<HashMap<IpNet, FailureCount>>,
     changes: Mutex<HashMap<(Topic, String), Change>>,
 }
@@ -44,25 +44,26 @@ impl LocalStore {
         let readings = spend_all(
             charges,
             now,
-            |at| buckets.find(at).map_or(Timestamp::EPOCH, |arrival| *arrival),
+            |at| charges[at].rule.gcra.arrival(buckets.find(at).copied().unwrap_or_default(), now),
             |at, arrival| kept.push((at, arrival)),
         );
         for (at, arrival) in kept {
-            *buckets.find_or_insert(at, |arrival| *arrival > now) = arrival;
+            let level = buckets.find_or_insert(at, |level| level.says_something(now));
+            *level = charges[at].rule.gcra.keep(arrival);
         }
         readings
     }
 
     /// The usual case: one limit, one look-up.
     fn spend_one(&self, charge: &Charge, now: Timestamp) -> Readings {
-        let mut shard = self.buckets.lock(&charge.bucket);
+        let (mut shard, gcra) = (self.buckets.lock(&charge.bucket), charge.rule.gcra);
         let reading = if let Some(stored) = shard.find() {
-            let reading = charge.rule.gcra.take(*stored, now);
-            *stored = reading.arrival;
+            let reading = gcra.take(gcra.arrival(*stored, now), now);
+            *stored = gcra.keep(reading.arrival);
             reading
         } else {
-            let reading = charge.rule.gcra.take(Timestamp::EPOCH, now);
-            *shard.find_or_insert(|arrival| *arrival > now) = reading.arrival;
+            let reading = gcra.take(Timestamp::EPOCH, now);
+            *shard.find_or_insert(|level| level.says_something(now)) = gcra.keep(reading.arrival);
             reading
         };
         SmallVec::from_iter([reading])
@@ -71,8 +72,8 @@ impl LocalStore {
     /// Gives one token back to every bucket.
     pub fn refund_now(&self, charges: &[Charge], now: Timestamp) {
         for charge in charges {
-            if let Some(arrival) = self.buckets.lock(&charge.bucket).find() {
-                *arrival = charge.rule.gcra.refund(*arrival, now);
+            if let Some(level) = self.buckets.lock(&charge.bucket).find() {
+                *level = level.refund(now);
             }
         }
     }
@@ -89,9 +90,9 @@ impl LocalStore {
 
     /// Drops what says nothing any more: full buckets, old failures, ended bans.
     pub fn sweep(&self, now: Timestamp, auto: Option<AutoBlock>) {
-        self.buckets.retain(|arrival| *arrival > now);
+        self.buckets.retain(|level| level.says_something(now));
         self.failures.lock().retain(|_, count| auto.is_some_and(|rule| count.counts(&rule, now)));
-        self.changes.lock().retain(|_, change| change.matters(now));
+        self.changes.lock().retain(|_, change| change.matters(clock::wall()));
     }
 }
 
@@ -113,7 +114,7 @@ impl Store for LocalStore {
     }
 
     async fn refill(&self, bucket: &Bucket) -> Result<bool, StoreAway> {
-        Ok(self.buckets.lock(bucket).remove().is_some_and(|arrival| arrival > clock::now()))
+        Ok(self.buckets.lock(bucket).remove().is_some_and(|level| level.says_something(clock::steady())))
     }
 
     async fn count_failure(

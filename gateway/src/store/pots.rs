@@ -63,6 +63,14 @@ impl Default for Pots {
 }
 
 impl Entry {
+    /// A reload or an override may have changed the rule.
+    fn follow_rule(&mut self, gcra: Gcra, now: Timestamp) {
+        if self.gcra != gcra {
+            self.pot.change_rule(self.gcra, gcra, now);
+            self.gcra = gcra;
+        }
+    }
+
     fn says_something(&self, now: Timestamp) -> bool {
         self.asking.is_some() || !self.pot.says_nothing(now)
     }
@@ -95,7 +103,7 @@ impl Pots {
                     let waited = futures_util::future::join_all(others);
                     let (answers, _) = tokio::join!(asked, waited);
                     answers.into_iter().collect::<Result<(), _>>()?;
-                    now = clock::now();
+                    now = clock::steady();
                 }
             }
         }
@@ -106,7 +114,7 @@ impl Pots {
     fn look_at_one(&self, charge: &Charge, now: Timestamp) -> Option<Readings> {
         let mut locked = self.entries.lock(&charge.bucket);
         let entry = locked.find()?;
-        entry.gcra = charge.rule.gcra; // a reload may have changed it
+        entry.follow_rule(charge.rule.gcra, now);
         let conforms = match entry.pot.level(now) {
             Level::Ready => {
                 entry.pot.take();
@@ -128,7 +136,7 @@ impl Pots {
         let mut levels: SmallVec<[Level; 4]> = SmallVec::new();
         for (at, charge) in charges.iter().enumerate() {
             let entry = entries.find_or_insert(at, says_something);
-            entry.gcra = charge.rule.gcra; // a reload may have changed it
+            entry.follow_rule(charge.rule.gcra, now);
             levels.push(entry.pot.level(now));
         }
         for at in waited_for.drain(..) {
@@ -172,7 +180,7 @@ impl Pots {
         let mut locked = self.entries.lock(&question.bucket);
         let Some(entry) = locked.find() else { return };
         if let Some(grant) = grant {
-            entry.pot.receive(entry.gcra, grant, question.sent_at, clock::now());
+            entry.pot.receive(entry.gcra, grant, question.sent_at, clock::steady());
         }
         if let Some(asking) = entry.asking.take() {
             asking.notify_waiters();
@@ -194,7 +202,7 @@ impl Pots {
         let mut pots: SmallVec<[(Pot, Reading); 4]> = SmallVec::new();
         for (at, charge) in charges.iter().enumerate() {
             let entry = entries.find_or_insert(at, |entry| entry.says_something(now));
-            entry.gcra = charge.rule.gcra;
+            entry.follow_rule(charge.rule.gcra, now);
             let mut pot = entry.pot.clone();
             let reading = pot.take_alone(entry.gcra, replicas, since, now);
             pots.push((pot, reading));

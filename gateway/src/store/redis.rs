@@ -5,7 +5,7 @@
 //! meanwhile is told to Redis before any request is sent there again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -54,6 +54,9 @@ const AT_ONCE: usize = 64;
 
 const RECONNECT: Backoff = Backoff { base: Duration::from_millis(50), max: Duration::from_millis(500) };
 
+/// Redis has not said its time yet.
+const UNKNOWN: i64 = i64::MIN;
+
 /// Every key begins with this.
 const PREFIX: &str = "palisade:";
 const CHANGES: &str = "palisade:changes";
@@ -81,6 +84,8 @@ pub struct RedisStore {
     seen: AtomicU32,
     away_since: AtomicU64,
     was_up: AtomicBool,
+    /// By how many milliseconds Redis's clock is ahead of the steady one.
+    clock_ahead_ms: AtomicI64,
     replica_id: String,
     metrics: Metrics,
 }
@@ -110,8 +115,9 @@ impl RedisStore {
             },
             replicas: AtomicU32::new(1),
             seen: AtomicU32::new(1),
-            away_since: AtomicU64::new(clock::now().as_nanos()),
+            away_since: AtomicU64::new(clock::steady().as_nanos()),
             was_up: AtomicBool::new(false),
+            clock_ahead_ms: AtomicI64::new(UNKNOWN),
             replica_id: uuid::Uuid::now_v7().simple().to_string(),
             metrics,
         })
@@ -154,7 +160,7 @@ impl RedisStore {
 
     /// Gives back every token on lease, as when this replica leaves.
     pub async fn return_leases(&self) {
-        let _ = timeout(UNHURRIED, self.ask_all(self.pots.returns(true, clock::now()))).await;
+        let _ = timeout(UNHURRIED, self.ask_all(self.pots.returns(true, clock::steady()))).await;
     }
 
     /// Keeps a connection, counts the replicas, gives back what nobody spends, and hands on what other replicas change.
@@ -214,7 +220,7 @@ impl RedisStore {
 
     /// Tells Redis what is known here and what was spent while it was away; until then no request is sent there.
     async fn report(&self, link: &Link) -> anyhow::Result<()> {
-        let told = futures_util::stream::iter(self.pots.reports(clock::now()))
+        let told = futures_util::stream::iter(self.pots.reports(clock::steady()))
             .map(|question| async move {
                 let asking = Asking::new(&self.pots, question);
                 let grant = self.take(link.clone(), asking.question()).await?;
@@ -234,7 +240,7 @@ impl RedisStore {
     fn drop_link(&self) {
         if self.is_up() {
             // Before: who finds no link asks since when.
-            self.away_since.store(clock::now().as_nanos(), Ordering::Release);
+            self.away_since.store(clock::steady().as_nanos(), Ordering::Release);
             self.link.store(None);
         }
         self.metrics.redis_up.set(0);
@@ -274,18 +280,36 @@ impl RedisStore {
         let away = away.map_or(-1, |away| i64::try_from(away.as_millis()).unwrap_or(i64::MAX));
         call.key(REPLICAS).arg(&self.replica_id).arg(PRESENCE.as_millis().to_string());
         call.arg(away).arg(self.replicas());
-        let (seen, wait): (u32, i64) = call.invoke_async(link).await?;
+        let asked = Instant::now();
+        let (seen, wait, time_ms): (u32, i64, i64) = call.invoke_async(link).await?;
+        self.note_clock(time_ms, asked.elapsed());
         self.seen.store(seen, Ordering::Relaxed);
         self.believe(seen.max(self.replicas()));
         // Whatever it says, nobody waits for longer than it takes to be sure.
         Ok(u64::try_from(wait).ok().map(|wait| Duration::from_millis(wait).min(OTHERS)))
     }
 
+    /// Tells of a step of Redis's clock, which it said to be at `time_ms` in an answer that took `took`.
+    fn note_clock(&self, time_ms: i64, took: Duration) {
+        let ours = i64::try_from(clock::steady().as_nanos() / 1_000_000).unwrap_or(i64::MAX);
+        let ahead = time_ms.saturating_sub(ours);
+        let before = self.clock_ahead_ms.swap(ahead, Ordering::Relaxed);
+        let step = ahead.saturating_sub(before);
+        if before != UNKNOWN && u128::from(step.unsigned_abs()) > (clock::STEP + took).as_millis() {
+            self.metrics.clock_steps.with_label_values(&["redis"]).inc();
+            warn!(
+                step_ms = step,
+                "the clock of Redis was set: a shared limit that was in use goes on, one that nobody met in the meantime may \
+                 refill late, or early after a step forward"
+            );
+        }
+    }
+
     /// Waits until the other replicas are back as well, for a while.
     async fn wait_for_others(&self, link: &mut Link, away_since: Timestamp) -> RedisResult<()> {
         let begun = Instant::now();
         while begun.elapsed() < OTHERS {
-            match self.say_hello(link, Some(clock::now().since(away_since))).await? {
+            match self.say_hello(link, Some(clock::steady().since(away_since))).await? {
                 Some(wait) => {
                     tokio::time::sleep(wait).await;
                     return Ok(());
@@ -300,7 +324,7 @@ impl RedisStore {
     async fn return_unused(&self) {
         loop {
             let _ = timeout(LOOK_THROUGH, self.pots.unused()).await;
-            self.ask_all(self.pots.returns(false, clock::now())).await;
+            self.ask_all(self.pots.returns(false, clock::steady())).await;
         }
     }
 
@@ -325,7 +349,7 @@ impl RedisStore {
         while let Some(message) = messages.next().await {
             if message.get_channel_name() == REFILLS {
                 self.pots
-                    .refilled_by_name(&String::from_utf8_lossy(message.get_payload_bytes()), clock::now());
+                    .refilled_by_name(&String::from_utf8_lossy(message.get_payload_bytes()), clock::steady());
                 continue;
             }
             let change = serde_json::from_slice(message.get_payload_bytes());
@@ -390,7 +414,7 @@ impl RedisStore {
 }
 
 fn limit_key(bucket: &Bucket) -> String {
-    format!("{PREFIX}limit:{bucket}")
+    format!("{PREFIX}bucket:{bucket}")
 }
 
 fn failures_key(client: IpNet) -> String {
@@ -419,7 +443,7 @@ impl Store for RedisStore {
     }
 
     async fn refill(&self, bucket: &Bucket) -> Result<bool, StoreAway> {
-        let was_used_here = self.pots.refilled(bucket, clock::now());
+        let was_used_here = self.pots.refilled(bucket, clock::steady());
         let mut pipe = redis::Pipeline::new();
         pipe.del(limit_key(bucket));
         let (deleted,): (u64,) = self.call(async |mut link| pipe.query_async(&mut link).await).await?;
@@ -460,7 +484,7 @@ impl Store for RedisStore {
         let parse = |text: &String| serde_json::from_str::<Change>(text.get(DIGITS..)?).ok();
         let (texts, all): (Vec<String>, Vec<Change>) =
             texts.into_iter().filter_map(|text| Some((text.clone(), parse(&text)?))).unzip();
-        let now = clock::now();
+        let now = clock::wall();
         // What says nothing any more is taken out by whoever sees it, unless it has changed meanwhile.
         for (text, change) in texts.iter().zip(&all).filter(|(_, change)| !change.matters(now)) {
             let mut call = self.scripts.forget.prepare_invoke();

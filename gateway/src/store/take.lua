@@ -1,7 +1,8 @@
 -- Hands out tokens of one bucket to one replica (GCRA with leases, on Redis's clock).
 --
--- KEYS[1]   the bucket, a hash: `arrival` is when it is full again, and each replica's field is `TOKENS ENDS`, what it
---           was handed last and when that is worth nothing any more
+-- KEYS[1]   the bucket, a hash: `arrival` is when it is full again, `interval` the ARGV[1] that this was counted with,
+--           `seen` when it last answered, and each replica's field is `TOKENS ENDS`, what it was handed last and when
+--           that is worth nothing any more
 -- ARGV[1]   microseconds in which one token comes back
 -- ARGV[2]   burst
 -- ARGV[3]   tokens for requests that wait
@@ -27,24 +28,45 @@ local replica, lasts, most = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
 local time = redis.call('TIME')
 local now = (tonumber(time[1]) - 1735689600) * 1000000 + tonumber(time[2])
 
-local arrival, out, others, last = nil, 0, 0, 0
+local stored, leases = {}, {}
 local fields = redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
-  if fields[i] == 'arrival' then
-    arrival = tonumber(fields[i + 1])
+  local name, value = fields[i], fields[i + 1]
+  if name == 'arrival' or name == 'interval' or name == 'seen' then
+    stored[name] = tonumber(value)
   else
-    local tokens, ends = string.match(fields[i + 1], '^(%d+) ([%d.]+)$')
-    tokens, ends = tonumber(tokens), tonumber(ends)
-    out = out + tokens
-    last = math.max(last, ends)
-    if fields[i] ~= replica then
-      if ends > now then others = others + tokens else redis.call('HDEL', KEYS[1], fields[i]) end
+    local tokens, ends = string.match(value, '^(%d+) ([%d.]+)$')
+    leases[name] = { tonumber(tokens), tonumber(ends) }
+  end
+end
+
+-- Redis's clock was set back: what is known moves with it, so that nobody waits for the time that was taken back.
+local back = math.max(0, (stored.seen or now) - now)
+local out, others, last = 0, 0, 0
+for name, lease in pairs(leases) do
+  local tokens, ends = lease[1], lease[2] - back
+  out = out + tokens
+  last = math.max(last, ends)
+  if name ~= replica then
+    if ends <= now then
+      redis.call('HDEL', KEYS[1], name)
+    else
+      others = others + tokens
+      if back > 0 then redis.call('HSET', KEYS[1], name, string.format('%d %.3f', tokens, ends)) end
     end
   end
 end
 
+-- Leases of a larger bucket, before the rule was changed, are more than this one has.
+out, others = math.min(out, burst), math.min(others, burst)
 local known = now + math.min(tonumber(ARGV[6]), burst * interval)
-arrival = math.max(arrival or known, now)
+local arrival = known
+if stored.arrival then
+  -- Counted with another rate, it lacks as many tokens as it did, and never more than it has room for.
+  local debt = math.max(0, stored.arrival - back - now)
+  if stored.interval and stored.interval ~= interval then debt = debt / stored.interval * interval end
+  arrival = now + math.min(debt, burst * interval)
+end
 if ARGV[7] == '1' then arrival = math.max(arrival, known) end
 if out > 0 then arrival = math.max(arrival, math.min(last, now) + out * interval) end
 arrival = math.max(arrival - returned * interval, now + others * interval)
@@ -54,7 +76,7 @@ need = math.min(need, free)
 ahead = math.max(0, math.min(ahead, free - need, most - others))
 arrival = arrival + (need + ahead) * interval
 
-redis.call('HSET', KEYS[1], 'arrival', string.format('%.3f', arrival))
+redis.call('HSET', KEYS[1], 'arrival', string.format('%.3f', arrival), 'interval', ARGV[1], 'seen', string.format('%.0f', now))
 local keep = arrival - now
 if others > 0 then keep = math.max(keep, lasts + others * interval) end
 if most > 0 and need + ahead > 0 then

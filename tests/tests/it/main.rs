@@ -8,6 +8,7 @@ mod api_keys;
 mod balance;
 mod chaos;
 mod chart;
+mod clock;
 mod connections;
 mod degraded;
 mod drain;

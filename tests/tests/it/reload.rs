@@ -204,3 +204,48 @@ async fn a_policy_that_leaves_its_band_is_rolled_back_and_stays_so_over_a_restar
     assert_eq!((insisted.status(), insisted.json()["sha256"].as_str()), (200, Some(slip.as_str())));
     assert_eq!(ask(&gateway).await, 403, "an operator has the last word");
 }
+
+async fn a_rule_that_changes(environment: &[(&str, &str)]) {
+    let backend = Backend::start(&[]).await;
+    let limited = "[limits.all]\nkey = \"global\"\nrate = \"60/h\"\n[[routes]]\nname = \"all\"\npath = \"/all\"\n\
+        upstream = \"backend\"\nlimits = [\"all\"]\n";
+    let gateway = Gateway::start(backend.address, &(POLICY.to_owned() + limited), environment).await;
+    eventually("the store is there", || async {
+        environment.is_empty() || gateway.metric("palisade_redis_up").await > 0.5
+    })
+    .await;
+    let client = gateway.client();
+    let ask = async || client.get("/all", None).await;
+    let over = async |rate: &str| {
+        let body = serde_json::json!({"limits.all.rate": rate}).to_string();
+        assert_eq!(gateway.operator().ask("PATCH", "/admin/overrides", &[], body).await.status(), 200);
+    };
+    for _ in 0..60 {
+        assert_eq!(ask().await.status(), 404);
+    }
+    assert_eq!(ask().await.status(), 429);
+    let before = gateway.policy_in_force().await;
+    gateway.edit_policy(|text| text.replace("60/h", "10000/s"));
+    eventually("the edit is in force", || async { gateway.policy_in_force().await != before }).await;
+    for _ in 0..100 {
+        assert_eq!(ask().await.status(), 404, "raised by the file: nobody is held by the hour that was");
+    }
+    over("60/h").await;
+    // A hundred were taken within a second or two: of sixty an hour none is left, and one comes back in a minute.
+    let answer = ask().await;
+    if answer.status() == 429 {
+        let wait: u64 = answer.field("retry-after").parse().unwrap();
+        assert!(wait <= 60, "{wait} s");
+    }
+    while ask().await.status() != 429 {}
+    over("10000/s").await;
+    assert_eq!(ask().await.status(), 404, "raised by an override");
+}
+
+#[tokio::test]
+async fn whom_a_limit_held_it_holds_no_longer_once_it_is_raised() {
+    a_rule_that_changes(&[]).await;
+    let redis = tests::redis::Redis::start().await;
+    let url = redis.url();
+    a_rule_that_changes(&[("PALISADE_GATEWAY__REDIS__URL", &url)]).await;
+}

@@ -15,7 +15,11 @@ async fn status(gateway: &Gateway, address: [u8; 4]) -> u16 {
 
 async fn ban(gateway: &Gateway, address: &str) -> (u16, String) {
     let answer = gateway.operator().ask("PUT", &format!("/admin/ip-blocks/{address}"), &[], "").await;
-    let code = if answer.status() == 204 { String::new() } else { answer.json()["code"].as_str().unwrap().to_owned() };
+    let code = if answer.status() == 204 {
+        String::new()
+    } else {
+        answer.json()["code"].as_str().unwrap().to_owned()
+    };
     (answer.status(), code)
 }
 

@@ -39,13 +39,17 @@ upstream = "b"
 "#;
 
 fn charge(limit: &str, bucket: &str) -> Charge {
-    let policy = Policy::parse("limits", LIMITS, None).unwrap();
+    charge_by(LIMITS, limit, bucket)
+}
+
+fn charge_by(limits: &str, limit: &str, bucket: &str) -> Charge {
+    let policy = Policy::parse("limits", limits, None).unwrap();
     let rule = policy.limits.iter().find(|rule| &*rule.name == limit).unwrap();
     Charge { rule: Arc::clone(rule), bucket: rule.bucket_of(bucket, &policy.client).unwrap() }
 }
 
 async fn conforms(store: &impl Store, charges: &[Charge]) -> bool {
-    store.spend(charges, clock::now()).await.unwrap().iter().all(|reading| reading.conforms)
+    store.spend(charges, clock::steady()).await.unwrap().iter().all(|reading| reading.conforms)
 }
 
 async fn suite(store: &impl Store) {
@@ -53,6 +57,7 @@ async fn suite(store: &impl Store) {
     what_one_limit_refuses_is_charged_to_none(store).await;
     a_refund_gives_back(store).await;
     a_token_comes_back_in_its_time(store).await;
+    a_rule_that_changes_holds_nobody_by_what_the_old_one_meant(store).await;
     a_shadow_limit_does_not_hold_back_the_others(store).await;
     a_bucket_can_be_refilled(store).await;
     failures_are_counted_and_cleared_and_offences_remembered(store).await;
@@ -62,11 +67,11 @@ async fn suite(store: &impl Store) {
 async fn a_burst_is_exact(store: &impl Store) {
     let charges = [charge("small", "burst")];
     for left in [2, 1, 0] {
-        let reading = store.spend(&charges, clock::now()).await.unwrap()[0];
+        let reading = store.spend(&charges, clock::steady()).await.unwrap()[0];
         assert!(reading.conforms);
         assert_eq!(reading.remaining, left);
     }
-    let reading = store.spend(&charges, clock::now()).await.unwrap()[0];
+    let reading = store.spend(&charges, clock::steady()).await.unwrap()[0];
     assert!(
         !reading.conforms
             && reading.next > Duration::from_secs(18)
@@ -82,7 +87,7 @@ async fn what_one_limit_refuses_is_charged_to_none(store: &impl Store) {
     for _ in 0..5 {
         assert!(!conforms(store, &both).await);
     }
-    let reading = store.spend(&both[1..], clock::now()).await.unwrap()[0];
+    let reading = store.spend(&both[1..], clock::steady()).await.unwrap()[0];
     assert_eq!(reading.remaining, 96, "three and this one");
 }
 
@@ -91,7 +96,7 @@ async fn a_refund_gives_back(store: &impl Store) {
     for _ in 0..3 {
         assert!(conforms(store, &charges).await);
     }
-    store.refund(Charges::from_vec(charges.to_vec()), clock::now()).await.unwrap();
+    store.refund(Charges::from_vec(charges.to_vec()), clock::steady()).await.unwrap();
     assert!(conforms(store, &charges).await);
     assert!(!conforms(store, &charges).await);
 }
@@ -102,10 +107,27 @@ async fn a_token_comes_back_in_its_time(store: &impl Store) {
     eventually("20 ms later there is one more", || conforms(store, &charges)).await;
 }
 
+async fn a_rule_that_changes_holds_nobody_by_what_the_old_one_meant(store: &impl Store) {
+    let with = |rate: &str| charge_by(&LIMITS.replace("100/min", rate), "large", "changed");
+    let (hourly, fast) = (with("60/h"), with("10000/s"));
+    for _ in 0..60 {
+        assert!(conforms(store, std::slice::from_ref(&hourly)).await);
+    }
+    assert!(!conforms(store, std::slice::from_ref(&hourly)).await);
+    for _ in 0..200 {
+        assert!(
+            conforms(store, std::slice::from_ref(&fast)).await,
+            "as many tokens are gone, not as much time"
+        );
+    }
+    let lowered = store.spend(std::slice::from_ref(&hourly), clock::steady()).await.unwrap()[0];
+    assert!(lowered.next <= Duration::from_mins(2), "{lowered:?}: never longer than one token takes");
+}
+
 async fn a_shadow_limit_does_not_hold_back_the_others(store: &impl Store) {
     let both = [charge("shadow", "s"), charge("large", "s")];
     assert!(conforms(store, &both).await);
-    let readings = store.spend(&both, clock::now()).await.unwrap();
+    let readings = store.spend(&both, clock::steady()).await.unwrap();
     assert!(!readings[0].conforms && readings[1].conforms);
     assert_eq!(readings[1].remaining, 98);
 }
@@ -126,18 +148,18 @@ async fn failures_are_counted_and_cleared_and_offences_remembered(store: &impl S
         AutoBlock { failures: 3, window: minute, duration: minute, escalation: 2, max_duration: minute };
     let client = "192.0.2.1/32".parse().unwrap();
     for (count, offences) in [(1, 0), (2, 0), (3, 1), (4, 1)] {
-        let failures = store.count_failure(client, rule, clock::now()).await.unwrap();
+        let failures = store.count_failure(client, rule, clock::steady()).await.unwrap();
         assert_eq!(failures, Failures { count, offences });
     }
     store.clear_failures(client).await.unwrap();
     for (count, offences) in [(1, 1), (2, 1), (3, 2)] {
-        let failures = store.count_failure(client, rule, clock::now()).await.unwrap();
+        let failures = store.count_failure(client, rule, clock::steady()).await.unwrap();
         assert_eq!(failures, Failures { count, offences });
     }
 }
 
 async fn the_newest_change_is_kept(store: &impl Store) {
-    let now = clock::now().as_nanos();
+    let now = clock::steady().as_nanos();
     let change = |value: Option<&str>, changed_at| Change {
         topic: Topic::Bans,
         key: "192.0.2.0/24".to_owned(),
