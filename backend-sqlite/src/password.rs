@@ -92,7 +92,8 @@ fn is_bcrypt(hash: &str) -> bool {
 
 fn verify(password: &str, hash: &str) -> bool {
     if is_bcrypt(hash) {
-        return bcrypt::verify(password, hash).unwrap_or(false);
+        // bcrypt repeats a password with a zero byte between: `a\0a` would be right where `a` is.
+        return !password.contains('\0') && bcrypt::verify(password, hash).unwrap_or(false);
     }
     let Ok(parsed) = PasswordHash::new(hash) else { return false };
     hasher().is_ok_and(|hasher| hasher.verify_password(password.as_bytes(), &parsed).is_ok())
@@ -162,9 +163,17 @@ pub(crate) async fn verify_async(password: String, stored: Option<String>) -> Re
     .await
 }
 
-/// A better hash of a password that is right, where `stored` is an old one.
+/// Whether a password that [`verify`] found right is the one that was set, and not only begins like it: bcrypt looks at
+/// 72 bytes. And `$2x$` is how a program of old hashed what is not ASCII, so that several passwords fit.
+fn is_certain(password: &str, stored: &str) -> bool {
+    const LOOKED_AT: usize = 72;
+    !is_bcrypt(stored) || (password.len() < LOOKED_AT && (password.is_ascii() || !stored.starts_with("$2x$")))
+}
+
+/// A better hash of a password that is right, where `stored` is an old one. None where another password may be the right
+/// one: who knows its beginning alone must not thereby set it.
 pub(crate) async fn better_hash(password: String, stored: &str) -> Result<Option<String>, Problem> {
-    if stored.starts_with(CURRENT) {
+    if stored.starts_with(CURRENT) || !is_certain(&password, stored) {
         return Ok(None);
     }
     hash_async(password).await.map(Some)
@@ -252,6 +261,27 @@ mod tests {
         let better = better_hash(password(), &stored).await.unwrap().unwrap();
         assert!(is_hash(&better) && verify(&password(), &better));
         assert_eq!(better_hash(password(), &better).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_password_is_kept_better_only_where_it_is_certainly_the_one_that_was_set() {
+        let long = "x".repeat(71) + "yz and more";
+        let stored = bcrypt::hash(&long, 4).unwrap();
+        let better = async |typed: &str| better_hash(typed.to_owned(), &stored).await.unwrap();
+        for typed in [&long[..72], &long[..73], &long, &(long[..72].to_owned() + "another end")] {
+            assert!(verify(typed, &stored), "bcrypt looks at 72 bytes");
+            assert_eq!(better(typed).await, None, "{typed}");
+        }
+        assert!(!verify(&long[..71], &stored));
+        let stored = bcrypt::hash(&long[..71], 4).unwrap();
+        assert!(better_hash(long[..71].to_owned(), &stored).await.unwrap().is_some());
+        let repeated = bcrypt::hash("abc", 4).unwrap();
+        assert!(!verify("abc\0abc", &repeated) && !verify("abc\0", &repeated));
+        assert!(
+            !is_certain("grün", "$2x$04$") && is_certain("grün", "$2b$04$") && is_certain("plain", "$2x$04$")
+        );
+        let argon2 = hash(&long).unwrap();
+        assert!(is_certain(&long, &argon2));
     }
 
     #[test]

@@ -92,6 +92,15 @@ impl Redis {
     }
 }
 
+/// A replica of the server at `port`, started with further arguments.
+pub async fn replica_of(master: &Redis, more: &[&str]) -> Redis {
+    let (port, of) = (free_port().to_string(), master.address.port().to_string());
+    let mut arguments =
+        vec!["--port", &port, "--replicaof", "127.0.0.1", &of, "--save", "", "--appendonly", "no"];
+    arguments.extend(more);
+    Redis::start_with(port.parse().unwrap(), &arguments).await
+}
+
 async fn cli(port: u16, arguments: &[&str]) -> String {
     let output =
         Command::new("redis-cli").args(["-p", &port.to_string()]).args(arguments).output().await.unwrap();
@@ -112,28 +121,14 @@ impl Sentinel {
     /// Starts all three and waits until the Sentinel knows the replica.
     pub async fn start() -> Self {
         let master = Redis::start().await;
-        let (port, of) = (free_port(), master.address.port().to_string());
-        let replica = Redis::start_with(
-            port,
-            &[
-                "--port",
-                &port.to_string(),
-                "--replicaof",
-                "127.0.0.1",
-                &of,
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-            ],
-        )
-        .await;
+        let replica = replica_of(&master, &[]).await;
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
         let file = dir.path().join("sentinel.conf");
         let config = format!(
-            "port {port}\ndir {}\nsentinel monitor main 127.0.0.1 {of} 1\n\
+            "port {port}\ndir {}\nsentinel monitor main 127.0.0.1 {} 1\n\
              sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n",
-            dir.path().display()
+            dir.path().display(),
+            master.address.port(),
         );
         std::fs::write(&file, config).unwrap();
         let watcher = Redis::start_with(port, &[file.to_str().unwrap(), "--sentinel"]).await;

@@ -11,12 +11,19 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, IntoConnectionInfo as _, Pipeline, RedisFuture,
-    TlsCertificates, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, Pipeline,
+    RedisFuture, TlsCertificates, Value,
 };
+use tokio::time::timeout;
 
 /// For connecting, which no request waits for.
 const CONNECT: Duration = Duration::from_secs(1);
+
+/// For finding out what stands behind one address, and connecting to what it leads to.
+const ONE_NODE: Duration = Duration::from_secs(3);
+
+/// The most nodes of an address.
+const MOST_NODES: usize = 64;
 
 /// Where Redis is, as the settings say.
 #[derive(Clone)]
@@ -63,6 +70,9 @@ impl Places {
             Some(Some(("master", name))) if !name.is_empty() => Some(name.to_owned()),
             Some(_) => bail!(allowed),
         };
+        if hosts.split(',').count() > MOST_NODES {
+            bail!("at most {MOST_NODES} nodes");
+        }
         let nodes = hosts.split(',').map(|host| {
             // What is wrong is said without the address, for a password may be in it.
             let info = format!("{scheme}://{credentials}{host}{database}").into_connection_info();
@@ -88,36 +98,52 @@ impl Places {
         }
     }
 
-    /// Connects to whichever node answers first.
+    /// Connects to the first node that leads to a server that takes writes: a master, one that a Sentinel names, or a Cluster.
     pub async fn connect(&self) -> anyhow::Result<Linked> {
-        let mut last = anyhow!("no node is named");
+        let mut faults = Vec::new();
         for node in &self.nodes {
-            match self.connect_through(node).await {
-                Ok(linked) => return Ok(linked),
-                Err(error) => last = error,
+            // Each has its own time: nodes that are gone do not use up that of the others.
+            match timeout(ONE_NODE, self.connect_through(node)).await {
+                Ok(Ok(linked)) => return Ok(linked),
+                Ok(Err(error)) => faults.push(format!("{}: {error:#}", node.addr())),
+                Err(_) => faults.push(format!("{}: no answer", node.addr())),
             }
         }
-        Err(last)
+        bail!("{}", faults.join("; "))
     }
 
     async fn connect_through(&self, node: &ConnectionInfo) -> anyhow::Result<Linked> {
         let client = self.client(node.clone())?;
-        let opened = open(&client).await;
-        let (client, mut connection) = match opened {
-            Ok(connection) => (client, connection),
-            // Sentinels often have no password where their master has one.
-            Err(error) if node.redis_settings().password().is_some() => {
-                let bare = node.clone().set_redis_settings(redis::RedisConnectionInfo::default());
-                let client = self.client(bare)?;
-                let Ok(connection) = open(&client).await else { return Err(error.into()) };
-                (client, connection)
+        match open(&client).await {
+            Ok(mut connection) => match mode(&mut connection).await?.as_str() {
+                "cluster" => self.connect_cluster(client).await,
+                "sentinel" => self.connect_master(node, &mut connection).await,
+                _ => {
+                    require_master(&mut connection).await?;
+                    Ok(Linked { link: Link::One(connection), node: client })
+                }
+            },
+            Err(error) => self.connect_through_open_sentinel(node, error).await,
+        }
+    }
+
+    /// Sentinels often have no password where their master has one. A server that took none would be another one than the
+    /// settings mean: `refusal` is the answer then, as for every other reason than the password.
+    async fn connect_through_open_sentinel(
+        &self,
+        node: &ConnectionInfo,
+        refusal: redis::RedisError,
+    ) -> anyhow::Result<Linked> {
+        if refusal.kind() != ErrorKind::AuthenticationFailed || node.redis_settings().password().is_none() {
+            return Err(refusal.into());
+        }
+        let client = self.client(node.clone().set_redis_settings(redis::RedisConnectionInfo::default()))?;
+        let Ok(mut connection) = open(&client).await else { return Err(refusal.into()) };
+        match mode(&mut connection).await.as_deref() {
+            Ok("sentinel") => self.connect_master(node, &mut connection).await,
+            _ => {
+                Err(refusal).context("the user or the password is refused (REDIS_PASSWORD, or in redis.url)")
             }
-            Err(error) => return Err(error.into()),
-        };
-        match mode(&mut connection).await?.as_str() {
-            "cluster" => self.connect_cluster(client).await,
-            "sentinel" => self.connect_master(node, &mut connection).await,
-            _ => Ok(Linked { link: Link::One(connection), node: client }),
         }
     }
 
@@ -160,14 +186,24 @@ impl Places {
             _ => redis::ConnectionAddr::Tcp(host.clone(), port.parse()?),
         };
         let client = self.client(node.clone().set_addr(address))?;
-        let mut connection = open(&client).await?;
-        let role: Vec<Value> = redis::cmd("ROLE").query_async(&mut connection).await?;
-        match role.first() {
-            Some(Value::BulkString(role)) if role == b"master" => {
-                Ok(Linked { link: Link::One(connection), node: client })
-            }
-            _ => bail!("the Sentinels name a server that is no master yet"),
-        }
+        let mut connection = open(&client).await.context("the master that the Sentinel names")?;
+        require_master(&mut connection).await.context("the master that the Sentinel names")?;
+        Ok(Linked { link: Link::One(connection), node: client })
+    }
+}
+
+/// Refuses a server that takes no writes.
+async fn require_master(connection: &mut MultiplexedConnection) -> anyhow::Result<()> {
+    let role: Vec<Value> = redis::cmd("ROLE").query_async(connection).await?;
+    let text = |at: usize| match role.get(at) {
+        Some(Value::BulkString(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+        Some(Value::Int(number)) => number.to_string(),
+        _ => String::new(),
+    };
+    match text(0).as_str() {
+        "master" => Ok(()),
+        "slave" => bail!("it is a replica of {}:{}: name its master in redis.url as well", text(1), text(2)),
+        other => bail!("it is no server that takes writes ({other:?})"),
     }
 }
 

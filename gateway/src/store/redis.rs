@@ -165,12 +165,13 @@ impl RedisStore {
 
     /// Keeps a connection, counts the replicas, gives back what nobody spends, and hands on what other replicas change.
     pub async fn run(self: Arc<Self>, news: mpsc::Sender<News>) {
-        let mut failures = 0;
+        let (mut failures, mut said) = (0, String::new());
         loop {
             match self.connect().await {
                 Ok(node) => {
                     info!(replicas = self.replicas(), "redis is there");
                     failures = 0;
+                    said.clear();
                     let _ = news.send(News::Missed).await;
                     tokio::select! {
                         () = self.lost() => {}
@@ -184,8 +185,10 @@ impl RedisStore {
                 Err(error) => {
                     self.metrics.redis_errors.inc();
                     failures += 1;
-                    if failures == 1 {
-                        warn!(error = format!("{error:#}"), "redis cannot be reached");
+                    let error = format!("{error:#}");
+                    if said != error {
+                        warn!(error, "redis.url: no server that takes writes is reached; it is tried again");
+                        said = error;
                     }
                 }
             }
@@ -202,7 +205,7 @@ impl RedisStore {
     }
 
     async fn connect(&self) -> anyhow::Result<Client> {
-        let Linked { mut link, node } = timeout(UNHURRIED * 3, self.places.connect()).await??;
+        let Linked { mut link, node } = self.places.connect().await?;
         let Scripts { take, count_failure, put, forget, hello } = &self.scripts;
         for script in [take, count_failure, put, forget, hello] {
             script.load_async(&mut link).await?;

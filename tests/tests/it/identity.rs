@@ -284,7 +284,19 @@ async fn a_password_of_another_system_is_accepted_and_kept_better() {
     assert_eq!(login(&client, "old", PASSWORD).await.status(), 200);
 }
 
-/// A claim of a token, as text.
+#[tokio::test]
+async fn who_knows_the_beginning_of_a_long_password_does_not_set_it() {
+    let stack = lenient_stack().await;
+    let whole = "correct horse battery staple, and so on until it is longer than bcrypt looks at it";
+    // crypt(3) of `whole`, which looks at 72 bytes.
+    let bcrypt = "$2b$04$RE5tWKQtyWUNCw/P2MhDouRLxrV0bE5IRMhqu9w2zQd/UmqmE3pAO";
+    stack.backend.add_user_with_hash("old", bcrypt).await;
+    let client = stack.gateway.client();
+    for typed in [&whole[..72], whole, &(whole[..72].to_owned() + "!"), whole] {
+        assert_eq!(login(&client, "old", typed).await.status(), 200, "as in the other system: {typed}");
+    }
+    assert_eq!(login(&client, "old", &whole[..71]).await.status(), 401);
+}
 
 #[tokio::test]
 async fn a_batch_is_written_whole_or_not_at_all() {

@@ -28,6 +28,7 @@ mod outside;
 mod own_service;
 mod permissions;
 mod reauthentication;
+mod redis_nodes;
 mod reload;
 mod replicas;
 mod response_headers;
