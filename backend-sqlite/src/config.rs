@@ -10,6 +10,7 @@ use anyhow::bail;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use service::level::Level;
+use url::Url;
 
 use crate::accounts::User;
 use crate::tokens::{now, seconds};
@@ -356,6 +357,10 @@ impl Config {
         self.server.check()?;
         if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
             bail!("telemetry.sample_ratio: from 0 to 1 (got {})", self.telemetry.sample_ratio);
+        }
+        let reset_url = &self.mail.reset_url;
+        if !reset_url.is_empty() && (Url::parse(reset_url).is_err() || !reset_url.contains("{token}")) {
+            bail!("mail.reset_url: expected an address with {{token}} in it, got {reset_url:?}");
         }
         let Lockout { failures, window, .. } = self.accounts.lockout;
         let AccountsConfig { access_token, refresh_token, .. } = self.accounts;

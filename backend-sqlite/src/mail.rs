@@ -1,20 +1,24 @@
 //! Mail: to an SMTP server, or to files where none is configured and nobody minds.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use lettre::message::Mailbox;
 use lettre::message::header::{ContentType, MIME_VERSION_1_0};
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 use tracing::{info, warn};
+use url::Url;
 
 use crate::config::{MailConfig, Profile};
 use crate::secrets::Secret;
 
 /// The secret that opens the SMTP server, beside the user in `mail.url`.
 pub(crate) const SMTP_PASSWORD: &str = "SMTP_PASSWORD";
+
+/// For one exchange with the SMTP server.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Sends mail.
 pub(crate) struct Mail {
@@ -29,6 +33,30 @@ enum Way {
     Nowhere,
 }
 
+/// Why a mail was not sent.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub(crate) struct Fault {
+    text: String,
+    /// Whether it will never be: its receiver is refused.
+    pub(crate) is_final: bool,
+}
+
+impl Fault {
+    fn of_server(error: &lettre::transport::smtp::Error) -> Self {
+        // 530 to 538 are about who sends (RFC 4954), and heal with the settings.
+        let code = error.status().map(u16::from);
+        let is_final = error.is_permanent() && code.is_some_and(|code| (540..600).contains(&code));
+        Self { text: described(error), is_final }
+    }
+}
+
+/// An error with its causes.
+fn described(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 impl Mail {
     pub(crate) fn new(
         config: &MailConfig,
@@ -37,24 +65,20 @@ impl Mail {
     ) -> anyhow::Result<Self> {
         let way = match config.url.as_str() {
             "" if profile == Profile::Production => {
-                warn!("mail.url is empty: nobody can reset a password");
+                warn!("mail.url is empty: nobody can reset a password by mail");
                 Way::Nowhere
             }
             "" => Way::Files(config.dir.clone()),
-            url => {
-                let mut builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(url).context("mail.url")?;
-                if let Some(password) = password {
-                    let user = user_of(url)
-                        .context("mail.url: expected smtp://USER@HOST, for there is an SMTP_PASSWORD")?;
-                    let password = String::from_utf8_lossy(password.expose()).into_owned();
-                    builder = builder.credentials(Credentials::new(user, password));
-                }
-                Way::Smtp(builder.build())
-            }
+            url => Way::Smtp(server(url, password).context("mail.url")?),
         };
         let from =
             config.from.parse().with_context(|| format!("mail.from: an address (got {:?})", config.from))?;
         Ok(Self { from, reset_url: config.reset_url.clone(), way })
+    }
+
+    /// Whether mail goes anywhere.
+    pub(crate) const fn is_sent(&self) -> bool {
+        !matches!(self.way, Way::Nowhere)
     }
 
     /// A message that large providers take: they refuse one without `Message-ID`, and guess at one without a type.
@@ -73,7 +97,7 @@ impl Mail {
     }
 
     /// Sends a token to reset the password of `username`.
-    pub(crate) async fn send_reset(&self, to: &str, username: &str, token: &str) -> anyhow::Result<()> {
+    pub(crate) async fn send_reset(&self, to: &str, username: &str, token: &str) -> Result<(), Fault> {
         let how = if self.reset_url.is_empty() {
             format!("Send this token with a new password to POST /v1/auth/reset-password:\n\n{token}")
         } else {
@@ -86,29 +110,64 @@ impl Mail {
             "Somebody asked for a new password for the account {username}.\n\n{how}\n\nIt works once, for 30 minutes. \
              If it was not you, there is nothing to do.\n"
         );
-        let message = self.message(to, "A new password", text)?;
+        let unfit = |error: anyhow::Error| Fault { text: format!("{error:#}"), is_final: true };
+        let message = self.message(to, "A new password", text).map_err(unfit)?;
         match &self.way {
-            Way::Smtp(server) => drop(server.send(message).await?),
+            Way::Smtp(server) => {
+                server.send(message).await.map_err(|error| Fault::of_server(&error))?;
+            }
             Way::Files(dir) => {
                 let file = dir.join(format!("{}.eml", uuid::Uuid::now_v7()));
                 let (path, bytes) = (file.clone(), message.formatted());
-                tokio::task::spawn_blocking(move || write_private(&path, &bytes)).await??;
-                info!(file = %file.display(), "mail written to a file, for mail.url is empty");
+                let late = |text: String| Fault { text, is_final: false };
+                // What is in the file opens an account: nobody else reads it.
+                let write = move || service::files::replace(&path, |out| out.write_all(&bytes));
+                let written = tokio::task::spawn_blocking(write).await;
+                let written = written.map_err(|error| late(error.to_string()))?;
+                written.map_err(|error| late(format!("`{}`: {error}", file.display())))?;
+                info!(file = %file.display(), "mail written to a file, because mail.url is empty");
             }
-            Way::Nowhere => anyhow::bail!("mail.url is empty"),
+            Way::Nowhere => return Err(unfit(anyhow::anyhow!("mail.url is empty"))),
         }
         Ok(())
     }
 }
 
-/// What is in the file opens an account.
-fn write_private(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    if let Some(dir) = file.parent() {
-        std::fs::create_dir_all(dir)?;
+/// The SMTP server that `url` names. What the address cannot mean is refused, and so is a password that would go over the
+/// network for everybody to read, unless the address says so.
+fn server(url: &str, password: Option<&Secret>) -> anyhow::Result<AsyncSmtpTransport<Tokio1Executor>> {
+    let allowed =
+        "expected smtp://[USER@]HOST[:PORT][?tls=required|opportunistic|none] or smtps://[USER@]HOST[:PORT]";
+    let parsed = Url::parse(url).ok().filter(|url| url.host_str().is_some_and(|host| !host.is_empty()));
+    let mut parsed = parsed.context(allowed)?; // which does not repeat it: there may be a password in it
+    let tls = match (parsed.scheme(), parsed.query()) {
+        ("smtps", None) => "wrapped",
+        ("smtp", None) => "",
+        ("smtp", Some("tls=required")) => "required",
+        ("smtp", Some("tls=opportunistic")) => "opportunistic",
+        ("smtp", Some("tls=none")) => "none",
+        _ => bail!(allowed),
+    };
+    let user = user_of(url);
+    if password.is_some() && user.is_none() {
+        bail!("{allowed}: with a USER, because there is an SMTP_PASSWORD");
     }
-    let mut out = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(file)?;
-    Ok(out.write_all(bytes)?)
+    if tls.is_empty() && (password.is_some() || parsed.password().is_some()) {
+        bail!("the password would be sent in the clear: add ?tls=required, or ?tls=none where that is meant");
+    }
+    if matches!(tls, "" | "none") {
+        warn!(
+            "mail.url: mails, and the tokens in them, go over the network in the clear: ?tls=required encrypts them"
+        );
+        parsed.set_query(None);
+    }
+    let mut builder =
+        AsyncSmtpTransport::<Tokio1Executor>::from_url(parsed.as_str())?.timeout(Some(PATIENCE));
+    if let (Some(password), Some(user)) = (password, user) {
+        let password = String::from_utf8_lossy(password.expose()).into_owned();
+        builder = builder.credentials(Credentials::new(user, password));
+    }
+    Ok(builder.build())
 }
 
 /// The user in an address, percent-decoded: `ann%40example.org` is `ann@example.org`.
@@ -133,7 +192,36 @@ fn user_of(url: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::user_of;
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_means_nothing_is_refused_without_repeating_it() {
+        let secret = Secret::of(b"hush");
+        let fault = |url: &str, password| server(url, password).err().map(|error| format!("{error:#}"));
+        for url in [
+            "smtp://mail.test?tls=bad",
+            "smtp://mail.test?TLS=required",
+            "smtps://mail.test?tls=bad",
+            "smtp://mail.test?tls=required&x=1",
+            "http://mail.test",
+            "mail.test:25",
+            "smtp://",
+            "smtp://u:hush@mail.test:x",
+        ] {
+            let said = fault(url, None).unwrap_or_default();
+            assert!(said.starts_with("expected smtp://") && !said.contains("hush"), "{url}: {said}");
+        }
+        let said = fault("smtp://ann@mail.test", Some(&secret)).unwrap();
+        assert!(said.starts_with("the password would be sent in the clear"), "{said}");
+        assert!(fault("smtp://ann:hush@mail.test", None).is_some());
+        assert!(fault("smtp://mail.test", Some(&secret)).unwrap().contains("with a USER"));
+        for url in
+            ["smtp://ann@mail.test?tls=none", "smtp://ann@mail.test?tls=required", "smtps://ann@mail.test"]
+        {
+            assert_eq!(fault(url, Some(&secret)), None, "{url}");
+        }
+        assert_eq!(fault("smtp://mail.test", None), None, "nothing to hide but mails, which is said");
+    }
 
     #[test]
     fn the_user_is_the_one_in_the_address() {

@@ -22,6 +22,7 @@ mod metrics;
 mod mode;
 mod observe;
 mod openapi;
+mod outbox;
 mod password;
 mod permissions;
 mod problem;

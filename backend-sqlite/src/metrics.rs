@@ -26,6 +26,8 @@ pub(crate) struct Metrics {
     pub(crate) logins_throttled: IntCounterVec,
     pub(crate) user_operations: IntCounterVec,
     pub(crate) users: IntGauge,
+    pub(crate) mails: IntCounterVec,
+    pub(crate) mails_waiting: IntGauge,
     pub(crate) permission_checks: IntCounterVec,
     pub(crate) permission_check_duration: Histogram,
     pub(crate) db_connection_errors: IntCounter,
@@ -94,6 +96,12 @@ impl Metrics {
                 &["operation"],
             )?,
             users: make.gauge("users_total", "Accounts.")?,
+            mails: make.counters(
+                "mails_total",
+                "Tries to send a mail: sent, late (it is tried again), failed (it is given up).",
+                &["result"],
+            )?,
+            mails_waiting: make.gauge("mails_waiting", "Mails that are not sent yet.")?,
             permission_checks: make.counters(
                 "permission_checks_total",
                 "Permission questions answered.",

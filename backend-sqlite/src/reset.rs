@@ -1,40 +1,36 @@
-//! Passwords that are forgotten or too old. A reset is asked for by name or address and answered the same for everybody,
-//! at once; what is known is looked up and mailed afterwards. Its token is good once, for half an hour.
+//! Passwords that are forgotten or too old. A reset is asked for by name or address and answered the same for everybody;
+//! what is known is looked up and mailed afterwards. Its token is good once, for half an hour.
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use rusqlite::params;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::sync::Semaphore;
 
 use crate::accounts::{self, User};
 use crate::auth::accepted;
 use crate::db::{Result as DbResult, Session};
 use crate::extract::Body;
 use crate::identity::Caller;
+use crate::outbox;
 use crate::password;
 use crate::problem::{Problem, Result};
 use crate::proof::{self, Attempt, Proven};
 use crate::serve::App;
 use crate::sql;
-use crate::tokens::{fingerprint, now, random_token};
+use crate::tokens::{fingerprint, now};
 
 /// A token to reset a password is good for so long, in seconds.
-const LIFETIME: i64 = 30 * 60;
+pub(crate) const LIFETIME: i64 = 30 * 60;
 
-/// Mails that are looked up or sent at a time; whoever asks for one more is told to come back.
-static MAILS: Semaphore = Semaphore::const_new(64);
-
-/// An account is sent one at most so often, in seconds.
-const AT_MOST_ONCE_IN: i64 = 60;
+/// No name and no address is longer, in bytes.
+const LONGEST: usize = 320;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Forgot {
-    username: Option<String>,
-    email: Option<String>,
+    pub(crate) username: Option<String>,
+    pub(crate) email: Option<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -56,53 +52,21 @@ pub(crate) struct ChangePassword {
     revoke_api_keys: bool,
 }
 
-/// `POST /v1/auth/forgot-password`: 202 for everybody.
+/// `POST /v1/auth/forgot-password`: 202 for everybody, once the request is kept. Whose account is meant is looked up
+/// afterwards, so that the answer takes as long whether there is such an account or not.
 pub(crate) async fn forgot(State(app): State<App>, Body(forgot): Body<Forgot>) -> Result<Response> {
     // Both together would be another key to count by, each time.
-    if forgot.username.is_some() == forgot.email.is_some() {
+    let ((Some(named), None) | (None, Some(named))) = (&forgot.username, &forgot.email) else {
         return Err(Problem::bad_request("send `username` or `email`, one of them"));
+    };
+    if !app.mail.is_sent() {
+        let detail = "no mail is sent here: ask an administrator for a new password";
+        return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "mail_not_configured", detail));
     }
-    let place = MAILS.try_acquire().map_err(|_| {
-        let detail = "too many mails are being sent just now: try again";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "mail_busy", detail)
-    })?;
-    // After the answer, which therefore takes as long whether there is such an account or not.
-    tokio::spawn(async move {
-        let _place = place;
-        if let Err(error) = send(&app, forgot).await {
-            tracing::error!(error = format!("{error:#}"), "a mail to reset a password was not sent");
-        }
-    });
+    if named.len() <= LONGEST {
+        outbox::keep(&app, forgot).await?;
+    }
     Ok(accepted())
-}
-
-async fn send(app: &App, forgot: Forgot) -> anyhow::Result<()> {
-    let users = app.database.read(move |session| match (&forgot.username, &forgot.email) {
-        (Some(name), _) => Ok(accounts::by_name(session, name)?.into_iter().collect()),
-        (None, Some(email)) => accounts::by_email(session, email),
-        (None, None) => Ok(Vec::new()),
-    });
-    for user in users.await?.into_iter().filter(|user| user.active) {
-        let Some(email) = user.email.clone() else { continue };
-        let token = random_token()?;
-        let (hash, id) = (fingerprint(&token), user.id.clone());
-        let keep = move |session: &Session<'_>| {
-            let newest: Option<i64> =
-                session.row(sql::NEWEST_RESET_TOKEN, [&id], |row| row.get(0))?.unwrap_or_default();
-            if newest.is_some_and(|ends| ends > now() + LIFETIME - AT_MOST_ONCE_IN) {
-                return Ok(false);
-            }
-            session.run(sql::CLEAR_RESET_TOKENS, [&id])?; // the newest one counts
-            session.run(sql::ADD_RESET_TOKEN, params![hash, id, now() + LIFETIME])?;
-            Ok(true)
-        };
-        if !app.database.write(keep).await? {
-            continue; // there is one on its way already, which another would make void
-        }
-        app.mail.send_reset(&email, &user.username, &token).await?;
-        app.metrics.user_operations.with_label_values(&["forgot_password"]).inc();
-    }
-    Ok(())
 }
 
 fn invalid() -> Problem {
@@ -124,6 +88,7 @@ pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> R
         let Some(user) = owner(session, &hash)? else { return Ok(Err(invalid())) };
         session.row(sql::TAKE_RESET_TOKEN, [&hash], |_| Ok(()))?;
         accounts::reset_password(session, &user, &password_hash)?;
+        session.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
         session.run(sql::VERIFY_EMAIL, [&user.id])?; // which is where the token was sent
         Ok(Ok(user.username))
     });

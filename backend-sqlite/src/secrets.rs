@@ -19,6 +19,11 @@ impl Secret {
         &self.0
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        Self(bytes.to_vec())
+    }
+
     /// Compares in constant time.
     pub(crate) fn matches(&self, candidate: &[u8]) -> bool {
         use subtle::ConstantTimeEq as _;

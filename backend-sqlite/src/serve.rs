@@ -11,14 +11,16 @@ use service::listener::{self, Limits};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::assertion::Verifier;
 use crate::config::{AccountRules, Config, Profile, ServerConfig};
 use crate::db::Database;
 use crate::login_guard::{HashKey, LoginGuard};
-use crate::mail::Mail;
+use crate::mail::{self, Mail};
 use crate::metrics::Metrics;
+use crate::outbox::{self, Outbox};
 use crate::routes::router;
 use crate::secrets::Secrets;
 use crate::tokens::Signer;
@@ -35,6 +37,7 @@ pub(crate) struct App {
     pub(crate) accounts: Arc<AccountRules>,
     pub(crate) login_guard: Arc<LoginGuard>,
     pub(crate) mail: Arc<Mail>,
+    pub(crate) outbox: Arc<Outbox>,
     pub(crate) verifier: Arc<Option<Verifier>>,
     pub(crate) pool_places: usize,
 }
@@ -61,6 +64,7 @@ pub(crate) async fn serve(
     let app = App {
         signer: Arc::new(signer),
         mail: Arc::new(mail),
+        outbox: Arc::default(),
         verifier: Arc::new(verifier),
         secrets: Arc::new(secrets),
         metrics,
@@ -73,6 +77,8 @@ pub(crate) async fn serve(
     tokio::spawn(changes::sweep_for_ever(app.database.clone()));
     tokio::spawn(app.database.clone().leave_read_only());
     tokio::spawn(app.database.clone().watch_wal());
+    let (stop_mails, mails_stop) = watch::channel(false);
+    let mails = tokio::spawn(outbox::send(app.clone(), mails_stop));
     let mut stop = StopSignal::new()?;
     let leaving = Arc::clone(&app.leaving);
     let (drain_delay, drain_timeout) = (config.server.drain_delay, config.server.drain_timeout);
@@ -99,6 +105,11 @@ pub(crate) async fn serve(
     tokio::select! {
         result = served => result?,
         () = too_late => warn!("requests in flight did not finish in time"),
+    }
+    stop_mails.send_replace(true);
+    // One that is cut off here is sent again after the next start.
+    if timeout(mail::PATIENCE, mails).await.is_err() {
+        warn!("a mail is still being sent: it is sent again after the next start");
     }
     app.database.close().await;
     info!("stopped");

@@ -8,10 +8,11 @@ pub(crate) struct Statement {
 }
 
 /// The schema's steps, in order; `user_version` counts those that were taken.
-pub(crate) const MIGRATIONS: [&str; 3] = [
+pub(crate) const MIGRATIONS: [&str; 4] = [
     include_str!("sql/0001_init.sql"),
     include_str!("sql/0002_identity.sql"),
     include_str!("sql/0003_login_guard.sql"),
+    include_str!("sql/0004_reset_requests.sql"),
 ];
 
 macro_rules! statements {
@@ -106,8 +107,23 @@ statements! {
     ADD_RESET_TOKEN = "INSERT INTO reset_tokens (hash, user_id, expires_at) VALUES (?1, ?2, ?3)";
     TAKE_RESET_TOKEN = "DELETE FROM reset_tokens WHERE hash = ?1 RETURNING user_id, expires_at";
     RESET_TOKEN = "SELECT user_id, expires_at FROM reset_tokens WHERE hash = ?1";
-    NEWEST_RESET_TOKEN = "SELECT max(expires_at) FROM reset_tokens WHERE user_id = ?1";
     CLEAR_RESET_TOKENS = "DELETE FROM reset_tokens WHERE user_id = ?1";
+    DROP_RESET_TOKENS = "DELETE FROM reset_tokens WHERE user_id = ?1 AND expires_at <= ?2";
+
+    COUNT_RESET_REQUESTS = "SELECT count(*) FROM reset_requests WHERE sent_at IS NULL";
+    ADD_RESET_REQUEST = "INSERT INTO reset_requests (username, email, asked_at) VALUES (?1, ?2, ?3)";
+    UNRESOLVED_RESET_REQUEST = "SELECT id, username, email, asked_at FROM reset_requests WHERE user_id IS NULL
+                                ORDER BY id LIMIT 1";
+    ADD_RESET_MAIL = "INSERT INTO reset_requests (user_id, asked_at) SELECT ?1, ?2
+                      WHERE NOT EXISTS (SELECT 1 FROM reset_requests WHERE user_id = ?1)";
+    DUE_RESET_MAILS = "SELECT id, user_id, tries, asked_at FROM reset_requests
+                       WHERE user_id IS NOT NULL AND sent_at IS NULL AND next_try NOT BETWEEN ?1 + 1 AND ?2
+                       ORDER BY next_try, id LIMIT ?3";
+    BEGIN_RESET_MAIL = "UPDATE reset_requests SET tries = tries + 1, next_try = ?2 WHERE id = ?1";
+    RESET_MAIL_SENT = "UPDATE reset_requests SET sent_at = ?2 WHERE id = ?1";
+    DROP_RESET_REQUEST = "DELETE FROM reset_requests WHERE id = ?1";
+    DROP_SENT_RESET_REQUESTS = "DELETE FROM reset_requests WHERE sent_at IS NOT NULL AND sent_at NOT BETWEEN ?1 AND ?2";
+    WAITING_RESET_MAILS = "SELECT count(*), min(next_try) FROM reset_requests WHERE sent_at IS NULL";
 
     ADD_API_KEY = "INSERT INTO api_keys (id, user_id, name, hash, hint, scopes, created_at, expires_at)
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";

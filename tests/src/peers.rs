@@ -1,4 +1,4 @@
-//! Peers that others wrote: a gRPC server and a client by grpcio.
+//! Peers that others wrote: a gRPC server and a client by grpcio, an SMTP server by aiosmtpd.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use tokio::process::Command;
 use crate::program::Program;
 use crate::stack::root;
 
-/// A Python with grpcio and grpcio-health-checking, which `PEERS_PYTHON` names; CI requires it.
+/// A Python with grpcio, grpcio-health-checking and aiosmtpd, which `PEERS_PYTHON` names; CI requires it.
 pub fn python() -> Option<PathBuf> {
     let named = std::env::var_os("PEERS_PYTHON").map(PathBuf::from);
     assert!(named.is_some() || std::env::var_os("CI").is_none(), "CI requires PEERS_PYTHON");
@@ -45,4 +45,13 @@ pub async fn grpc_calls(python: &PathBuf, to: SocketAddr, ca: Option<&str>, call
     let output = client.wait_with_output().await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// An SMTP server at `port`, which prints each mail as Python's parser reads it; see `tests/peers/smtp_peer.py`.
+pub async fn smtp_server(python: &PathBuf, port: u16, arguments: &[&str]) -> Program {
+    let mut serve = Command::new(python);
+    serve.arg(root().join("tests/peers/smtp_peer.py")).arg(port.to_string()).args(arguments);
+    let program = Program::start("smtp server", serve);
+    program.field_of("serving", "listen").await;
+    program
 }

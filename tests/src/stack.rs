@@ -57,6 +57,19 @@ impl Backend {
         Self::start_in(dir, &address.to_string(), &[]).await
     }
 
+    /// Stops it as an operator does, and starts it again on the same database and port.
+    pub async fn stop_and_start(self, environment: &[(&str, &str)]) -> Self {
+        let address = self.address;
+        let (_, dir) = self.stop().await;
+        Self::start_in(dir, &address.to_string(), environment).await
+    }
+
+    /// The value of a metric, labels and all; zero when it is not there.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = Client::of(self.address).of_host("localhost").get("/metrics", None).await.body;
+        value_in(&text, name)
+    }
+
     /// Stops it as an operator does. Returns what it said, and the directory of its database.
     pub async fn stop(self) -> (Vec<String>, TempDir) {
         let Self { mut program, dir, .. } = self;
@@ -194,10 +207,14 @@ impl Gateway {
     /// The value of a metric, labels and all; zero when it is not there.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.operator().get("/metrics", None).await.body;
-        let text = String::from_utf8(text.to_vec()).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        value_in(&text, name)
     }
+}
+
+fn value_in(metrics: &[u8], name: &str) -> f64 {
+    let text = std::str::from_utf8(metrics).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().unwrap())
 }
 
 /// A policy for a gateway before `upstream`.

@@ -90,6 +90,8 @@ async fn in_production_a_password_is_strong_and_an_administrator_has_a_second_fa
     assert_eq!(tokens["totp_enrollment_required"], Value::Null);
     let token = tokens["access_token"].as_str().unwrap();
     assert_eq!(client.get("/v1/users", Some(token)).await.status(), 200);
+    let forgot = post(&client, "/v1/auth/forgot-password", None, &json!({"username": "root"})).await;
+    assert_eq!((forgot.status(), forgot.json()["code"].as_str()), (501, Some("mail_not_configured")));
 }
 
 /// The code of `steps` steps from now, as an authenticator app shows it.

@@ -143,13 +143,7 @@ async fn after_a_clean_stop_the_database_file_alone_is_the_whole_database() {
     assert_eq!(client.json("PUT", "/v1/collections/notes", Some(&token), &json!({})).await.status(), 201);
     let record = "/v1/collections/notes/records/a";
     assert_eq!(client.json("PUT", record, Some(&token), &json!({"n": 1})).await.status(), 201);
-    eventually("the log is measured", || async {
-        let text =
-            tests::client::Client::of(backend.address).of_host("localhost").get("/metrics", None).await.body;
-        let text = String::from_utf8(text.to_vec()).unwrap();
-        text.lines().any(|line| line.strip_prefix("palisade_db_wal_bytes ").is_some_and(|bytes| bytes != "0"))
-    })
-    .await;
+    eventually("the log is measured", || async { backend.metric("palisade_db_wal_bytes").await > 0.5 }).await;
     let database = backend.database();
     let (log, _dir) = backend.stop().await;
     assert!(log.iter().any(|line| line.contains("the database is closed\"")), "{log:?}");
