@@ -10,6 +10,7 @@ use anyhow::bail;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use service::level::Level;
+use service::telemetry::{LogFormat, TelemetrySettings};
 use url::Url;
 
 use crate::accounts::User;
@@ -50,7 +51,7 @@ pub(crate) struct Config {
     pub(crate) database: DatabaseConfig,
     pub(crate) accounts: AccountsConfig,
     pub(crate) mail: MailConfig,
-    pub(crate) telemetry: TelemetryConfig,
+    pub(crate) telemetry: TelemetrySettings,
     pub(crate) log: LogConfig,
     pub(crate) secrets: SecretsConfig,
 }
@@ -266,28 +267,6 @@ impl Default for MailConfig {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct TelemetryConfig {
-    /// Empty: no traces.
-    pub(crate) otlp_endpoint: String,
-    pub(crate) protocol: OtlpProtocol,
-    pub(crate) sample_ratio: f64,
-}
-
-impl Default for TelemetryConfig {
-    fn default() -> Self {
-        Self { otlp_endpoint: String::new(), protocol: OtlpProtocol::Grpc, sample_ratio: 0.01 }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum OtlpProtocol {
-    Grpc,
-    Http,
-}
-
 #[derive(Default, Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct LogConfig {
@@ -296,11 +275,12 @@ pub(crate) struct LogConfig {
     pub(crate) format: Option<LogFormat>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum LogFormat {
-    Json,
-    Text,
+impl LogConfig {
+    /// How lines are written.
+    pub(crate) fn format(&self, profile: Profile) -> LogFormat {
+        let in_profile = if profile == Profile::Development { LogFormat::Text } else { LogFormat::Json };
+        self.format.unwrap_or(in_profile)
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -355,9 +335,7 @@ impl Config {
 
     fn check(self) -> anyhow::Result<Self> {
         self.server.check()?;
-        if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
-            bail!("telemetry.sample_ratio: from 0 to 1 (got {})", self.telemetry.sample_ratio);
-        }
+        self.telemetry.check()?;
         let reset_url = &self.mail.reset_url;
         if !reset_url.is_empty() && (Url::parse(reset_url).is_err() || !reset_url.contains("{token}")) {
             bail!("mail.reset_url: expected an address with {{token}} in it, got {reset_url:?}");

@@ -37,7 +37,6 @@ mod secrets;
 mod serve;
 mod sessions;
 mod sql;
-mod telemetry;
 mod tokens;
 mod totp;
 mod user_command;
@@ -47,6 +46,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use service::telemetry::Start;
 
 use crate::cli::{Cli, Command};
 use crate::config::Config;
@@ -67,7 +67,14 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve { common } => {
             let config = Config::load(common.config.as_deref(), &environment)?;
-            telemetry::start("palisade-backend", common.profile, &config.log, &config.telemetry)?;
+            let start = Start {
+                service: "palisade-backend",
+                target: "backend_sqlite",
+                level: config.log.level,
+                format: config.log.format(common.profile),
+                telemetry: &config.telemetry,
+            };
+            start.start()?;
             serve::serve(config, common.profile, &environment).await
         }
         Command::User { command } => user_command::run(command, &environment).await,

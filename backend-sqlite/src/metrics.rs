@@ -7,6 +7,7 @@ use prometheus::{
 };
 use service::lines::Log;
 use service::listener::Counters;
+use service::telemetry::{Fate, count_spans};
 
 /// From a tenth of a millisecond to five seconds.
 const BUCKETS: [f64; 12] = [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1.0, 5.0];
@@ -51,6 +52,15 @@ impl Metrics {
         )?;
         dropped.with_label_values(&[Log::General.as_str()]);
         service::lines::report_drops(move |log| dropped.with_label_values(&[log.as_str()]).inc());
+        let spans = make.counters(
+            "spans_exported_total",
+            "Spans sent to the collector, and spans that it did not take.",
+            &["result"],
+        )?;
+        for fate in Fate::ALL {
+            spans.with_label_values(&[fate.as_str()]);
+        }
+        count_spans(move |fate, count| spans.with_label_values(&[fate.as_str()]).inc_by(count));
         Ok(Self {
             requests: make.counters(
                 "requests_total",

@@ -6,10 +6,10 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
+use service::telemetry;
 use tracing::{Instrument as _, debug, info, info_span};
 
 use crate::serve::App;
-use crate::telemetry;
 
 tokio::task_local! {
     static REQUEST_ID: String;

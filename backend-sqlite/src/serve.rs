@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use service::listener::{self, Limits};
+use service::telemetry;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -15,6 +16,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::assertion::Verifier;
+use crate::changes;
 use crate::config::{AccountRules, Config, Profile, ServerConfig};
 use crate::db::Database;
 use crate::login_guard::{HashKey, LoginGuard};
@@ -24,7 +26,6 @@ use crate::outbox::{self, Outbox};
 use crate::routes::router;
 use crate::secrets::Secrets;
 use crate::tokens::Signer;
-use crate::{changes, telemetry};
 
 /// What the handlers share.
 #[derive(Clone)]

@@ -16,6 +16,7 @@ use policy::refusal::{Code, Refusal};
 use policy::request::{Headers, JsonBody, Request};
 use policy::routes::Route;
 use policy::stage::{Stage, Trail};
+use service::telemetry;
 use smallvec::SmallVec;
 use tracing::{Instrument as _, Span, field, info_span, warn};
 
@@ -26,7 +27,6 @@ use crate::crowds::{Place, Shed};
 use crate::forward;
 use crate::gateway::{Gateway, Handle};
 use crate::grpc;
-use crate::observe::telemetry;
 use crate::reload::Loaded;
 use crate::stale::{Asking, Keeping, Who};
 use crate::tunnels::Open;

@@ -5,11 +5,11 @@ use http::{HeaderMap, Version};
 use pingora_core::{ErrorType, OrErr as _, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use policy::authenticate::KEY_FIELD;
+use service::telemetry;
 
 use crate::answer;
 use crate::assertion::{self, Assertion, BodyBinding, Signer};
 use crate::exchange::Exchange;
-use crate::observe::telemetry;
 
 /// Fields that concern one connection (RFC 9110, 7.6.1), besides those that frame a message or upgrade.
 const HOP_BY_HOP: [&str; 6] =

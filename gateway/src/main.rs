@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use gateway::cli::{Cli, Command};
-use gateway::observe::telemetry;
 use gateway::settings::Settings;
 use gateway::{check, healthcheck, run};
+use service::telemetry::Start;
 
 fn main() -> ExitCode {
     match dispatch(Cli::parse()) {
@@ -24,7 +24,14 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run { common, policy } => {
             let settings = Settings::load(common.config.as_deref(), &environment, common.profile)?;
-            telemetry::start("palisade-gateway", common.profile, &settings.log, &settings.telemetry)?;
+            let start = Start {
+                service: "palisade-gateway",
+                target: "gateway",
+                level: settings.log.level,
+                format: settings.log.format(common.profile),
+                telemetry: &settings.telemetry,
+            };
+            start.start()?;
             let mut runtime = tokio::runtime::Builder::new_multi_thread();
             if settings.server.threads > 0 {
                 runtime.worker_threads(settings.server.threads);

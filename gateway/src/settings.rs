@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use service::level::Level;
+use service::telemetry::{LogFormat, TelemetrySettings};
 
 use crate::probe::Health;
 
@@ -189,34 +190,6 @@ impl Default for StateSettings {
     }
 }
 
-/// `[telemetry]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TelemetrySettings {
-    /// Empty: no traces.
-    pub otlp_endpoint: String,
-    /// How to speak to it.
-    pub protocol: OtlpProtocol,
-    /// The share of requests without a `traceparent` that are traced.
-    pub sample_ratio: f64,
-}
-
-impl Default for TelemetrySettings {
-    fn default() -> Self {
-        Self { otlp_endpoint: String::new(), protocol: OtlpProtocol::Grpc, sample_ratio: 0.01 }
-    }
-}
-
-/// How to speak to the collector.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OtlpProtocol {
-    /// Port 4317.
-    Grpc,
-    /// Port 4318, protobuf.
-    Http,
-}
-
 /// `[log]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -242,14 +215,12 @@ impl Default for LogSettings {
     }
 }
 
-/// `json` or `text`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// A JSON object a line.
-    Json,
-    /// For people.
-    Text,
+impl LogSettings {
+    /// How lines are written.
+    pub fn format(&self, profile: Profile) -> LogFormat {
+        let in_profile = if profile == Profile::Development { LogFormat::Text } else { LogFormat::Json };
+        self.format.unwrap_or(in_profile)
+    }
 }
 
 /// `[secrets]`
@@ -321,9 +292,7 @@ impl Settings {
     }
 
     fn check(self) -> anyhow::Result<Self> {
-        if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
-            bail!("telemetry.sample_ratio: from 0 to 1 (got {})", self.telemetry.sample_ratio);
-        }
+        self.telemetry.check()?;
         if self.server.threads > MOST_THREADS {
             bail!("server.threads: at most {MOST_THREADS} (got {})", self.server.threads);
         }

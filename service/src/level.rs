@@ -10,6 +10,9 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 /// The targets of our own code.
 const OWN: [&str; 5] = ["access", "backend_sqlite", "gateway", "policy", "service"];
 
+/// What the exporter of traces says of itself, with each batch that it loses: [`crate::telemetry`] says it once.
+const EXPORTER: &str = "opentelemetry";
+
 /// `log.level`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
@@ -58,7 +61,8 @@ impl Level {
     /// The events that are logged at this level.
     pub fn events(self) -> Targets {
         let others = self.min(Self::Info).filter();
-        Targets::new().with_default(others).with_targets(OWN.map(|target| (target, self.filter())))
+        let own = OWN.map(|target| (target, self.filter()));
+        Targets::new().with_default(others).with_targets(own).with_target(EXPORTER, LevelFilter::OFF)
     }
 }
 
@@ -109,6 +113,7 @@ mod tests {
         {
             assert!(!logs(Level::Trace, library, tracing::Level::DEBUG), "{library}");
         }
+        assert!(!logs(Level::Trace, "opentelemetry_sdk", tracing::Level::ERROR));
         assert!(
             !logs(Level::Error, "h2", tracing::Level::INFO)
                 && !logs(Level::Info, "gateway", tracing::Level::DEBUG)

@@ -3,7 +3,7 @@
 //!
 //! [`lines`] takes lines and never waits, [`sink`] writes them on a thread of its own, [`level`] says which events are
 //! logged at all, and [`panics`] what is said when a program ends before its time. [`files`] reads what settings name and replaces what outlives a restart,
-//! [`settings`] says what is wrong with them. [`listener`] serves a router, and gives no client more time or room than it
+//! [`settings`] says what is wrong with them. [`telemetry`] starts logs and traces. [`listener`] serves a router, and gives no client more time or room than it
 //! says.
 
 pub mod files;
@@ -13,4 +13,5 @@ pub mod listener;
 pub mod panics;
 pub mod settings;
 mod sink;
+pub mod telemetry;
 mod timed_stream;

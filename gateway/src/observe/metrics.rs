@@ -11,6 +11,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 use service::lines::Log;
+use service::telemetry::{Fate, count_spans};
 
 /// From 50 microseconds to ten seconds.
 const BUCKETS: [f64; 14] =
@@ -96,6 +97,7 @@ metrics! {
     admin_connections_refused: IntCounter = "admin_connections_refused_total" "Connections of the admin plane beyond its bound.";
     admin_connections_timed_out: IntCounterVec = "admin_connections_timed_out_total" ["phase"] "Connections of the admin plane closed because the other side took too long: for a header, or idle.";
     http2_ended: IntCounterVec = "http2_connections_ended_total" ["reason"] "Connections of HTTP/2 whose clients went too far.";
+    spans: IntCounterVec = "spans_exported_total" ["result"] "Spans sent to the collector, and spans that it did not take.";
     log_lines_dropped: IntCounterVec = "log_lines_dropped_total" ["log"] "Log lines not written, because their writer was late.";
 }
 
@@ -133,6 +135,11 @@ impl Metrics {
         for log in Log::ALL {
             metrics.log_lines_dropped.with_label_values(&[log.as_str()]);
         }
+        for fate in Fate::ALL {
+            metrics.spans.with_label_values(&[fate.as_str()]);
+        }
+        let spans = metrics.spans.clone();
+        count_spans(move |fate, count| spans.with_label_values(&[fate.as_str()]).inc_by(count));
         let dropped = metrics.log_lines_dropped.clone();
         service::lines::report_drops(move |log| dropped.with_label_values(&[log.as_str()]).inc());
         Ok(metrics)

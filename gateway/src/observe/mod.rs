@@ -4,4 +4,3 @@ pub mod access;
 pub mod audit;
 pub mod metrics;
 mod request;
-pub mod telemetry;

@@ -2,10 +2,10 @@
 
 use http::Version;
 use pingora_core::protocols::http::ServerSession as Session;
+use service::telemetry;
 
 use super::access::Line;
 use super::metrics::method_label;
-use super::telemetry;
 use crate::clock;
 use crate::exchange::Exchange;
 use crate::proxy::Proxy;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use serde::Deserialize;
+use service::telemetry;
 use tracing::warn;
 
 use crate::assertion::{Assertion, BodyBinding, FIELD, Signer};
 use crate::feed::News;
-use crate::observe::telemetry;
 use crate::upstreams::Upstreams;
 
 /// For one question.

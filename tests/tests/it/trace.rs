@@ -147,3 +147,50 @@ async fn one_trace_over(protocol: &str) {
     );
     assert!(!trace.to_string().contains(&admin), "no token is in a trace");
 }
+
+fn said(program: &Program) -> usize {
+    program.log().iter().filter(|line| line.contains("traces cannot be exported")).count()
+}
+
+#[tokio::test]
+async fn a_collector_that_is_away_or_speaks_another_protocol_is_said_once_and_counted() {
+    let lost = "palisade_spans_exported_total{result=\"lost\"}";
+    let other = Backend::start(&[]).await; // it speaks HTTP/1.1, and knows no traces
+    for (endpoint, protocol) in [
+        (format!("127.0.0.1:{}", free_port()), "grpc"),
+        (format!("127.0.0.1:{}", free_port()), "http"),
+        (other.address.to_string(), "grpc"),
+        (other.address.to_string(), "http"),
+    ] {
+        let endpoint = format!("http://{endpoint}");
+        let backend = Backend::start(&[
+            ("PALISADE_BACKEND__TELEMETRY__OTLP_ENDPOINT", &endpoint),
+            ("PALISADE_BACKEND__TELEMETRY__PROTOCOL", protocol),
+            ("PALISADE_BACKEND__TELEMETRY__SAMPLE_RATIO", "1.0"),
+        ])
+        .await;
+        let gateway = Gateway::start(
+            backend.address,
+            POLICY,
+            &[
+                ("PALISADE_GATEWAY__TELEMETRY__OTLP_ENDPOINT", &endpoint),
+                ("PALISADE_GATEWAY__TELEMETRY__PROTOCOL", protocol),
+                ("PALISADE_GATEWAY__TELEMETRY__SAMPLE_RATIO", "1.0"),
+            ],
+        )
+        .await;
+        let what = format!("{protocol} to {endpoint}");
+        for more in [1.0, 2.0] {
+            let before = (gateway.metric(lost).await, backend.metric(lost).await);
+            assert_eq!(gateway.client().get("/.well-known/jwks.json", None).await.status(), 200, "{what}");
+            eventually(&format!("{what}: spans are lost for the {more}. time"), || async {
+                gateway.metric(lost).await > before.0 && backend.metric(lost).await > before.1
+            })
+            .await;
+        }
+        assert_eq!((said(&gateway.program), said(&backend.program)), (1, 1), "{what}");
+        let noise =
+            |program: &Program| program.log().iter().any(|line| line.contains("\"target\":\"opentelemetry"));
+        assert!(!noise(&gateway.program) && !noise(&backend.program), "{what}");
+    }
+}
