@@ -101,6 +101,7 @@ pub fn explain(arguments: &Explain) -> anyhow::Result<()> {
                 "code": refusal.code.as_str(),
                 "stage": refusal.stage.as_str(),
                 "rule": refusal.rule,
+                "reason": refusal.reason,
                 "detail": refusal.detail,
             }),
         };

@@ -23,14 +23,17 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::again::Backoff;
 use crate::fetch::Fetch;
+use crate::observe::metrics::Metrics;
 use crate::secrets::Secrets;
 
 /// An unknown key causes a fetch at most so often.
 const AT_MOST_ONCE_IN: Duration = Duration::from_secs(10);
 
-/// A source that did not answer is asked again after this.
-const RETRY: Duration = Duration::from_secs(5);
+/// A source that did not answer is asked again after a pause: the first, and the longest; `refresh` where that is shorter.
+const RETRY: Duration = Duration::from_secs(2);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// The most keys that are tried for one token: those that it may have been signed with.
 const MOST_TRIED: usize = 8;
@@ -56,6 +59,8 @@ struct Source {
     digest: Mutex<Vec<u8>>,
     /// When the source was last asked for the sake of a request; held while asking.
     asked: tokio::sync::Mutex<Asked>,
+    /// Whether it did not answer when it was asked last.
+    fails: AtomicBool,
 }
 
 /// When a source was last asked for the sake of a request.
@@ -74,6 +79,7 @@ pub struct Keys {
     latest: Mutex<Vec<KeySource>>,
     fetch: Fetch,
     secrets: Secrets,
+    metrics: Metrics,
     /// Whether a policy that asks the permission service cannot be served: what it trusts us for was not there at the
     /// start.
     lacks_gateway_token: AtomicBool,
@@ -87,12 +93,13 @@ pub struct Keys {
 
 impl Keys {
     /// No keys yet; `folder` is the policy's.
-    pub fn new(secrets: Secrets, folder: PathBuf) -> Self {
+    pub fn new(secrets: Secrets, folder: PathBuf, metrics: Metrics) -> Self {
         Self {
             sources: ArcSwap::default(),
             latest: Mutex::default(),
             fetch: Fetch::anywhere(),
             secrets,
+            metrics,
             lacks_gateway_token: AtomicBool::new(false),
             folder,
             generation: AtomicU64::new(0),
@@ -183,8 +190,8 @@ impl Keys {
 
     /// Fetches the key sets of the policy in force, each in its own rhythm, forever.
     pub async fn keep_fresh(&self, policy: impl Fn() -> Vec<Arc<Issuer>>) {
-        /// When a source was asked last, and whether it answered.
-        type Asked = (Instant, bool);
+        /// When a source was asked last, for how long it is left alone then, and how it fails.
+        type Asked = (Instant, Duration, Backoff);
         let mut asked: HashMap<KeySource, Asked> = HashMap::new();
         loop {
             if self.changed.swap(false, Ordering::AcqRel) {
@@ -193,16 +200,24 @@ impl Keys {
             }
             let issuers = policy();
             asked.retain(|place, _| issuers.iter().any(|issuer| issuer.keys == *place));
-            for issuer in issuers {
+            for issuer in issuers.iter().filter(|issuer| matches!(issuer.keys, KeySource::Jwks(_))) {
                 let Some(source) = self.sources.load().get(&issuer.keys).cloned() else { continue };
-                let due = |(at, fine): &Asked| {
-                    let wait = if *fine { issuer.refresh } else { issuer.refresh.min(RETRY) };
-                    at.elapsed() >= wait
+                let (at, wait, mut backoff) = match asked.get(&issuer.keys).copied() {
+                    Some((at, wait, backoff)) => (Some(at), wait, backoff),
+                    None => (None, Duration::ZERO, Backoff::from(RETRY)),
                 };
-                if matches!(issuer.keys, KeySource::Jwks(_)) && asked.get(&issuer.keys).is_none_or(due) {
-                    let at = Instant::now();
-                    asked.insert(issuer.keys.clone(), (at, self.refresh(&source).await));
+                // The `refresh` that holds now counts.
+                if at.is_some_and(|at| at.elapsed() < wait.min(issuer.refresh)) {
+                    continue;
                 }
+                let at = Instant::now();
+                let wait = if self.refresh(&source).await {
+                    backoff.succeeded();
+                    Duration::MAX
+                } else {
+                    backoff.failed(LONGEST_RETRY, rand::random()).1
+                };
+                asked.insert(issuer.keys.clone(), (at, wait, backoff));
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -213,9 +228,11 @@ impl Keys {
         let KeySource::Jwks(url) = &source.place else { return true };
         let fetched = self.fetch.get(url, PATIENCE).await.and_then(|body| Ok((key_set(&body)?, body)));
         let url = without_secrets(url);
+        let result = if fetched.is_ok() { "fetched" } else { "failed" };
+        self.metrics.key_set_fetches.with_label_values(&[result]).inc();
         match fetched {
             Ok((keys, body)) => {
-                if source.keys.load().is_none() {
+                if source.fails.swap(false, Ordering::AcqRel) || source.keys.load().is_none() {
                     info!(url, keys = keys.len(), "key set fetched");
                 }
                 source.keys.store(Some(Arc::new(keys)));
@@ -227,11 +244,13 @@ impl Keys {
                 true
             }
             Err(error) => {
-                warn!(
-                    url,
-                    error = format!("{error:#}"),
-                    "key set cannot be fetched: the last good one serves"
-                );
+                if !source.fails.swap(true, Ordering::AcqRel) {
+                    let serves = match source.keys.load().is_some() {
+                        true => "the last good one serves",
+                        false => "there is none yet, and its tokens get 503 until there is",
+                    };
+                    warn!(url, error = format!("{error:#}"), "a key set cannot be fetched: {serves}");
+                }
                 false
             }
         }
@@ -282,6 +301,7 @@ impl Source {
             keys: ArcSwapOption::empty(),
             digest: Mutex::default(),
             asked: tokio::sync::Mutex::default(),
+            fails: AtomicBool::new(false),
         }
     }
 

@@ -63,7 +63,7 @@ pub async fn run(
     let policy_file = policy.unwrap_or_else(|| settings.policy.file.clone());
     secrets.require_all(&needed_secrets(&settings, profile, &policy_file))?;
     let upstreams = Upstreams::new(&settings.upstreams, &metrics)?;
-    let keys = Arc::new(Keys::new(secrets.clone(), folder_of(&policy_file)));
+    let keys = Arc::new(Keys::new(secrets.clone(), folder_of(&policy_file), metrics.clone()));
     let state = StateDir::new(settings.state.dir, metrics.clone());
     let ledger = Arc::new(Ledger::open(Arc::clone(&state), clock::wall()).context("state.dir")?);
     let reloader = Reloader::new(

@@ -253,12 +253,14 @@ impl Route {
         {
             return Ok(subject);
         }
-        let malformed = |fault: TokenFault| refuse(Code::TokenInvalid, &fault.to_string());
+        let malformed =
+            |fault: TokenFault| refuse(Code::TokenInvalid, &fault.to_string()).because(fault.reason());
         let token = Token::parse(text).map_err(malformed)?;
         let claimed = token.claims.get("iss").and_then(Value::as_str);
         let ours = |issuer: &&Arc<Issuer>| issuer.issuer.is_none() || issuer.issuer.as_deref() == claimed;
         // Issuers that do not say who they are can only be told apart by their keys.
-        let mut verdict = Err(refuse(Code::TokenInvalid, "the token is from another issuer"));
+        let mut verdict =
+            Err(refuse(Code::TokenInvalid, "the token is from another issuer").because("claims.iss"));
         for (tried, issuer) in self.issuers.iter().filter(ours).enumerate() {
             let judged = judge(issuer, &token, world, now).await;
             if judged.is_ok() || tried == 0 {
@@ -278,21 +280,25 @@ impl Route {
         world: &W,
         now: Timestamp,
     ) -> Result<Subject, Refusal> {
-        let invalid =
-            || refuse(Code::ApiKeyInvalid, "the API key is unknown, expired or its owner is inactive");
+        let invalid = |reason: &'static str| {
+            refuse(Code::ApiKeyInvalid, "the API key is unknown, expired or its owner is inactive")
+                .because(reason)
+        };
         if !key.starts_with(KEY_PREFIX) || key.len() > LONGEST_KEY {
-            return Err(invalid());
+            return Err(invalid("malformed"));
         }
         let holder = world.key_holder(rule, key).await.map_err(|_| {
             refuse(Code::ApiKeyUnavailable, "API keys cannot be checked now")
                 .retry_after(Some(Duration::from_secs(1)))
         })?;
-        let holder =
-            holder.filter(|holder| holder.expires_at.is_none_or(|end| end > now)).ok_or_else(invalid)?;
+        let holder = holder.ok_or_else(|| invalid("unknown"))?;
+        if holder.expires_at.is_some_and(|end| end <= now) {
+            return Err(invalid("expired"));
+        }
         let (user, roles) = self.identity_fields();
         let joined = holder.roles.join(",");
         if !plain(&holder.user) || !plain(&joined) {
-            return Err(invalid());
+            return Err(invalid("owner"));
         }
         let headers = vec![(user, holder.user.clone()), (roles, joined)];
         let (id, roles) = (holder.user.clone(), holder.roles.clone());
@@ -329,16 +335,19 @@ impl Route {
             let mut fields = request.headers.all(name);
             match (fields.next(), fields.next()) {
                 (first, None) => Ok(first),
-                _ => Err(refuse(Code::TokenInvalid, "send one proof of who you are, not several")),
+                _ => Err(refuse(Code::TokenInvalid, "send one proof of who you are, not several")
+                    .because("several")),
             }
         };
         let text = |field: &'r [u8]| {
-            std::str::from_utf8(field).map_err(|_| refuse(Code::TokenInvalid, "the proof is not ASCII"))
+            let fault = || refuse(Code::TokenInvalid, "the proof is not ASCII").because("malformed");
+            std::str::from_utf8(field).map_err(|_| fault())
         };
         let key = if self.api_keys { one(KEY_FIELD)? } else { None };
         match (one("authorization")?, key) {
             (Some(_), Some(_)) => {
-                Err(refuse(Code::TokenInvalid, "send one proof of who you are, not several"))
+                Err(refuse(Code::TokenInvalid, "send one proof of who you are, not several")
+                    .because("several"))
             }
             (None, Some(key)) => text(key).map(Proof::Key),
             (None, None) => Err(missing()),
@@ -366,15 +375,21 @@ async fn judge<W: World>(
 ) -> Result<Subject, Refusal> {
     let refuse = |code, detail: &str| refuse(code, detail).by(&issuer.name);
     if !issuer.algorithms.contains(&token.algorithm) {
-        return Err(refuse(Code::TokenInvalid, "the token's algorithm is not accepted"));
+        return Err(refuse(Code::TokenInvalid, "the token's algorithm is not accepted").because("algorithm"));
     }
     world.verify(issuer, token).await.map_err(|fault| match fault {
-        VerifyFault::Forged => refuse(Code::TokenInvalid, "the token's signature is wrong"),
-        VerifyFault::UnknownKey => refuse(Code::TokenInvalid, "the token is signed with an unknown key"),
+        VerifyFault::Forged => {
+            refuse(Code::TokenInvalid, "the token's signature is wrong").because("signature")
+        }
+        VerifyFault::UnknownKey => {
+            refuse(Code::TokenInvalid, "the token is signed with an unknown key").because("unknown_key")
+        }
         VerifyFault::Away => refuse(Code::KeysUnavailable, "the keys that verify tokens are away")
             .retry_after(Some(Duration::from_secs(5))),
     })?;
-    let claims = issuer.judge(token, now).map_err(|TokenRefusal { code, detail }| refuse(code, &detail))?;
+    let judged = issuer.judge(token, now);
+    let claims =
+        judged.map_err(|TokenRefusal { code, detail, reason }| refuse(code, &detail).because(reason))?;
     // By the policy's word and not the token's: an issuer that the policy gives no `iss` may write any into its tokens.
     let iss = issuer.issuer.as_deref().unwrap_or_default();
     let identity =

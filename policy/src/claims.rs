@@ -27,15 +27,17 @@ pub(crate) struct Claims {
 pub(crate) struct TokenRefusal {
     pub(crate) code: Code,
     pub(crate) detail: String,
+    /// Which claim, as `claims.aud`.
+    pub(crate) reason: String,
 }
 
 impl TokenRefusal {
-    pub(crate) fn invalid(detail: &str) -> Self {
-        Self { code: Code::TokenInvalid, detail: detail.to_owned() }
+    fn invalid(claim: &str, detail: &str) -> Self {
+        Self { code: Code::TokenInvalid, detail: detail.to_owned(), reason: format!("claims.{claim}") }
     }
 
-    pub(crate) fn expired() -> Self {
-        Self { code: Code::TokenExpired, detail: "the token has expired".to_owned() }
+    fn expired() -> Self {
+        Self { code: Code::TokenExpired, ..Self::invalid("exp", "the token has expired") }
     }
 }
 
@@ -43,25 +45,26 @@ impl Issuer {
     /// Judges the claims of a token whose signature is good.
     pub(crate) fn judge(&self, token: &Token<'_>, now: Timestamp) -> Result<Claims, TokenRefusal> {
         let claims = &token.claims;
-        let ends = date(claims, "exp")?.ok_or(TokenRefusal::invalid("the token has no `exp`"))? + self.leeway;
+        let ends =
+            date(claims, "exp")?.ok_or(TokenRefusal::invalid("exp", "the token has no `exp`"))? + self.leeway;
         if ends <= now {
             return Err(TokenRefusal::expired());
         }
         if date(claims, "nbf")?.is_some_and(|from| from > now + self.leeway) {
-            return Err(TokenRefusal::invalid("the token is not valid yet"));
+            return Err(TokenRefusal::invalid("nbf", "the token is not valid yet"));
         }
         let issued_at = date(claims, "iat")?;
         if issued_at.is_some_and(|issued| issued > now + self.leeway) {
-            return Err(TokenRefusal::invalid("the token was issued in the future"));
+            return Err(TokenRefusal::invalid("iat", "the token was issued in the future"));
         }
         if self.issuer.is_some() && self.issuer.as_deref() != claims.get("iss").and_then(Value::as_str) {
-            return Err(TokenRefusal::invalid("the token is from another issuer"));
+            return Err(TokenRefusal::invalid("iss", "the token is from another issuer"));
         }
         if !self.audience.is_empty() && !self.audience.iter().any(|ours| holds(claims.get("aud"), ours)) {
-            return Err(TokenRefusal::invalid("the token is for another audience"));
+            return Err(TokenRefusal::invalid("aud", "the token is for another audience"));
         }
         let id = claims.get("sub").and_then(Value::as_str).filter(|sub| !sub.is_empty() && plain(sub));
-        let id = id.ok_or(TokenRefusal::invalid("the token has no usable `sub`"))?.to_owned();
+        let id = id.ok_or(TokenRefusal::invalid("sub", "the token has no usable `sub`"))?.to_owned();
         let (roles, headers) = (self.roles(claims), self.headers(claims)?);
         let jti = claims.get("jti").and_then(Value::as_str).map(str::to_owned);
         Ok(Claims { id, roles, headers, jti, issued_at, ends })
@@ -86,7 +89,7 @@ impl Issuer {
                 continue;
             };
             let text = header_value(value)
-                .ok_or_else(|| TokenRefusal::invalid(&format!("claim `{name}` cannot be forwarded")))?;
+                .ok_or_else(|| TokenRefusal::invalid(name, &format!("claim `{name}` cannot be forwarded")))?;
             headers.push((Arc::clone(field), text));
         }
         Ok(headers)
@@ -104,7 +107,8 @@ fn claim<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
 /// A `NumericDate`: seconds since the epoch, perhaps with a fraction.
 fn date(claims: &Map<String, Value>, name: &str) -> Result<Option<Timestamp>, TokenRefusal> {
     let Some(value) = claims.get(name) else { return Ok(None) };
-    let seconds = value.as_f64().ok_or_else(|| TokenRefusal::invalid(&format!("`{name}` is no date")))?;
+    let seconds =
+        value.as_f64().ok_or_else(|| TokenRefusal::invalid(name, &format!("`{name}` is no date")))?;
     // Before the epoch is long ago, and after what can be counted is far away.
     let since_epoch = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
     Ok(Some(Timestamp::EPOCH + since_epoch))

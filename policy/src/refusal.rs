@@ -1,5 +1,6 @@
 //! Every way in which the gateway can say no, with the status, the code and what a client may do about it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,6 +111,8 @@ pub struct Refusal {
     pub detail: String,
     /// The rule that refused: a limit, a route, an issuer, a breaker.
     pub rule: Option<Arc<str>>,
+    /// What of a proof did not do, for the operator's log: `signature`, `claims.aud`.
+    pub reason: Option<Cow<'static, str>>,
     /// When it is worth trying again.
     pub retry_after: Option<Duration>,
     /// The methods that the route takes, for `Allow`.
@@ -128,6 +131,7 @@ impl Refusal {
             code,
             detail: detail.into(),
             rule: None,
+            reason: None,
             retry_after: None,
             allow: Vec::new(),
             stale: None,
@@ -139,6 +143,13 @@ impl Refusal {
     #[must_use]
     pub fn by(mut self, rule: &Arc<str>) -> Self {
         self.rule = Some(Arc::clone(rule));
+        self
+    }
+
+    /// Says what of a proof did not do.
+    #[must_use]
+    pub fn because(mut self, reason: impl Into<Cow<'static, str>>) -> Self {
+        self.reason = Some(reason.into());
         self
     }
 

@@ -72,6 +72,18 @@ pub enum TokenFault {
     Extension,
 }
 
+impl TokenFault {
+    /// One word for the log.
+    pub(crate) const fn reason(self) -> &'static str {
+        match self {
+            Self::TooLong => "too_long",
+            Self::Malformed => "malformed",
+            Self::Algorithm => "algorithm",
+            Self::Extension => "extension",
+        }
+    }
+}
+
 /// A token in parts; nothing in it is believed yet.
 #[derive(Debug)]
 pub struct Token<'t> {

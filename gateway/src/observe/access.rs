@@ -35,6 +35,9 @@ pub struct Line<'a> {
     /// Why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'a str>,
+    /// What of a token or an API key did not do: `signature`, `unknown_key`, `claims.aud`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
     /// How a call of gRPC went.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grpc_status: Option<u16>,

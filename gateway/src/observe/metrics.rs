@@ -61,6 +61,7 @@ metrics! {
     denials: IntCounterVec = "stage_denials_total" ["stage", "rule", "code"] "Requests refused, by who refused them.";
     auth_requests: IntCounterVec = "auth_requests_total" ["method", "status"] "Tokens and API keys judged.";
     auth_errors: IntCounterVec = "auth_errors_total" ["method", "error_type"] "Tokens and API keys refused.";
+    key_set_fetches: IntCounterVec = "key_set_fetches_total" ["result"] "Key sets asked for: fetched, or failed and the last good one serves.";
     permission_checks: IntCounterVec = "permission_checks_total" ["permission", "result"] "Permission questions.";
     permission_check_duration: Histogram = "permission_check_duration_seconds" "Time to ask the backend.";
     permission_cache_hits: IntCounter = "permission_cache_hits_total" "Questions answered from memory.";

@@ -69,6 +69,7 @@ impl Proxy {
             stage: refusal.map(|refusal| refusal.stage.as_str()),
             rule: refusal.and_then(|refusal| refusal.rule.as_deref()),
             code: refusal.map(|refusal| refusal.code.as_str()),
+            reason: refusal.and_then(|refusal| refusal.reason.as_deref()),
             grpc_status: exchange.grpc_status,
             upstream_fault: exchange.upstream_fault.as_deref(),
             received: exchange.received,

@@ -114,6 +114,7 @@ impl Door {
     /// Accepts until shutdown.
     pub async fn listen(self, listener: TcpListener) {
         let mut shutdown = self.shutdown.clone();
+        let mut fails = false;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -121,11 +122,16 @@ impl Door {
             };
             match accepted {
                 Ok((socket, peer)) => {
+                    if std::mem::take(&mut fails) {
+                        info!("connections are accepted again");
+                    }
                     tokio::spawn(self.clone().serve(socket, peer));
                 }
                 Err(error) => {
                     // Out of descriptors: accepting again at once would only spin.
-                    warn!(%error, "cannot accept");
+                    if !std::mem::replace(&mut fails, true) {
+                        warn!(%error, "no connection can be accepted: raise the limit of open files (ulimit -n)");
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }

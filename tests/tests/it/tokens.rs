@@ -207,12 +207,55 @@ async fn keys_rotate_and_an_unknown_one_causes_one_fetch() {
     eventually("the old key is gone", || async { code(&client, &first).await == "token_invalid" }).await;
     // The last good set serves while the source is away.
     server.program.signal("KILL");
-    let failed = "key set cannot be fetched: the last good one serves";
-    eventually("two refreshes fail", || async {
-        gateway.program.events().iter().filter(|event| event["message"] == failed).count() >= 2
-    })
-    .await;
+    let failed = "palisade_key_set_fetches_total{result=\"failed\"}";
+    eventually("three refreshes fail", || async { gateway.metric(failed).await > 2.5 }).await;
+    let said = "a key set cannot be fetched: the last good one serves";
+    let count = gateway.program.events().iter().filter(|event| event["message"] == said).count();
+    assert_eq!(count, 1, "it is said when it begins");
     assert_eq!(code(&client, &token("new", &new, |_| {})).await, "ok");
+}
+
+#[tokio::test]
+async fn the_access_log_says_what_of_a_proof_did_not_do() {
+    let server = KeyServer::start().await;
+    let (ours, stranger) = (new_key(), new_key());
+    server.publish(&[("ours", &ours)]);
+    let issuer = format!(
+        "[jwt.accounts]\nalgorithms = [\"EdDSA\"]\njwks = {:?}\nissuer = \"palisade\"\naudience = [\"palisade\"]\n\
+         forward = {{ sub = \"x-auth-user\", roles = \"x-auth-roles\" }}\n",
+        server.url
+    );
+    let backend = Backend::start(&[]).await;
+    let gateway = Gateway::start(backend.address, &policy_with(&issuer), &[]).await;
+    let client = gateway.client();
+    eventually("the keys are there", || async { code(&client, &token("ours", &ours, |_| {})).await == "ok" })
+        .await;
+    let edited =
+        |claim: &'static str, value: Value| token("ours", &ours, move |claims| claims[claim] = value);
+    let cases = [
+        ("signature", token("ours", &stranger, |_| {})),
+        ("unknown_key", token("stranger", &stranger, |_| {})),
+        ("malformed", "a.b".to_owned()),
+        ("too_long", "x".repeat(9_000)),
+        ("algorithm", signed(r#"{"alg":"none"}"#, "{}", &stranger, Algorithm::EdDSA)),
+        ("extension", signed(r#"{"alg":"EdDSA","crit":["exp"]}"#, "{}", &stranger, Algorithm::EdDSA)),
+        ("claims.iss", edited("iss", json!("another"))),
+        ("claims.aud", edited("aud", json!("another"))),
+        ("claims.exp", edited("exp", json!(1))),
+        ("claims.nbf", edited("nbf", json!(99_999_999_999_u64))),
+        ("claims.iat", edited("iat", json!(99_999_999_999_u64))),
+        ("claims.sub", edited("sub", json!(7))),
+        ("claims.roles", edited("roles", json!(["a,b"]))),
+    ];
+    for (reason, token) in cases {
+        let answer = client.get("/v1/users", Some(&token)).await;
+        assert_eq!(answer.status(), 401, "{reason}");
+        let id = answer.field("x-request-id").to_owned();
+        let line = || gateway.program.events().into_iter().find(|event| event["request_id"] == id.as_str());
+        eventually("it is logged", || async { line().is_some() }).await;
+        assert_eq!(line().unwrap()["reason"], reason, "{}", line().unwrap());
+        assert!(answer.json().get("reason").is_none(), "the client is not told more than before");
+    }
 }
 
 #[tokio::test]
