@@ -10,6 +10,7 @@ use anyhow::bail;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use service::level::Level;
+use service::settings::{check_listen, check_path};
 use service::telemetry::{LogFormat, TelemetrySettings};
 use url::Url;
 
@@ -321,7 +322,7 @@ impl Config {
         for (variable, value) in environment {
             let Some(path) = variable.strip_prefix(PREFIX) else { continue };
             let path: Vec<_> = path.split("__").map(str::to_ascii_lowercase).collect();
-            let scalar = scalar(value);
+            let scalar = scalar(value, &path);
             let mut single = toml::Table::new();
             lay(&mut single, &path, scalar.clone());
             if let Err(error) = single.try_into::<Self>() {
@@ -336,11 +337,24 @@ impl Config {
     fn check(self) -> anyhow::Result<Self> {
         self.server.check()?;
         self.telemetry.check()?;
+        match self.server.listen.strip_prefix("unix:") {
+            Some(path) => check_path("server.listen: unix:PATH", Path::new(path))?,
+            None => check_listen("server.listen", &self.server.listen)?,
+        }
+        check_path("database.path", &self.database.path)?;
+        check_path("mail.dir", &self.mail.dir)?;
+        check_path("secrets.dir", &self.secrets.dir)?;
+        if self.database.pool_wait.is_zero() {
+            bail!("database.pool_wait: expected longer than 0s: nothing could wait for a connection");
+        }
         let reset_url = &self.mail.reset_url;
         if !reset_url.is_empty() && (Url::parse(reset_url).is_err() || !reset_url.contains("{token}")) {
             bail!("mail.reset_url: expected an address with {{token}} in it, got {reset_url:?}");
         }
-        let Lockout { failures, window, .. } = self.accounts.lockout;
+        let Lockout { failures, window, duration } = self.accounts.lockout;
+        if window.is_zero() || duration.is_zero() {
+            bail!("accounts.lockout: expected a window and a duration longer than 0s");
+        }
         let AccountsConfig { access_token, refresh_token, .. } = self.accounts;
         if access_token.is_zero() || refresh_token < access_token {
             bail!("accounts.refresh_token: at least as long as access_token, which is longer than 0s");
@@ -359,17 +373,24 @@ impl Config {
             bail!("database.pool_overflow: at most {MOST_CONNECTIONS} (got {pool_overflow})");
         }
         let min_length = self.accounts.password_min_length;
-        if min_length > LONGEST_MINIMUM {
-            bail!("accounts.password_min_length: at most {LONGEST_MINIMUM} (got {min_length})");
+        if !(1..=LONGEST_MINIMUM).contains(&min_length) {
+            bail!("accounts.password_min_length: from 1 to {LONGEST_MINIMUM} (got {min_length})");
         }
         Ok(self)
     }
 }
 
-/// A value from the environment: what TOML reads as a number, a flag or a list is one, the rest is text.
-fn scalar(text: &str) -> toml::Value {
+/// A value from the environment: what TOML reads as a number, a flag or a list is one, the rest is text; a list of roles may
+/// be written with commas.
+fn scalar(text: &str, path: &[String]) -> toml::Value {
     let parsed = format!("v = {text}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
-    parsed.filter(|value| !value.is_table() && !value.is_datetime()).unwrap_or_else(|| text.into())
+    let value =
+        parsed.filter(|value| !value.is_table() && !value.is_datetime()).unwrap_or_else(|| text.into());
+    if path == ["accounts", "require_totp_for"] && !value.is_array() {
+        let roles = text.split(',').map(str::trim).filter(|role| !role.is_empty());
+        return roles.map(toml::Value::from).collect::<Vec<_>>().into();
+    }
+    value
 }
 
 fn lay(table: &mut toml::Table, path: &[String], value: toml::Value) {
@@ -407,7 +428,7 @@ fn with_nearest(message: &str) -> String {
     });
     match nearest {
         Some(nearest) => format!("{message}: did you mean `{nearest}`?"),
-        None => service::settings::without_values(message),
+        None => service::settings::in_plain_words(message),
     }
 }
 

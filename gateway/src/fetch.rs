@@ -44,13 +44,10 @@ pub enum Address {
 impl Address {
     /// Reads `HOST:PORT` or `unix:PATH`.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return Ok(Self::Unix(path.into()));
-        }
-        let port = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-        match port {
-            Some(_) => Ok(Self::Tcp(text.to_owned())),
-            None => bail!("HOST:PORT or unix:PATH (got {text:?})"),
+        match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            None if service::settings::is_host_port(text) => Ok(Self::Tcp(text.to_owned())),
+            _ => bail!("HOST:PORT or unix:PATH (got {text:?})"),
         }
     }
 }

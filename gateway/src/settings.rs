@@ -11,9 +11,12 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use service::level::Level;
+use service::settings::{check_listen, check_log, check_path};
 use service::telemetry::{LogFormat, TelemetrySettings};
 
+use crate::fetch::Address;
 use crate::probe::Health;
+use crate::store::link::Places;
 
 /// What begins an environment variable of ours.
 const PREFIX: &str = "PALISADE_GATEWAY__";
@@ -293,6 +296,18 @@ impl Settings {
 
     fn check(self) -> anyhow::Result<Self> {
         self.telemetry.check()?;
+        for listen in &self.server.listen {
+            check_listen("server.listen", listen)?;
+        }
+        check_listen("admin.listen", &self.admin.listen)?;
+        check_path("policy.file", &self.policy.file)?;
+        check_path("state.dir", &self.state.dir)?;
+        check_path("secrets.dir", &self.secrets.dir)?;
+        check_log("log.access", &self.log.access)?;
+        check_log("log.audit", &self.log.audit)?;
+        if !self.redis.url.is_empty() {
+            Places::parse(&self.redis.url, None, None).context("redis.url")?;
+        }
         if self.server.threads > MOST_THREADS {
             bail!("server.threads: at most {MOST_THREADS} (got {})", self.server.threads);
         }
@@ -306,6 +321,9 @@ impl Settings {
         for (name, upstream) in &self.upstreams {
             if upstream.addresses.is_empty() {
                 bail!("upstreams.{name}.addresses: at least one HOST:PORT or unix:PATH");
+            }
+            for address in &upstream.addresses {
+                Address::parse(address).with_context(|| format!("upstreams.{name}.addresses"))?;
             }
             Health::parse(&upstream.health).with_context(|| format!("upstreams.{name}.health"))?;
             let tls = upstream.tls.as_ref();
@@ -361,7 +379,7 @@ fn with_nearest(message: &str) -> String {
     let found = words.next().filter(|_| message.starts_with("unknown field"));
     match found.and_then(|found| policy::document::nearest(found, words)) {
         Some(nearest) => format!("{message}: did you mean `{nearest}`?"),
-        None => service::settings::without_values(message),
+        None => service::settings::in_plain_words(message),
     }
 }
 

@@ -71,6 +71,13 @@ const RESERVED_FIELDS: [&str; 12] = [
     "x-request-id",
 ];
 
+/// Whether this is `http://HOST…` or `https://HOST…`.
+fn is_address(url: &str) -> bool {
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")).unwrap_or_default();
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    !host.is_empty() && !host.ends_with(['@', ':']) && !url.chars().any(char::is_whitespace)
+}
+
 /// A URL as it may be logged: without userinfo, query and fragment, which may hold secrets.
 pub fn without_secrets(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
@@ -79,6 +86,14 @@ pub fn without_secrets(url: &str) -> String {
     let shown =
         if after.contains('@') { "…" } else { bare.rsplit_once('@').map_or(bare, |(_, host)| host) };
     if scheme.is_empty() { shown.to_owned() } else { format!("{scheme}://{shown}") }
+}
+
+/// A name that is not empty: no token can hold what an empty one stands for.
+fn named(section: &Section<'_>, key: &'static str, name: Option<String>) -> Option<String> {
+    if name.as_ref().is_some_and(String::is_empty) {
+        section.fault(key, "a name (got \"\")");
+    }
+    name
 }
 
 impl Issuer {
@@ -112,7 +127,7 @@ impl Issuer {
             is_one_of_several,
             algorithms: algorithms.unwrap_or_default(),
             keys: keys?,
-            issuer: section.get("issuer"),
+            issuer: named(&section, "issuer", section.get("issuer")),
             audience: section.list("audience", MOST_AUDIENCES),
             leeway: section
                 .get_checked("leeway", Span(Duration::from_secs(30)), |span| {
@@ -126,9 +141,12 @@ impl Issuer {
                         .ok_or(format!("at least 1s (got {span})"))
                 })
                 .0,
-            roles_claim: section.get_or("roles", "roles".to_owned()),
+            roles_claim: named(&section, "roles", section.get("roles")).unwrap_or_else(|| "roles".to_owned()),
             forward: Self::read_forward(&section),
         };
+        if issuer.audience.iter().any(String::is_empty) {
+            section.fault("audience", "an audience has a name (got \"\")");
+        }
         section.finish();
         Some(issuer)
     }
@@ -143,7 +161,7 @@ impl Issuer {
         .flatten()
         .collect();
         match sources.as_slice() {
-            [KeySource::Jwks(url)] if !url.starts_with("http://") && !url.starts_with("https://") => {
+            [KeySource::Jwks(url)] if !is_address(url) => {
                 section.fault(
                     "jwks",
                     format!("an http:// or https:// address (got {:?})", without_secrets(url)),
