@@ -44,6 +44,17 @@ pub(crate) enum Profile {
     Production,
 }
 
+impl Profile {
+    /// The name on the command line.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Development => "development",
+            Self::Testing => "testing",
+            Self::Production => "production",
+        }
+    }
+}
+
 /// `config/backend.toml`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use service::listener::{self, Limits};
+use service::startup::Summary;
 use service::telemetry;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -49,6 +50,15 @@ pub(crate) async fn serve(
     profile: Profile,
     environment: &BTreeMap<String, String>,
 ) -> anyhow::Result<()> {
+    Summary::new(&config.secrets.dir, environment)
+        .secret("GATEWAY_TOKEN")
+        .secret("JWT_KEY")
+        .secret("JWT_SECRET")
+        .secret("METRICS_TOKEN")
+        .secret(mail::SMTP_PASSWORD)
+        .part("mail.url", !config.mail.url.is_empty())
+        .part("telemetry.otlp_endpoint", !config.telemetry.otlp_endpoint.is_empty())
+        .log(profile.as_str(), env!("CARGO_PKG_VERSION"));
     let secrets = Secrets::load(&config.secrets.dir, environment, profile)?;
     if secrets.gateway_token.is_none() {
         warn!(

@@ -245,9 +245,10 @@ impl Keys {
             }
             Err(error) => {
                 if !source.fails.swap(true, Ordering::AcqRel) {
-                    let serves = match source.keys.load().is_some() {
-                        true => "the last good one serves",
-                        false => "there is none yet, and its tokens get 503 until there is",
+                    let serves = if source.keys.load().is_some() {
+                        "the last good one serves"
+                    } else {
+                        "there is none yet, and its tokens get 503 until there is"
                     };
                     warn!(url, error = format!("{error:#}"), "a key set cannot be fetched: {serves}");
                 }

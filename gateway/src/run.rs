@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use policy::Policy;
 use policy::authorize::PermissionRule;
 use policy::issuer::KeySource;
+use service::startup::Summary;
 use service::telemetry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -58,6 +59,7 @@ pub async fn run(
     // Each connection is a descriptor, and each request another one; the usual soft limit is 1024.
     let descriptors =
         rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files cannot be read")?;
+    say_what_is_on(&settings, profile, environment);
     let metrics = Metrics::new()?;
     let secrets = Secrets::new(&settings.secrets.dir, environment)?;
     let policy_file = policy.unwrap_or_else(|| settings.policy.file.clone());
@@ -154,6 +156,22 @@ pub async fn run(
     stop_admin.send_replace(true);
     let _ = tokio::time::timeout(Duration::from_secs(1), admin_task).await;
     leave_nothing_behind(shared).await
+}
+
+fn say_what_is_on(settings: &Settings, profile: Profile, environment: &BTreeMap<String, String>) {
+    let is_on = |setting: &str| !setting.is_empty();
+    Summary::new(&settings.secrets.dir, environment)
+        .secret("ADMIN_TOKEN")
+        .secret("GATEWAY_TOKEN")
+        .secret("METRICS_TOKEN")
+        .secret(REDIS_PASSWORD)
+        .part("redis.url", is_on(&settings.redis.url))
+        .part("server.tls", is_on(&settings.server.tls.certificate))
+        .part("server.proxy_protocol", settings.server.proxy_protocol)
+        .part("telemetry.otlp_endpoint", is_on(&settings.telemetry.otlp_endpoint))
+        .part("log.access", settings.log.access != "off")
+        .part("log.audit", settings.log.audit != "off")
+        .log(profile.as_str(), env!("CARGO_PKG_VERSION"));
 }
 
 /// The secrets that the settings and the policy need, each with why. They are looked for together, so that whoever

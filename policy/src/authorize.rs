@@ -6,18 +6,17 @@
 //! let through because a question could not be answered, unless the policy says that the last known answer counts
 //! (`on_failure = "stale"`).
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::authenticate::Subject;
 use crate::document::Section;
-use crate::from_toml_str;
 use crate::refusal::{Code, Refusal};
 use crate::request::Request;
 use crate::routes::Route;
 use crate::stage::Stage;
 use crate::units::Span;
+use crate::words;
 use crate::world::{Question, World};
 
 /// `[permissions]`: who answers permission questions and how long an answer is believed.
@@ -46,19 +45,7 @@ pub enum OnPermissionFailure {
     Stale,
 }
 
-impl FromStr for OnPermissionFailure {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "deny" => Ok(Self::Deny),
-            "stale" => Ok(Self::Stale),
-            _ => Err("deny or stale"),
-        }
-    }
-}
-
-from_toml_str!(OnPermissionFailure);
+words! { OnPermissionFailure { "deny" => Deny, "stale" => Stale } or "deny or stale" }
 
 impl PermissionRule {
     pub(crate) fn read(section: Option<Section<'_>>) -> Self {

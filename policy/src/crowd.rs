@@ -3,13 +3,12 @@
 //! answers more than one that is given everything.
 
 use std::collections::HashMap;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::document::Section;
-use crate::from_toml_str;
 use crate::units::Span;
+use crate::words;
 
 /// How much a route's requests matter; later ones matter more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,20 +22,7 @@ pub enum Priority {
     High,
 }
 
-impl FromStr for Priority {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "low" => Ok(Self::Low),
-            "normal" => Ok(Self::Normal),
-            "high" => Ok(Self::High),
-            _ => Err("low, normal or high"),
-        }
-    }
-}
-
-from_toml_str!(Priority);
+words! { Priority { "low" => Low, "normal" => Normal, "high" => High } or "low, normal or high" }
 
 /// `[concurrency.UPSTREAM]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

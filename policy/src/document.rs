@@ -438,6 +438,27 @@ macro_rules! from_toml_str {
     )+};
 }
 
+/// Names the values of a setting that is one of a few words: `FromStr`, [`FromToml`], and `WORDS`, all of them.
+#[macro_export]
+macro_rules! words {
+    ($type:ident { $($word:literal => $variant:ident),+ } or $allowed:literal) => {
+        impl $type {
+            /// What may be written.
+            pub(crate) const WORDS: &'static [&'static str] = &[$($word),+];
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = &'static str;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                match text { $($word => Ok(Self::$variant),)+ _ => Err($allowed) }
+            }
+        }
+
+        $crate::from_toml_str!($type);
+    };
+}
+
 impl FromToml for ipnet::IpNet {
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Unfit> {
         let text = String::from_toml(value)?;

@@ -4,11 +4,9 @@
 //! replaces what the service sent, and an empty value removes it; with `mode = "fill"` that, too, only fills in, and an
 //! empty value removes no more than the default.
 
-use std::str::FromStr;
-
 use crate::document::Section;
-use crate::from_toml_str;
 use crate::limits::is_field_name;
+use crate::words;
 
 /// `[headers]` over the defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,24 +38,12 @@ pub struct Channel {
 
 /// Whether what stands in `[headers]` replaces what the service sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
+pub(crate) enum Mode {
     Fill,
     Replace,
 }
 
-impl FromStr for Mode {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "fill" => Ok(Self::Fill),
-            "replace" => Ok(Self::Replace),
-            _ => Err("fill or replace"),
-        }
-    }
-}
-
-from_toml_str!(Mode);
+words! { Mode { "fill" => Fill, "replace" => Replace } or "fill or replace" }
 
 /// RFC 6797: a browser comes over TLS alone from now on. A browser believes it for a long time, so a machine of a
 /// developer does not say it, and nobody says it over plain HTTP (section 7.2).

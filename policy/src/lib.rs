@@ -24,6 +24,7 @@ pub mod lease;
 pub mod limits;
 pub mod neighbours;
 pub mod networks;
+pub mod offered;
 pub mod path;
 pub mod pipeline;
 mod policy;

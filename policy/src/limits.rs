@@ -17,6 +17,7 @@ use crate::from_toml_str;
 use crate::gcra::Gcra;
 use crate::request::{Member, Request};
 use crate::units::Rate;
+use crate::words;
 use serde_json::Value;
 
 pub use crate::spending::{Charge, Charges, Quota, Readings, Reserved, spend_all};
@@ -108,26 +109,12 @@ pub enum OnStoreFailure {
     Deny,
 }
 
-macro_rules! words {
-    ($($type:ident { $($word:literal => $variant:ident),+ } or $allowed:literal;)+) => {$(
-        impl FromStr for $type {
-            type Err = &'static str;
+words! { Scope { "shared" => Shared, "local" => Local } or "shared or local" }
+words! { Mode { "enforce" => Enforce, "shadow" => Shadow } or "enforce or shadow" }
+words! { Counts { "requests" => Requests, "failures" => Failures } or "requests or failures" }
+words! { OnStoreFailure { "local" => Local, "allow" => Allow, "deny" => Deny } or "local, allow or deny" }
 
-            fn from_str(text: &str) -> Result<Self, Self::Err> {
-                match text { $($word => Ok(Self::$variant),)+ _ => Err($allowed) }
-            }
-        }
-    )+};
-}
-
-words! {
-    Scope { "shared" => Shared, "local" => Local } or "shared or local";
-    Mode { "enforce" => Enforce, "shadow" => Shadow } or "enforce or shadow";
-    Counts { "requests" => Requests, "failures" => Failures } or "requests or failures";
-    OnStoreFailure { "local" => Local, "allow" => Allow, "deny" => Deny } or "local, allow or deny";
-}
-
-from_toml_str!(KeyPart, Scope, Mode, Counts, OnStoreFailure);
+from_toml_str!(KeyPart);
 
 /// `[limits.NAME]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,5 @@
 //! Every way in which the gateway can say no, with the status, the code and what a client may do about it.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,15 +107,15 @@ pub struct Refusal {
     /// Why, for a machine.
     pub code: Code,
     /// Why, for a person, and what to do about it.
-    pub detail: String,
+    pub detail: Box<str>,
     /// The rule that refused: a limit, a route, an issuer, a breaker.
     pub rule: Option<Arc<str>>,
     /// What of a proof did not do, for the operator's log: `signature`, `claims.aud`.
-    pub reason: Option<Cow<'static, str>>,
+    pub reason: Option<Arc<str>>,
     /// When it is worth trying again.
     pub retry_after: Option<Duration>,
     /// The methods that the route takes, for `Allow`.
-    pub allow: Vec<Arc<str>>,
+    pub allow: Box<[Arc<str>]>,
     /// Whose last good answer will do instead: the route and the subject.
     pub stale: Option<Box<(Arc<Route>, Subject)>>,
     /// The limits of the request, for `RateLimit` and `RateLimit-Policy`.
@@ -125,7 +124,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// A refusal with a code and a sentence.
-    pub fn new(stage: Stage, code: Code, detail: impl Into<String>) -> Self {
+    pub fn new(stage: Stage, code: Code, detail: impl Into<Box<str>>) -> Self {
         Self {
             stage,
             code,
@@ -133,7 +132,7 @@ impl Refusal {
             rule: None,
             reason: None,
             retry_after: None,
-            allow: Vec::new(),
+            allow: Box::default(),
             stale: None,
             quotas: Vec::new(),
         }
@@ -148,7 +147,7 @@ impl Refusal {
 
     /// Says what of a proof did not do.
     #[must_use]
-    pub fn because(mut self, reason: impl Into<Cow<'static, str>>) -> Self {
+    pub fn because(mut self, reason: impl Into<Arc<str>>) -> Self {
         self.reason = Some(reason.into());
         self
     }

@@ -1,12 +1,11 @@
 //! `[requests]`: the bounds of a request, whoever sends it.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use crate::document::Section;
-use crate::from_toml_str;
 use crate::path::EncodedSlash;
 use crate::units::{Bytes, Span};
+use crate::words;
 
 /// The bounds of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,16 +91,4 @@ impl RequestRule {
     }
 }
 
-impl FromStr for EncodedSlash {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "refuse" => Ok(Self::Refuse),
-            "keep" => Ok(Self::Keep),
-            _ => Err("refuse or keep"),
-        }
-    }
-}
-
-from_toml_str!(EncodedSlash);
+words! { EncodedSlash { "refuse" => Refuse, "keep" => Keep } or "refuse or keep" }

@@ -6,16 +6,15 @@
 //! (Brooker, "Exponential Backoff And Jitter"), and all tries together may add at most `budget` of the load.
 
 use std::collections::HashMap;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backoff::Backoff;
 use crate::breaker::Outcome;
 use crate::document::Section;
-use crate::from_toml_str;
 use crate::request::Headers;
 use crate::units::Span;
+use crate::words;
 
 /// The most tries of one request.
 pub const MOST_ATTEMPTS: u32 = 10;
@@ -31,20 +30,7 @@ pub enum Growth {
     Exponential,
 }
 
-impl FromStr for Growth {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "fixed" => Ok(Self::Fixed),
-            "linear" => Ok(Self::Linear),
-            "exponential" => Ok(Self::Exponential),
-            _ => Err("fixed, linear or exponential"),
-        }
-    }
-}
-
-from_toml_str!(Growth);
+words! { Growth { "fixed" => Fixed, "linear" => Linear, "exponential" => Exponential } or "fixed, linear or exponential" }
 
 /// `[retries.NAME]`.
 #[derive(Clone, Debug, PartialEq)]

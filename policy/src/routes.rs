@@ -5,14 +5,12 @@
 //! less specific route would take it: a narrow rule is never evaded by a method that it forgot.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use crate::breaker::BreakerRule;
 use crate::crowd::{CrowdRule, Priority};
-use crate::from_toml_str;
 use crate::issuer::Issuer;
 use crate::limits::LimitRule;
 use crate::path::{self, EncodedSlash};
@@ -21,6 +19,7 @@ use crate::request::Request;
 use crate::retry::RetryRule;
 use crate::stage::Stage;
 use crate::units::{Bytes, Span};
+use crate::words;
 
 /// `[[routes]]`, with every name resolved.
 #[derive(Clone, Debug)]
@@ -76,19 +75,7 @@ pub enum WhenOpen {
     Stale,
 }
 
-impl FromStr for WhenOpen {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "fail" => Ok(Self::Fail),
-            "stale" => Ok(Self::Stale),
-            _ => Err("fail or stale"),
-        }
-    }
-}
-
-from_toml_str!(WhenOpen);
+words! { WhenOpen { "fail" => Fail, "stale" => Stale } or "fail or stale" }
 
 /// The longest path pattern and resource, in bytes, and the most segments of a pattern: look-up goes as deep.
 const LONGEST_PATTERN: usize = 1_024;
@@ -381,7 +368,7 @@ impl Routes {
         }
         let mut refusal = Refusal::new(Stage::Route, Code::MethodNotAllowed, "");
         refusal.allow = routes.iter().flat_map(|route| route.methods.iter().cloned()).collect();
-        refusal.detail = format!("this path takes {}", refusal.allow.join(", "));
+        refusal.detail = format!("this path takes {}", refusal.allow.join(", ")).into();
         Err(refusal)
     }
 }

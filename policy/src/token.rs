@@ -5,14 +5,13 @@
 //! good is the world's to say; what the claims mean is `authenticate`'s.
 
 use std::fmt;
-use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::from_toml_str;
+use crate::words;
 
 /// The largest token that is looked at, in bytes.
 pub const MAX_TOKEN: usize = 8 * 1024;
@@ -42,18 +41,9 @@ impl Algorithm {
     }
 }
 
-impl FromStr for Algorithm {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::HS256, Self::RS256, Self::ES256, Self::EdDSA]
-            .into_iter()
-            .find(|algorithm| algorithm.as_str() == text)
-            .ok_or("HS256, RS256, ES256 or EdDSA")
-    }
+words! {
+    Algorithm { "HS256" => HS256, "RS256" => RS256, "ES256" => ES256, "EdDSA" => EdDSA } or "HS256, RS256, ES256 or EdDSA"
 }
-
-from_toml_str!(Algorithm);
 
 /// Why a token is not one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -132,7 +132,7 @@ fn each_refusal_names_its_stage_and_says_what_to_do() {
     assert_eq!(code(&policy, &world, client, "GET /nowhere", None), Some(Code::RouteNotFound));
     assert_eq!(code(&policy, &world, client, "GET /%2f", None), Some(Code::MalformedTarget));
     let (verdict, _) = ask(&policy, &world, client, "POST /closed/it", None);
-    assert_eq!(verdict.unwrap_err().allow, [std::sync::Arc::from("GET")]);
+    assert_eq!(*verdict.unwrap_err().allow, [std::sync::Arc::from("GET")]);
     assert_eq!(code(&policy, &world, client, "GET /closed/it", None), Some(Code::TokenMissing));
     let expired = token("ann", -60);
     assert_eq!(code(&policy, &world, client, "GET /closed/it", Some(&expired)), Some(Code::TokenExpired));

@@ -1,7 +1,7 @@
 """An SMTP server by aiosmtpd, which prints each mail as Python's own parser reads it: one JSON object a line.
 
-Usage: smtp_peer.py PORT [--user NAME --password WORD] [--certificate PEM --key PEM] [--slow SECONDS] [--refuse CODE]
-With a certificate it wants STARTTLS, with a user it wants AUTH first.
+Usage: smtp_peer.py PORT [--user NAME --password WORD] [--certificate PEM --key PEM [--wrapped]] [--slow SECONDS] [--refuse CODE]
+With a certificate it wants STARTTLS, or TLS from the start when it is wrapped; with a user it wants AUTH first.
 """
 import argparse, asyncio, email, email.policy, json, ssl
 from aiosmtpd.controller import Controller
@@ -11,6 +11,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("port", type=int)
 for name in ("user", "password", "certificate", "key"):
     parser.add_argument(f"--{name}")
+parser.add_argument("--wrapped", action="store_true")
 parser.add_argument("--slow", type=float, default=0)
 parser.add_argument("--refuse", type=int)
 options = parser.parse_args()
@@ -33,7 +34,7 @@ class Handler:
         parsed = email.message_from_bytes(envelope.content, policy=email.policy.default)
         say(message="mail", sender=envelope.mail_from, to=envelope.rcpt_tos, headers=dict(parsed.items()),
             defects=[str(defect) for defect in parsed.defects], body=parsed.get_content(),
-            longest_line=max(map(len, envelope.content.split(b"\r\n"))), tls=session.ssl is not None)
+            longest_line=max(map(len, envelope.content.split(b"\r\n"))), tls=options.wrapped or session.ssl is not None)
         return "250 OK"
 
 
@@ -45,11 +46,11 @@ def authenticate(server, session, envelope, mechanism, data):
 
 more = {}
 if options.user:
-    more |= {"authenticator": authenticate, "auth_required": True, "auth_require_tls": bool(options.certificate)}
+    more |= {"authenticator": authenticate, "auth_required": True, "auth_require_tls": bool(options.certificate) and not options.wrapped}
 if options.certificate:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(options.certificate, options.key)
-    more |= {"tls_context": context, "require_starttls": True}
+    more |= {"ssl_context": context} if options.wrapped else {"tls_context": context, "require_starttls": True}
 controller = Controller(Handler(), hostname="127.0.0.1", port=options.port, **more)
 controller.start()
 say(message="serving", listen=f"127.0.0.1:{options.port}")

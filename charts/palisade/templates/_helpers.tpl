@@ -67,6 +67,7 @@ env:
   {{- end }}
   {{- with .Values.telemetry.otlpEndpoint }}
   - { name: PALISADE_GATEWAY__TELEMETRY__OTLP_ENDPOINT, value: {{ . | quote }} }
+  - { name: PALISADE_GATEWAY__TELEMETRY__PROTOCOL, value: {{ $.Values.telemetry.protocol }} }
   - { name: PALISADE_GATEWAY__TELEMETRY__SAMPLE_RATIO, value: {{ $.Values.telemetry.sampleRatio | quote }} }
   {{- end }}
   {{- range $name, $value := .Values.gateway.env }}
@@ -106,6 +107,7 @@ env:
   {{- end }}
   {{- with .Values.telemetry.otlpEndpoint }}
   - { name: PALISADE_BACKEND__TELEMETRY__OTLP_ENDPOINT, value: {{ . | quote }} }
+  - { name: PALISADE_BACKEND__TELEMETRY__PROTOCOL, value: {{ $.Values.telemetry.protocol }} }
   {{- end }}
   {{- range $name, $value := .Values.backend.env }}
   - { name: {{ $name }}, value: {{ $value | quote }} }

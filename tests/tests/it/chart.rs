@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use gateway::settings::{Profile, Settings};
 use tests::program::built;
 use tests::stack::{root, tool};
 
@@ -67,6 +68,51 @@ fn the_chart_refuses_values_that_it_does_not_know() {
         let arguments = ["template", "test", "charts/palisade", "--set", bad];
         let output = Command::new(&path).args(arguments).current_dir(root()).output().unwrap();
         assert!(!output.status.success(), "{bad}");
+    }
+}
+
+/// Values of the chart, the setting that each becomes, and what is tried for it.
+const SAME: [(&str, &str, &[&str]); 4] = [
+    (
+        "redis.url",
+        "REDIS__URL",
+        &[
+            "",
+            "redis://redis:6379",
+            "rediss://redis:6379",
+            "rediss://gate@a:1,b:2/0?master=main",
+            "http://redis:6379",
+            "redis:6379",
+        ],
+    ),
+    (
+        "telemetry.otlpEndpoint",
+        "TELEMETRY__OTLP_ENDPOINT",
+        &[
+            "",
+            "http://collector:4317",
+            "http://[::1]:4318/prefix",
+            "https://collector:4317",
+            "collector:4317",
+        ],
+    ),
+    ("telemetry.protocol", "TELEMETRY__PROTOCOL", &["grpc", "http", "HTTP", ""]),
+    ("telemetry.sampleRatio", "TELEMETRY__SAMPLE_RATIO", &["0", "0.5", "1", "-0.1", "1.1"]),
+];
+
+#[test]
+fn the_chart_takes_what_the_program_takes_and_nothing_else() {
+    let Some(path) = tool("helm") else { return eprintln!("helm is not on PATH: not tried") };
+    for (key, setting, values) in SAME {
+        for value in values {
+            let json = if key.ends_with("Ratio") { (*value).to_owned() } else { format!("{value:?}") };
+            let set = format!("{key}={json}");
+            let arguments = ["template", "test", "charts/palisade", "--set-json", &set];
+            let output = Command::new(&path).args(arguments).current_dir(root()).output().unwrap();
+            let environment = [(format!("PALISADE_GATEWAY__{setting}"), (*value).to_owned())].into();
+            let settings = Settings::load(None, &environment, Profile::Testing);
+            assert_eq!(output.status.success(), settings.is_ok(), "{set}: {:?}", settings.err());
+        }
     }
 }
 

@@ -24,6 +24,7 @@ mod login_guard;
 mod logs;
 mod mail;
 mod main_job;
+mod offered;
 mod outside;
 mod own_service;
 mod permissions;

@@ -2,8 +2,8 @@
 
 use std::process::Output;
 
-use tests::program::command;
-use tests::stack::root;
+use tests::program::{Program, command};
+use tests::stack::{Backend, Gateway, POLICY, root};
 
 async fn run(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = command(name);
@@ -147,4 +147,30 @@ async fn every_shipped_configuration_starts() {
     let program = tests::program::Program::start("gateway", run);
     let address = program.field_of("data plane", "listen").await.parse().unwrap();
     assert_eq!(tests::client::Client::of(address).get("/.well-known/jwks.json", None).await.status(), 200);
+}
+
+#[tokio::test]
+async fn the_first_line_says_what_is_off_and_which_secrets_were_found_where() {
+    let backend =
+        Backend::start(&[("PALISADE_BACKEND__TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:9")]).await;
+    let token = "an-admin-token-that-is-long-enough";
+    let gateway = Gateway::start_beside(&[("ADMIN_TOKEN", token)], backend.address, POLICY, &[]).await;
+    let first = |program: &Program| {
+        program.events().into_iter().find(|event| event["message"] == "starting").unwrap()
+    };
+    let (gateway_says, backend_says) = (first(&gateway.program), first(&backend.program));
+    let found = gateway_says["secrets_found"].as_str().unwrap();
+    assert!(
+        found.starts_with("ADMIN_TOKEN in `/") && found.contains("GATEWAY_TOKEN in the environment"),
+        "{found}"
+    );
+    let off = gateway_says["not_set"].as_str().unwrap();
+    assert!(
+        off.contains("redis.url") && off.contains("METRICS_TOKEN") && !off.contains("log.access"),
+        "{off}"
+    );
+    assert_eq!(backend_says["secrets_found"], "GATEWAY_TOKEN in the environment");
+    let off = backend_says["not_set"].as_str().unwrap();
+    assert!(off.contains("mail.url") && !off.contains("telemetry"), "{off}");
+    assert!(!gateway_says.to_string().contains(token));
 }

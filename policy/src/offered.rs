@@ -1,0 +1,30 @@
+//! The settings of a policy that are one of a few words, each with all of its words: what the documentation lists, and
+//! what is switched on by a test, word by word.
+
+use crate::authorize::OnPermissionFailure;
+use crate::crowd::Priority;
+use crate::headers;
+use crate::limits::{Counts, Mode, OnStoreFailure, Scope};
+use crate::path::EncodedSlash;
+use crate::retry::Growth;
+use crate::routes::WhenOpen;
+use crate::token::Algorithm;
+
+/// A setting as its path in the file, and its words.
+pub type Offer = (&'static str, &'static [&'static str]);
+
+/// Every such setting.
+pub const OFFERED: [Offer; 12] = [
+    ("routes.priority", Priority::WORDS),
+    ("headers.mode", headers::Mode::WORDS),
+    ("jwt.algorithms", Algorithm::WORDS),
+    ("limits.counts", Counts::WORDS),
+    ("limits.key", &["ip", "user", "api_key", "route", "global", "header:NAME", "field:NAME"]),
+    ("limits.mode", Mode::WORDS),
+    ("limits.on_store_failure", OnStoreFailure::WORDS),
+    ("limits.scope", Scope::WORDS),
+    ("permissions.on_failure", OnPermissionFailure::WORDS),
+    ("requests.encoded_slash", EncodedSlash::WORDS),
+    ("retries.backoff", Growth::WORDS),
+    ("routes.when_open", WhenOpen::WORDS),
+];
