@@ -117,6 +117,7 @@ pub(crate) fn reset_password(session: &Session<'_>, user: &User, hash: &str) -> 
 pub(crate) fn set_password(session: &Session<'_>, user: &User, hash: &str) -> Result<()> {
     session.run(sql::SET_PASSWORD, params![user.id, hash, now()])?;
     session.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
+    session.run(sql::DROP_RESET_REQUESTS_OF, [&user.id])?; // a mail that comes late would open the account again
     session.run(sql::CLEAR_PLACES, [&user.id])?;
     lockout::clear(session, &user.username)?;
     sessions::end_all(session, &user.id)

@@ -40,14 +40,25 @@ pub(crate) struct Fault {
     text: String,
     /// Whether it will never be: its receiver is refused.
     pub(crate) is_final: bool,
+    /// The server's code; 0 where it did not come to one. Texts differ each time.
+    pub(crate) kind: u16,
 }
 
 impl Fault {
     fn of_server(error: &lettre::transport::smtp::Error) -> Self {
-        // 530 to 538 are about who sends (RFC 4954), and heal with the settings.
-        let code = error.status().map(u16::from);
-        let is_final = error.is_permanent() && code.is_some_and(|code| (540..600).contains(&code));
-        Self { text: described(error), is_final }
+        // 550 to 553 are about the receiver, unless it is policy (RFC 3463, X.7.X): that and all else heals with settings.
+        let (code, text) = (error.status().map(u16::from), described(error));
+        let of_the_receiver = code.is_some_and(|code| (550..=553).contains(&code)) && !text.contains("5.7.");
+        Self { is_final: error.is_permanent() && of_the_receiver, kind: code.unwrap_or_default(), text }
+    }
+
+    fn unfit(error: &anyhow::Error) -> Self {
+        Self { text: format!("{error:#}"), is_final: true, kind: 0 }
+    }
+
+    /// One that heals.
+    pub(crate) fn late(text: String) -> Self {
+        Self { text, is_final: false, kind: 0 }
     }
 }
 
@@ -110,8 +121,7 @@ impl Mail {
             "Somebody asked for a new password for the account {username}.\n\n{how}\n\nIt works once, for 30 minutes. \
              If it was not you, there is nothing to do.\n"
         );
-        let unfit = |error: anyhow::Error| Fault { text: format!("{error:#}"), is_final: true };
-        let message = self.message(to, "A new password", text).map_err(unfit)?;
+        let message = self.message(to, "A new password", text).map_err(|error| Fault::unfit(&error))?;
         match &self.way {
             Way::Smtp(server) => {
                 server.send(message).await.map_err(|error| Fault::of_server(&error))?;
@@ -119,15 +129,14 @@ impl Mail {
             Way::Files(dir) => {
                 let file = dir.join(format!("{}.eml", uuid::Uuid::now_v7()));
                 let (path, bytes) = (file.clone(), message.formatted());
-                let late = |text: String| Fault { text, is_final: false };
                 // What is in the file opens an account: nobody else reads it.
                 let write = move || service::files::replace(&path, |out| out.write_all(&bytes));
                 let written = tokio::task::spawn_blocking(write).await;
-                let written = written.map_err(|error| late(error.to_string()))?;
-                written.map_err(|error| late(format!("`{}`: {error}", file.display())))?;
+                let written = written.map_err(|error| Fault::late(error.to_string()))?;
+                written.map_err(|error| Fault::late(format!("`{}`: {error}", file.display())))?;
                 info!(file = %file.display(), "mail written to a file, because mail.url is empty");
             }
-            Way::Nowhere => return Err(unfit(anyhow::anyhow!("mail.url is empty"))),
+            Way::Nowhere => return Err(Fault::unfit(&anyhow::anyhow!("mail.url is empty"))),
         }
         Ok(())
     }

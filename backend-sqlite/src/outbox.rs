@@ -6,11 +6,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::params;
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::accounts::{self, User};
 use crate::db::{Result as DbResult, Session};
-use crate::mail::Fault;
+use crate::mail::{self, Fault};
 use crate::problem::{Problem, Result};
 use crate::reset::{Forgot, LIFETIME};
 use crate::serve::App;
@@ -30,6 +31,9 @@ const AT_MOST_ONCE_IN: i64 = 60;
 const FIRST_PAUSE: i64 = 5;
 const LONGEST_PAUSE: i64 = 10 * 60;
 
+/// What is asked for in this time is sent together.
+const MOMENT: Duration = Duration::from_millis(500);
+
 /// The longest time without a look at what is due, in seconds.
 const LONGEST_WAIT: i64 = 60;
 
@@ -41,7 +45,7 @@ const GIVEN_UP_AFTER: i64 = 24 * 3_600;
 pub(crate) struct Outbox {
     asked: Notify,
     /// Why nothing can be sent, while that is so.
-    trouble: Mutex<Option<String>>,
+    trouble: Mutex<Option<u16>>,
 }
 
 /// A mail that is due.
@@ -75,8 +79,13 @@ pub(crate) async fn send(app: App, mut stop: watch::Receiver<bool>) {
     loop {
         // Where the database is away or read-only, that is said elsewhere.
         let pause = send_due(&app, &stop).await.unwrap_or(Duration::from_secs(FIRST_PAUSE.unsigned_abs()));
+        // Not at once: the writes for a request that somebody just made tell nobody whether there is such an account.
+        let asked = async {
+            app.outbox.asked.notified().await;
+            tokio::time::sleep(MOMENT).await;
+        };
         tokio::select! {
-            () = app.outbox.asked.notified() => {}
+            () = asked => {}
             () = tokio::time::sleep(pause) => {}
             _ = stop.wait_for(|stop| *stop) => return,
         }
@@ -94,9 +103,11 @@ async fn send_due(app: &App, stop: &watch::Receiver<bool>) -> anyhow::Result<Dur
             break;
         }
         let tries: Vec<_> = due.into_iter().map(|due| tokio::spawn(try_one(app.clone(), due))).collect();
+        let mut all = Ok(());
         for one in tries {
-            one.await??;
+            all = all.and(one.await?); // all of them are waited for, whatever becomes of one
         }
+        all?;
     }
     let (waiting, next) = app.database.read(waiting).await?;
     app.metrics.mails_waiting.set(waiting);
@@ -107,7 +118,8 @@ async fn try_one(app: App, due: Due) -> anyhow::Result<()> {
     let (token, request) = (random_token()?, due.request);
     let Some(user) = begin(&app, &due, &token).await? else { return Ok(()) };
     let address = user.email.as_deref().unwrap_or_default();
-    let result = match app.mail.send_reset(address, &user.username, &token).await {
+    let sent = timeout(mail::PATIENCE, app.mail.send_reset(address, &user.username, &token)).await;
+    let result = match sent.unwrap_or_else(|_| Err(Fault::late("the mail server took too long".to_owned()))) {
         Ok(()) => {
             app.outbox.works();
             let sent =
@@ -141,7 +153,9 @@ async fn begin(app: &App, due: &Due, token: &str) -> anyhow::Result<Option<User>
             session.run(sql::DROP_RESET_REQUEST, [request])?;
             return Ok(None);
         }
-        session.run(sql::BEGIN_RESET_MAIL, params![request, now() + pause])?;
+        if session.run(sql::BEGIN_RESET_MAIL, params![request, now() + pause, tries])? == 0 {
+            return Ok(None); // it was sent or tried meanwhile, or is not wanted any more
+        }
         // The newest request counts; of one that is tried again, the server may have taken an earlier mail after all.
         let ended = if tries == 0 { i64::MAX } else { now() };
         session.run(sql::DROP_RESET_TOKENS, params![id, ended])?;
@@ -159,14 +173,12 @@ impl Outbox {
     }
 
     fn fails(&self, fault: &Fault) {
-        let (mut trouble, text) = (self.trouble.lock(), fault.to_string());
-        if trouble.as_ref() != Some(&text) {
+        if self.trouble.lock().replace(fault.kind) != Some(fault.kind) {
             warn!(
-                error = text,
+                error = %fault,
                 "mail cannot be sent: what was asked for is kept for a day and tried again; look at mail.url, SMTP_PASSWORD \
                  and the mail server"
             );
-            *trouble = Some(text);
         }
     }
 }

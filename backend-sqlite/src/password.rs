@@ -93,7 +93,8 @@ fn is_bcrypt(hash: &str) -> bool {
 fn verify(password: &str, hash: &str) -> bool {
     if is_bcrypt(hash) {
         // bcrypt repeats a password with a zero byte between: `a\0a` would be right where `a` is.
-        return !password.contains('\0') && bcrypt::verify(password, hash).unwrap_or(false);
+        let right = bcrypt::verify(password, hash).unwrap_or(false); // first: it takes as long as any other
+        return right && !password.contains('\0');
     }
     let Ok(parsed) = PasswordHash::new(hash) else { return false };
     hasher().is_ok_and(|hasher| hasher.verify_password(password.as_bytes(), &parsed).is_ok())

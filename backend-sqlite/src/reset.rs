@@ -88,7 +88,6 @@ pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> R
         let Some(user) = owner(session, &hash)? else { return Ok(Err(invalid())) };
         session.row(sql::TAKE_RESET_TOKEN, [&hash], |_| Ok(()))?;
         accounts::reset_password(session, &user, &password_hash)?;
-        session.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
         session.run(sql::VERIFY_EMAIL, [&user.id])?; // which is where the token was sent
         Ok(Ok(user.username))
     });

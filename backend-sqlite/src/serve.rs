@@ -98,6 +98,7 @@ pub(crate) async fn serve(
         let name = stop.wait().await;
         info!(signal = name, drain_delay_ms = drain_delay.as_millis(), "leaving: not ready, still accepting");
         leaving.store(true, Ordering::Relaxed);
+        stop_mails.send_replace(true);
         tokio::spawn(async move {
             stop.wait().await;
             warn!("second signal: leaving at once");
@@ -117,7 +118,6 @@ pub(crate) async fn serve(
         result = served => result?,
         () = too_late => warn!("requests in flight did not finish in time"),
     }
-    stop_mails.send_replace(true);
     // One that is cut off here is sent again after the next start.
     if timeout(mail::PATIENCE, mails).await.is_err() {
         warn!("a mail is still being sent: it is sent again after the next start");

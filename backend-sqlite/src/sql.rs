@@ -119,9 +119,11 @@ statements! {
     DUE_RESET_MAILS = "SELECT id, user_id, tries, asked_at FROM reset_requests
                        WHERE user_id IS NOT NULL AND sent_at IS NULL AND next_try NOT BETWEEN ?1 + 1 AND ?2
                        ORDER BY next_try, id LIMIT ?3";
-    BEGIN_RESET_MAIL = "UPDATE reset_requests SET tries = tries + 1, next_try = ?2 WHERE id = ?1";
+    BEGIN_RESET_MAIL = "UPDATE reset_requests SET tries = tries + 1, next_try = ?2
+                        WHERE id = ?1 AND tries = ?3 AND sent_at IS NULL";
     RESET_MAIL_SENT = "UPDATE reset_requests SET sent_at = ?2 WHERE id = ?1";
     DROP_RESET_REQUEST = "DELETE FROM reset_requests WHERE id = ?1";
+    DROP_RESET_REQUESTS_OF = "DELETE FROM reset_requests WHERE user_id = ?1 AND sent_at IS NULL";
     DROP_SENT_RESET_REQUESTS = "DELETE FROM reset_requests WHERE sent_at IS NOT NULL AND sent_at NOT BETWEEN ?1 AND ?2";
     WAITING_RESET_MAILS = "SELECT count(*), min(next_try) FROM reset_requests WHERE sent_at IS NULL";
 

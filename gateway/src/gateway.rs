@@ -161,7 +161,7 @@ impl Gateway {
 
     /// Makes changes, here at once and on the other replicas as soon as they hear of it. They are written down before
     /// this returns.
-    pub async fn change(&self, changes: Vec<Change>, by: By<'_>) -> Result<(), ChangeFault> {
+    pub async fn change(self: &Arc<Self>, changes: Vec<Change>, by: By<'_>) -> Result<(), ChangeFault> {
         let now = clock::wall();
         let mut lines = Vec::with_capacity(changes.len());
         for change in &changes {
@@ -177,12 +177,17 @@ impl Gateway {
         for line in lines {
             line.write();
         }
-        if let Some(shared) = &self.shared {
-            for change in made {
-                self.share(shared, change, now).await;
+        // It is in force: whoever asked for it may leave now, and the others hear of it all the same.
+        let gateway = Arc::clone(self);
+        let kept = tokio::spawn(async move {
+            if let Some(shared) = &gateway.shared {
+                for change in made {
+                    gateway.share(shared, change, now).await;
+                }
             }
-        }
-        self.save().await.map_err(ChangeFault::NotKept)
+            gateway.save().await
+        });
+        kept.await.map_err(std::io::Error::from).and_then(|kept| kept).map_err(ChangeFault::NotKept)
     }
 
     /// Writes down what is known; what cannot be written now is tried again until it is.

@@ -29,7 +29,7 @@ pub struct Ledger {
     changes: Mutex<HashMap<(Topic, String), Change>>,
     state: Arc<StateDir>,
     /// Held while writing, so that an older state never replaces a newer one.
-    writing: tokio::sync::Mutex<()>,
+    writing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Ledger {
@@ -37,7 +37,7 @@ impl Ledger {
     /// gateway starts without, and Redis and the other replicas give back what they know.
     pub fn open(state: Arc<StateDir>, now: Timestamp) -> anyhow::Result<Self> {
         let file = state.path(FILE);
-        let ledger = Self { changes: Mutex::default(), state, writing: tokio::sync::Mutex::default() };
+        let ledger = Self { changes: Mutex::default(), state, writing: Arc::default() };
         if !file.exists() {
             return Ok(ledger);
         }
@@ -119,9 +119,10 @@ impl Ledger {
 
     /// Writes everything down. After an error the file holds what it held before.
     pub async fn save(self: &Arc<Self>) -> io::Result<()> {
-        let _writing = self.writing.lock().await;
+        let alone = Arc::clone(&self.writing).lock_owned().await;
         let ledger = Arc::clone(self);
         let written = tokio::task::spawn_blocking(move || {
+            let _alone = alone; // whoever waits for this may have left
             let all: Vec<Change> = ledger.changes.lock().values().cloned().collect();
             ledger.state.replace(FILE, |out| Ok(serde_json::to_writer(out, &all)?))
         });

@@ -154,8 +154,9 @@ impl Reloader {
         let judged = self.read_file().and_then(|text| self.judge(&self.file, &text)?.adopted(&self.keys));
         let faults = match judged.and_then(|loaded| self.unless_rolled_back(loaded)) {
             Ok(loaded) => {
+                let loaded = self.accept(loaded);
                 self.keep_for_a_restart(&loaded);
-                return Ok(self.accept(loaded));
+                return Ok(loaded);
             }
             Err(faults) => faults,
         };
@@ -171,7 +172,7 @@ impl Reloader {
     }
 
     /// What to start with when the file with the overrides will not do.
-    fn fallbacks(&self) -> [(&'static str, Option<Loaded>); 3] {
+    fn fallbacks(&self) -> [(&'static str, Option<Loaded>); 4] {
         let kept = self.state.path(LAST_GOOD);
         let usable =
             |loaded: Result<Loaded, Vec<Fault>>| loaded.and_then(|loaded| loaded.adopted(&self.keys)).ok();
@@ -181,7 +182,13 @@ impl Reloader {
         };
         let last_good = || usable(self.judge(&kept, &read(&kept).ok()?));
         let last_good_without = || usable(self.judge_with(&kept, &read(&kept).ok()?, &[]));
+        let with_last_lists = || {
+            self.lists.reject_all();
+            let judged = usable(self.judge(&self.file, &self.read_file().ok()?))?;
+            self.unless_rolled_back(judged).ok()
+        };
         [
+            ("the last good deny files", with_last_lists()),
             ("the file without the overrides", without()),
             ("the last good one", last_good()),
             ("the last good one without the overrides", last_good_without()),
@@ -308,7 +315,10 @@ impl Reloader {
                     *self.refused_policy.lock() = None; // nothing that was read is refused any more
                 }
             }
-            Err(faults) => self.refuse(faults, STAYS),
+            Err(faults) => {
+                self.lists.reject(&in_force.rules.blocks.deny_files, &faults);
+                self.refuse(faults, STAYS);
+            }
         }
         self.note_lists(gateway);
     }
@@ -342,7 +352,8 @@ impl Reloader {
 
     /// The last refusal, unless a good policy has come since: of the file, else of the lists that it names.
     pub fn last_refusal(&self) -> Option<ReloadRefusal> {
-        self.refused_policy.lock().clone().or_else(|| self.refused_lists.lock().clone())
+        let of_the_file = self.refused_policy.lock().clone();
+        of_the_file.or_else(|| self.refused_lists.lock().clone())
     }
 
     /// Watches the file, forever, on a thread of its own. Where the system lets nobody watch, it is looked at every [`LOOK`].
@@ -408,12 +419,15 @@ impl Reloader {
             self.metrics.policy_reloads.with_label_values(&["refused"]).inc();
             *refused = Some(ReloadRefusal::now(faults));
         }
-        let is_refused = refused.is_some() || self.refused_policy.lock().is_some();
+        let is_refused = refused.is_some();
+        drop(refused); // two locks at once are taken nowhere
+        let is_refused = is_refused || self.refused_policy.lock().is_some();
         self.metrics.policy_refused.set(i64::from(is_refused));
     }
 
     /// The text in force is what a restart begins with, should the file be refused then.
     fn keep_for_a_restart(&self, loaded: &Loaded) {
+        self.lists.keep_only(&loaded.lists);
         self.state.keep(LAST_GOOD, loaded.text.as_bytes());
     }
 
@@ -428,7 +442,7 @@ impl Reloader {
 
     fn note_in_force(&self, loaded: &Loaded) {
         let name = |path: &Path| path.file_name().map(OsStr::to_owned);
-        self.lists.keep_only(&loaded.lists);
+        self.lists.hold(&loaded.lists);
         let lists = loaded.lists.iter().filter_map(|(list, _)| name(Path::new(list)));
         *self.watched.lock() = lists.chain(name(&self.file)).collect();
         self.metrics.policy_info.reset();

@@ -40,6 +40,12 @@ impl StateDir {
         read.inspect_err(|error| warn!(%error, "a file of the state directory is not used")).ok()
     }
 
+    /// The names of the files that are there.
+    pub fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
     /// Replaces the file `name`.
     pub fn replace(
         &self,

@@ -255,9 +255,14 @@ impl Pot {
 
     /// The rule has changed: what is known is converted, and whether the bucket is empty is asked anew.
     pub fn change_rule(&mut self, before: Gcra, after: Gcra, now: Timestamp) {
-        let convert = |full: Timestamp| now + after.convert(full.since(now), before);
+        // What was full is as full as it was, and known for as long.
+        let convert =
+            |full: Timestamp| if full > now { now + after.convert(full.since(now), before) } else { full };
         (self.known, self.alone) = (convert(self.known), convert(self.alone));
         self.empty_until = Timestamp::default();
+        // A lease of a larger bucket is more than this one hands out: the rest is lost, not spent.
+        self.tokens = self.tokens.min(after.most_on_lease());
+        self.unused = self.unused.min(after.burst());
     }
 
     /// Takes a token in the outage that began at `since`: from what is still on lease, then from this replica's share of

@@ -374,9 +374,24 @@ fn a_rule_that_changes_holds_nobody_by_what_the_old_one_meant() {
     assert!(pot.describe(fast, START, true).remaining >= 9_940);
     let later = START + Duration::from_secs(2);
     assert_eq!(bucket.grant(fast, 2, ask(5_000), later).tokens, 5_000);
+    let mut rich = Pot::default();
+    rich.receive(fast, Grant { tokens: 2_500, debt: Duration::ZERO }, later, later);
+    rich.change_rule(fast, hourly, later);
+    assert_eq!(std::iter::from_fn(|| (rich.level(later) == Level::Ready).then(|| rich.take())).count(), 15);
     let back = bucket.grant(hourly, 2, ask(60), later);
     assert_eq!(back.tokens, 0, "five thousand were taken lately");
     assert!(back.debt <= Duration::from_hours(1), "and nobody waits for longer than an empty bucket takes");
+}
+
+#[test]
+fn a_rule_that_changes_leaves_a_bucket_that_was_full_as_full_as_it_was() {
+    let gcra = Gcra::new(100_000, Duration::from_secs(1), 100_000);
+    let mut pot = Pot::default();
+    pot.change_rule(Gcra::default(), gcra, START);
+    assert!(
+        pot.take_alone(gcra, 3, START, START).conforms,
+        "nothing is known of it, in an outage that begins now"
+    );
 }
 
 #[test]

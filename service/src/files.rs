@@ -75,7 +75,18 @@ pub fn replace(file: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>
     if written.is_err() {
         let _ = std::fs::remove_file(&beside); // on a full disk it takes the room that is missing
     }
-    written.and_then(|()| File::open(folder)?.sync_all())
+    written.and_then(|()| sync_folder(folder))
+}
+
+/// Makes a rename last. File systems that have no such thing say so, and are not asked for more than they can do.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()), // it may be written and not read
+        synced => synced,
+    }
 }
 
 fn write_whole(file: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
@@ -91,7 +102,7 @@ pub fn remove(file: &Path) -> io::Result<()> {
     match std::fs::remove_file(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
-        Ok(()) => File::open(folder_of(file))?.sync_all(),
+        Ok(()) => sync_folder(folder_of(file)),
     }
 }
 

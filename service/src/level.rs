@@ -5,13 +5,17 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::Deserialize;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing::Metadata;
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter, Targets, filter_fn};
+use tracing_subscriber::layer::Filter;
 
 /// The targets of our own code.
 const OWN: [&str; 5] = ["access", "backend_sqlite", "gateway", "policy", "service"];
 
-/// What the exporter of traces says of itself, with each batch that it loses: [`crate::telemetry`] says it once.
+/// What the exporter of traces says of itself, with each batch that it loses: [`crate::telemetry`] says it once. That its
+/// queue is full nobody else says.
 const EXPORTER: &str = "opentelemetry";
+const QUEUE_IS_FULL: &str = "SpanDroppingStarted";
 
 /// `log.level`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -59,10 +63,16 @@ impl Level {
     }
 
     /// The events that are logged at this level.
-    pub fn events(self) -> Targets {
+    pub fn events<S>(self) -> impl Filter<S> {
+        let is_wanted: fn(&Metadata<'_>) -> bool =
+            |event| !event.target().starts_with(EXPORTER) || event.name().contains(QUEUE_IS_FULL);
+        self.targets().and(filter_fn(is_wanted))
+    }
+
+    fn targets(self) -> Targets {
         let others = self.min(Self::Info).filter();
         let own = OWN.map(|target| (target, self.filter()));
-        Targets::new().with_default(others).with_targets(own).with_target(EXPORTER, LevelFilter::OFF)
+        Targets::new().with_default(others).with_targets(own).with_target(EXPORTER, LevelFilter::WARN)
     }
 }
 
@@ -105,7 +115,7 @@ mod tests {
     #[test]
     fn libraries_are_logged_from_info_on_whatever_the_level() {
         let logs =
-            |level: Level, target: &str, event: tracing::Level| level.events().would_enable(target, &event);
+            |level: Level, target: &str, event: tracing::Level| level.targets().would_enable(target, &event);
         assert!(logs(Level::Trace, "gateway::wire", tracing::Level::TRACE));
         assert!(logs(Level::Trace, "h2::codec", tracing::Level::INFO));
         for library in
@@ -113,7 +123,6 @@ mod tests {
         {
             assert!(!logs(Level::Trace, library, tracing::Level::DEBUG), "{library}");
         }
-        assert!(!logs(Level::Trace, "opentelemetry_sdk", tracing::Level::ERROR));
         assert!(
             !logs(Level::Error, "h2", tracing::Level::INFO)
                 && !logs(Level::Info, "gateway", tracing::Level::DEBUG)

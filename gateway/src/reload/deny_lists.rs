@@ -45,13 +45,15 @@ struct Known {
     seen: Option<Seen>,
     /// In bytes.
     size: u64,
-    /// What it held when it was good last.
+    /// What it holds, where that is a list.
+    latest: Option<Networks>,
+    /// What it held when a policy with it was in force last.
     good: Option<Networks>,
-    /// What is wrong with it now.
+    /// What is wrong with what it holds.
     faults: Vec<Fault>,
 }
 
-type Stamp = (u64, u64, u64, i64, i64);
+type Stamp = (u64, u64, u64, i64, i64, i64, i64);
 
 #[derive(PartialEq, Eq)]
 enum Seen {
@@ -87,7 +89,7 @@ impl DenyLists {
             let list = known.entry(name.clone()).or_default();
             self.judge(name, list, room);
             room = room.saturating_sub(list.size);
-            match &list.good {
+            match list.latest.as_ref().or(list.good.as_ref()) {
                 Some(networks) => lists.push((name.clone(), Arc::clone(networks))),
                 None => faults.extend_from_slice(&list.faults),
             }
@@ -102,15 +104,58 @@ impl DenyLists {
         faults.flat_map(|list| list.faults.iter().cloned()).collect()
     }
 
-    /// Forgets all but `lists`.
-    pub(super) fn keep_only(&self, lists: &Lists) {
-        self.known.lock().retain(|name, _| {
-            let stays = lists.iter().any(|(kept, _)| kept == name);
-            if !stays {
-                self.state.remove(&kept_as(name));
+    /// `lists` are in force: each is the last good one of its file from now on, over a restart as well.
+    pub(super) fn hold(&self, lists: &Lists) {
+        let mut known = self.known.lock();
+        for (name, networks) in lists {
+            let list = known.entry(name.clone()).or_default();
+            if !list.good.as_ref().is_some_and(|good| Arc::ptr_eq(good, networks)) {
+                let text =
+                    networks.iter().fold(String::new(), |text, network| text + &network.to_string() + "\n");
+                self.state.keep(&kept_as(name), text.as_bytes());
+                list.good = Some(Arc::clone(networks));
             }
-            stays
-        });
+        }
+    }
+
+    /// The policy in force does not take the new lists of the files called `names`: their last good ones stay, and `faults`
+    /// are what is wrong until they change again.
+    pub(super) fn reject(&self, names: &[String], faults: &[Fault]) {
+        let mut known = self.known.lock();
+        for (name, list) in known.iter_mut().filter(|(name, _)| names.contains(name)) {
+            self.give_up(name, list, faults);
+        }
+    }
+
+    /// The same for all files whose lists are new, whatever is wrong.
+    pub(super) fn reject_all(&self) {
+        let mut known = self.known.lock();
+        for (name, list) in known.iter_mut() {
+            let error = anyhow!("the policy is refused with it");
+            self.give_up(name, list, &[whole_file(&self.folder.join(name), &error)]);
+        }
+    }
+
+    fn give_up(&self, name: &str, list: &mut Known, faults: &[Fault]) {
+        let Some(latest) = &list.latest else { return };
+        if list.good.as_ref().is_some_and(|good| Arc::ptr_eq(good, latest)) {
+            return;
+        }
+        list.good = list.good.take().or_else(|| self.last_good(name, &self.folder.join(name)));
+        if list.good.is_some() {
+            (list.latest, list.faults) = (None, faults.to_vec());
+        }
+    }
+
+    /// Forgets all but `lists`, on the disk as well.
+    pub(super) fn keep_only(&self, lists: &Lists) {
+        self.known.lock().retain(|name, _| lists.iter().any(|(kept, _)| kept == name));
+        let wanted: Vec<String> = lists.iter().map(|(name, _)| kept_as(name)).collect();
+        for file in self.state.names() {
+            if file.starts_with(KEPT_BEGINS) && file.ends_with(KEPT_ENDS) && !wanted.contains(&file) {
+                self.state.remove(&file);
+            }
+        }
     }
 
     /// Reads a file that has changed since it was judged.
@@ -121,27 +166,29 @@ impl DenyLists {
         if list.stamp.is_some() && list.stamp == stamp {
             return;
         }
-        list.stamp = stamp;
+        list.stamp = None; // what cannot be read is looked at again: its rights may change, and the room that others leave
         list.size = metadata.map_or(0, |metadata| metadata.len());
         let read = read_list_text(&self.folder, name, room);
         let seen = match &read {
             Ok(text) => Seen::Text(Sha256::digest(text.as_bytes()).into()),
             Err(error) => Seen::Unreadable(format!("{error:#}")),
         };
+        if read.is_ok() {
+            list.stamp = stamp;
+        }
         if list.seen.as_ref() == Some(&seen) {
             return;
         }
         list.seen = Some(seen);
         match read
             .map_err(|error| vec![whole_file(&path, &error)])
-            .and_then(|text| read_list(&path.display().to_string(), &text).map(|networks| (networks, text)))
+            .and_then(|text| read_list(&path.display().to_string(), &text))
         {
-            Ok((networks, text)) => {
-                self.state.keep(&kept_as(name), text.as_bytes());
+            Ok(networks) => {
                 if !list.faults.is_empty() {
                     info!(file = %path.display(), networks = networks.len(), "the deny file is good again");
                 }
-                (list.good, list.faults) = (Some(networks.into()), Vec::new());
+                (list.latest, list.faults) = (Some(networks.into()), Vec::new());
             }
             Err(faults) => {
                 let good = list.good.take().or_else(|| self.last_good(name, &path));
@@ -150,7 +197,7 @@ impl DenyLists {
                         error!(%fault, "a deny file is refused: the last good one stays in force");
                     }
                 }
-                (list.good, list.faults) = (good, faults);
+                (list.latest, list.good, list.faults) = (None, good, faults);
             }
         }
     }
@@ -165,15 +212,19 @@ impl DenyLists {
 /// What tells one state of a file from another, unless it has just been changed.
 fn stamp_of(metadata: &Metadata) -> Option<Stamp> {
     let age = SystemTime::now().duration_since(metadata.modified().ok()?).ok()?;
-    let stamp = (metadata.dev(), metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+    let changed = (metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec());
+    let stamp = (metadata.dev(), metadata.ino(), metadata.len(), changed.0, changed.1, changed.2, changed.3);
     (age > TICK).then_some(stamp)
 }
+
+/// How the names in the state directory begin and end.
+const KEPT_BEGINS: &str = "deny-";
+const KEPT_ENDS: &str = ".last-good.txt";
 
 /// The name in the state directory.
 fn kept_as(name: &str) -> String {
     let digest = Sha256::digest(name.as_bytes());
-    digest.iter().take(8).fold("deny-".to_owned(), |hex, byte| hex + &format!("{byte:02x}"))
-        + ".last-good.txt"
+    digest.iter().take(8).fold(KEPT_BEGINS.to_owned(), |hex, byte| hex + &format!("{byte:02x}")) + KEPT_ENDS
 }
 
 #[cfg(test)]
@@ -199,17 +250,28 @@ mod tests {
                 lists.faults(&held).len(),
             )
         };
+        let in_force = |lists: &DenyLists| lists.hold(&lists.look(&names).0);
         let first = lists(dir.path());
         write("no address\n");
         assert_eq!(held(&first), (0, 1, 0), "it never was good");
         write("192.0.2.1\n192.0.2.2\n");
         assert_eq!(held(&first), (2, 0, 0));
+        in_force(&first);
         write("192.0.2.300\n");
         assert_eq!(held(&first), (2, 0, 1));
         assert_eq!(held(&lists(dir.path())), (2, 0, 1), "after a restart");
         std::fs::remove_file(dir.path().join("list.txt")).unwrap();
         assert_eq!(held(&first), (2, 0, 1), "one that is gone");
+        write("192.0.2.1\n192.0.2.2\n192.0.2.3\n");
+        assert_eq!(held(&first), (3, 0, 0), "a good one");
+        first.reject(&names, &[whole_file(dir.path(), &anyhow!("the policy's tests fail"))]);
+        assert_eq!(held(&first), (2, 0, 1), "that the policy does not take");
+        let after = lists(dir.path());
+        assert_eq!(held(&after), (3, 0, 0));
+        after.reject_all();
+        assert_eq!(held(&after), (2, 0, 1), "nor after a restart");
         first.keep_only(&Lists::new());
+        std::fs::remove_file(dir.path().join("list.txt")).unwrap();
         assert_eq!(held(&lists(dir.path())), (0, 1, 0), "what no policy names is not kept");
     }
 

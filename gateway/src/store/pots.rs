@@ -179,7 +179,11 @@ impl Pots {
     pub fn answered(&self, question: &Question, grant: Option<Grant>) {
         let mut locked = self.entries.lock(&question.bucket);
         let Some(entry) = locked.find() else { return };
-        if let Some(grant) = grant {
+        if let Some(mut grant) = grant {
+            // The rule may have changed since it was asked: it was counted by the old one.
+            if question.gcra != entry.gcra {
+                grant.debt = entry.gcra.convert(grant.debt, question.gcra);
+            }
             entry.pot.receive(entry.gcra, grant, question.sent_at, clock::steady());
         }
         if let Some(asking) = entry.asking.take() {

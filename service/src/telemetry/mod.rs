@@ -104,7 +104,7 @@ impl Start<'_> {
     /// Starts logging, and tracing if there is an endpoint.
     pub fn start(self) -> anyhow::Result<()> {
         let Self { service, target, level, format, telemetry } = self;
-        let (events, out) = (level.events(), Lines::open(Log::General, "stdout")?);
+        let out = Lines::open(Log::General, "stdout")?;
         let (json, text) = match format {
             LogFormat::Json => {
                 (Some(fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(out)), None)
@@ -129,8 +129,8 @@ impl Start<'_> {
         };
         tracing_subscriber::registry()
             .with(traces)
-            .with(json.with_filter(events.clone()))
-            .with(text.with_filter(events))
+            .with(json.with_filter(level.events()))
+            .with(text.with_filter(level.events()))
             .try_init()
             .context("logging was started twice")?;
         crate::panics::log_them();
@@ -143,6 +143,7 @@ pub fn flush() {
     flush_lines(FLUSH_PATIENCE);
     if let Some(provider) = PROVIDER.get() {
         let _ = provider.shutdown_with_timeout(export::EXPORT_TIMEOUT);
+        flush_lines(FLUSH_PATIENCE); // what was said of that
     }
 }
 

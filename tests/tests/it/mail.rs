@@ -20,7 +20,7 @@ fn mails(dir: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn mail_goes_first_to_the_account_whose_address_is_verified_however_many_others_name_it() {
+async fn mail_reaches_the_account_whose_address_is_verified_however_many_others_name_it() {
     let dir = tempfile::tempdir().unwrap();
     let backend = Backend::start(&[("PALISADE_BACKEND__MAIL__DIR", dir.path().to_str().unwrap())]).await;
     let gateway = Gateway::start(backend.address, &lenient(), &[]).await;

@@ -178,6 +178,7 @@ async fn half_a_database_is_refused_and_a_new_one_is_said_to_be_new() {
     std::fs::write(&log, "data").unwrap();
     let mut program = Program::start("backend", serve());
     assert!(!program.ended().await.success());
-    assert!(program.log().iter().any(|line| line.contains("put the database back beside its log")));
+    let refused = || program.log().iter().any(|line| line.contains("put the database back beside its log"));
+    eventually("it says why", || async { refused() }).await;
     assert_eq!(std::fs::read(&log).unwrap(), b"data");
 }
