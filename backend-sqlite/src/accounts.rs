@@ -22,7 +22,6 @@ pub(crate) struct User {
     /// The second factor, once it is confirmed.
     pub(crate) totp_secret: Option<Vec<u8>>,
     pub(crate) totp_pending: Option<Vec<u8>>,
-    pub(crate) totp_last_step: i64,
 }
 
 /// An account that is to be made.
@@ -57,7 +56,6 @@ fn user(row: &rusqlite::Row<'_>) -> rusqlite::Result<User> {
         password_changed_at: row.get(5)?,
         totp_secret: row.get(6)?,
         totp_pending: row.get(7)?,
-        totp_last_step: row.get(8)?,
     })
 }
 

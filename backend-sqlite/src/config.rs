@@ -367,8 +367,15 @@ impl Config {
             bail!("accounts.lockout: expected a window and a duration longer than 0s");
         }
         let AccountsConfig { access_token, refresh_token, .. } = self.accounts;
-        if access_token.is_zero() || refresh_token < access_token {
-            bail!("accounts.refresh_token: at least as long as access_token, which is longer than 0s");
+        if access_token.is_zero() {
+            bail!("accounts.access_token: expected longer than 0s, got \"0s\"");
+        }
+        if refresh_token < access_token {
+            bail!("accounts.refresh_token: expected at least as long as accounts.access_token");
+        }
+        let path = self.database.path.to_string_lossy();
+        if path == ":memory:" || path.starts_with("file:") {
+            bail!("database.path: expected the path of a file, got {path:?}");
         }
         if failures == 0 {
             bail!("accounts.lockout.failures: at least 1 (got 0)");

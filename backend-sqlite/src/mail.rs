@@ -147,7 +147,10 @@ impl Mail {
 fn server(url: &str, password: Option<&Secret>) -> anyhow::Result<AsyncSmtpTransport<Tokio1Executor>> {
     let allowed =
         "expected smtp://[USER@]HOST[:PORT][?tls=required|opportunistic|none] or smtps://[USER@]HOST[:PORT]";
-    let parsed = Url::parse(url).ok().filter(|url| url.host_str().is_some_and(|host| !host.is_empty()));
+    let parsed = Url::parse(url).ok().filter(|url| {
+        let has_host = url.host_str().is_some_and(|host| !host.is_empty()) && url.port() != Some(0);
+        has_host && matches!(url.path(), "" | "/") && url.fragment().is_none()
+    });
     let mut parsed = parsed.context(allowed)?; // which does not repeat it: there may be a password in it
     let tls = match (parsed.scheme(), parsed.query()) {
         ("smtps", None) => "wrapped",
@@ -160,6 +163,10 @@ fn server(url: &str, password: Option<&Secret>) -> anyhow::Result<AsyncSmtpTrans
     let user = user_of(url);
     if password.is_some() && user.is_none() {
         bail!("{allowed}: with a USER, because there is an SMTP_PASSWORD");
+    }
+    let named = user.as_ref().is_some_and(|user| !user.is_empty());
+    if named && password.is_none() && parsed.password().is_none() {
+        bail!("it names a user, and there is no SMTP_PASSWORD");
     }
     if tls.is_empty() && (password.is_some() || parsed.password().is_some()) {
         bail!("the password would be sent in the clear: add ?tls=required, or ?tls=none where that is meant");
@@ -216,6 +223,9 @@ mod tests {
             "mail.test:25",
             "smtp://",
             "smtp://u:hush@mail.test:x",
+            "smtp://mail.test/path",
+            "smtp://mail.test:0",
+            "smtp://mail.test#x",
         ] {
             let said = fault(url, None).unwrap_or_default();
             assert!(said.starts_with("expected smtp://") && !said.contains("hush"), "{url}: {said}");
@@ -224,6 +234,7 @@ mod tests {
         assert!(said.starts_with("the password would be sent in the clear"), "{said}");
         assert!(fault("smtp://ann:hush@mail.test", None).is_some());
         assert!(fault("smtp://mail.test", Some(&secret)).unwrap().contains("with a USER"));
+        assert!(fault("smtp://ann@mail.test?tls=none", None).unwrap().contains("there is no SMTP_PASSWORD"));
         for url in
             ["smtp://ann@mail.test?tls=none", "smtp://ann@mail.test?tls=required", "smtps://ann@mail.test"]
         {

@@ -8,11 +8,12 @@ pub(crate) struct Statement {
 }
 
 /// The schema's steps, in order; `user_version` counts those that were taken.
-pub(crate) const MIGRATIONS: [&str; 4] = [
+pub(crate) const MIGRATIONS: [&str; 5] = [
     include_str!("sql/0001_init.sql"),
     include_str!("sql/0002_identity.sql"),
     include_str!("sql/0003_login_guard.sql"),
     include_str!("sql/0004_reset_requests.sql"),
+    include_str!("sql/0005_totp_steps.sql"),
 ];
 
 macro_rules! statements {
@@ -31,21 +32,20 @@ statements! {
     SET_PASSWORD = "UPDATE users SET password_hash = ?2, password_changed_at = ?3 WHERE id = ?1";
     UPGRADE_PASSWORD = "UPDATE users SET password_hash = ?3 WHERE id = ?1 AND password_hash = ?2";
     SET_ACTIVE = "UPDATE users SET active = ?2 WHERE id = ?1";
-    USER_BY_NAME = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending,
-                    totp_last_step FROM users WHERE username = ?1";
-    USER_BY_ID = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending,
-                  totp_last_step FROM users WHERE id = ?1";
-    USERS_BY_EMAIL = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending,
-                      totp_last_step FROM users WHERE email = ?1 COLLATE NOCASE AND active
+    USER_BY_NAME = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending FROM users WHERE username = ?1";
+    USER_BY_ID = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending FROM users WHERE id = ?1";
+    USERS_BY_EMAIL = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending FROM users WHERE email = ?1 COLLATE NOCASE AND active
                       ORDER BY email_verified DESC, created_at, id LIMIT 10";
-    LIST_USERS = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending,
-                  totp_last_step FROM users WHERE username > ?1 ORDER BY username";
+    LIST_USERS = "SELECT id, username, email, password_hash, active, password_changed_at, totp_secret, totp_pending FROM users WHERE username > ?1 ORDER BY username";
     COUNT_USERS = "SELECT count(*) FROM users";
 
     SET_TOTP_PENDING = "UPDATE users SET totp_pending = ?2 WHERE id = ?1";
-    CONFIRM_TOTP = "UPDATE users SET totp_secret = totp_pending, totp_pending = NULL, totp_last_step = ?2 WHERE id = ?1";
-    DISABLE_TOTP = "UPDATE users SET totp_secret = NULL, totp_pending = NULL, totp_last_step = 0 WHERE id = ?1";
-    USE_TOTP_STEP = "UPDATE users SET totp_last_step = ?2 WHERE id = ?1 AND totp_last_step NOT BETWEEN ?2 AND ?3";
+    CONFIRM_TOTP = "UPDATE users SET totp_secret = totp_pending, totp_pending = NULL WHERE id = ?1";
+    DISABLE_TOTP = "UPDATE users SET totp_secret = NULL, totp_pending = NULL WHERE id = ?1";
+    TOTP_STEP_USED = "SELECT 1 FROM totp_steps WHERE user_id = ?1 AND step BETWEEN ?2 AND ?3 LIMIT 1";
+    USE_TOTP_STEP = "INSERT INTO totp_steps (user_id, step) VALUES (?1, ?2)";
+    FORGET_TOTP_STEPS = "DELETE FROM totp_steps WHERE user_id = ?1 AND id NOT IN
+                         (SELECT id FROM totp_steps WHERE user_id = ?1 ORDER BY id DESC LIMIT ?2)";
     ADD_RECOVERY_CODE = "INSERT INTO recovery_codes (user_id, hash) VALUES (?1, ?2)";
     USE_RECOVERY_CODE = "DELETE FROM recovery_codes WHERE user_id = ?1 AND hash = ?2";
     CLEAR_RECOVERY_CODES = "DELETE FROM recovery_codes WHERE user_id = ?1";

@@ -52,26 +52,35 @@ fn totp(secret: &[u8], account: &str) -> anyhow::Result<Totp> {
 /// Steps that a code may be ahead of ours.
 const DRIFT: i64 = 1;
 
-/// The step that a code is of, when it is right and later than the last one that was used. A last one that nobody could
-/// have used yet was used under a clock that was set back since, and says nothing.
-fn fresh_step(secret: &[u8], code: &str, last: i64) -> Option<i64> {
+/// The used steps that are remembered of an account: more than a clock is set back while one code is good.
+const REMEMBERED: i64 = 16;
+
+/// The step that a code is of, when it is right now.
+fn step_of(secret: &[u8], code: &str) -> Option<i64> {
     let now = u64::try_from(now()).ok()?;
     // Apps show a code in groups, and people send it so.
     let digits: String = code.chars().filter(|char| !char.is_whitespace() && *char != '-').collect();
     let step = totp(secret, "account").ok()?.check(&digits, now)?;
-    i64::try_from(step).ok().filter(|step| !(*step..=latest(*step)).contains(&last))
+    i64::try_from(step).ok()
 }
 
-/// The latest step that could have been used by now, when a code of `step` is right now.
-const fn latest(step: i64) -> i64 {
-    step.saturating_add(2 * DRIFT)
+/// Uses up a step: whether neither it nor a later one was used. A step that nobody could have used by now was used under a
+/// clock that was set back since, and says nothing.
+fn use_step(session: &Session<'_>, user: &str, step: i64) -> DbResult<bool> {
+    let latest = step.saturating_add(2 * DRIFT);
+    if session.row(sql::TOTP_STEP_USED, params![user, step, latest], |_| Ok(()))?.is_some() {
+        return Ok(false);
+    }
+    session.run(sql::USE_TOTP_STEP, params![user, step])?;
+    session.run(sql::FORGET_TOTP_STEPS, params![user, REMEMBERED])?;
+    Ok(true)
 }
 
 /// Uses up a code of the app or a recovery code; whether it was good.
 pub(crate) fn use_code(session: &Session<'_>, user: &User, code: &str) -> DbResult<bool> {
     let Some(secret) = &user.totp_secret else { return Ok(false) };
-    if let Some(step) = fresh_step(secret, code, user.totp_last_step) {
-        return Ok(session.run(sql::USE_TOTP_STEP, params![user.id, step, latest(step)])? > 0);
+    if let Some(step) = step_of(secret, code) {
+        return use_step(session, &user.id, step);
     }
     Ok(session.run(sql::USE_RECOVERY_CODE, params![user.id, recovery_hash(code)])? > 0)
 }
@@ -125,9 +134,10 @@ pub(crate) async fn confirm(
         if user.totp_secret.is_some() {
             return Ok(Err(enrolled()));
         }
-        let step = user.totp_pending.as_ref().and_then(|secret| fresh_step(secret, &code, 0));
+        let step = user.totp_pending.as_ref().and_then(|secret| step_of(secret, &code));
         let Some(step) = step else { return Ok(Err(wrong_code())) };
-        session.run(sql::CONFIRM_TOTP, params![user.id, step])?;
+        session.run(sql::CONFIRM_TOTP, [&user.id])?;
+        use_step(session, &user.id, step)?;
         session.run(sql::CLEAR_RECOVERY_CODES, [&user.id])?;
         for code in &codes {
             session.run(sql::ADD_RECOVERY_CODE, params![user.id, recovery_hash(code)])?;
@@ -217,20 +227,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_is_good_for_its_step_and_once() {
+    fn a_code_is_right_for_its_step_as_apps_show_it() {
         let secret = [7; 20];
         let at = u64::try_from(now()).unwrap();
         let code = totp(&secret, "ann").unwrap().generate(at).to_string();
-        let step = fresh_step(&secret, &code, 0).unwrap();
-        for used in [step, step + 1, step + 2 * DRIFT] {
-            assert_eq!(fresh_step(&secret, &code, used), None, "used up");
-        }
-        assert_eq!(fresh_step(&secret, &code, step + 120), Some(step), "the clock was an hour ahead then");
-        assert_eq!(fresh_step(&[8; 20], &code, 0), None, "of another secret");
+        let step = step_of(&secret, &code).unwrap();
+        assert_eq!(step_of(&[8; 20], &code), None, "of another secret");
         for shown in
             [format!("{} {}", &code[..3], &code[3..]), format!(" {}-{}\u{a0}", &code[..3], &code[3..])]
         {
-            assert_eq!(fresh_step(&secret, &shown, 0), Some(step), "{shown:?}, as apps show it");
+            assert_eq!(step_of(&secret, &shown), Some(step), "{shown:?}, as apps show it");
         }
         assert_eq!(recovery_hash("A1B2C-d3e4f "), recovery_hash("a1b2cd3e4f"));
     }

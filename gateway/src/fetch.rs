@@ -46,7 +46,9 @@ impl Address {
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         match text.strip_prefix("unix:") {
             Some(path) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            None if service::settings::is_host_port(text) => Ok(Self::Tcp(text.to_owned())),
+            None if service::settings::is_host_port(text) && !text.ends_with(":0") => {
+                Ok(Self::Tcp(text.to_owned()))
+            }
             _ => bail!("HOST:PORT or unix:PATH (got {text:?})"),
         }
     }

@@ -25,7 +25,9 @@ impl Health {
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         match text.split_once(':') {
             None if text.is_empty() => Ok(Self::Nothing),
-            _ if text.starts_with('/') => Ok(Self::Path(text.to_owned())),
+            _ if text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                Ok(Self::Path(text.to_owned()))
+            }
             Some(("grpc", service)) if service.len() <= LONGEST_NAME => Ok(Self::Grpc(service.to_owned())),
             None if text == "grpc" => Ok(Self::Grpc(String::new())),
             _ => bail!("a path, `grpc`, `grpc:SERVICE` or nothing (got {text:?})"),

@@ -108,6 +108,8 @@ pub struct Reloader {
     pub canary: Canary,
     refused_policy: Mutex<Option<ReloadRefusal>>,
     refused_lists: Mutex<Option<ReloadRefusal>>,
+    /// The deny files of a policy that was refused because of them.
+    waits_for: Mutex<Vec<String>>,
     /// What was read last, good or not: it is not judged again.
     last_seen: Mutex<Option<Result<String, String>>>,
     /// The files in the policy's folder whose changes count.
@@ -138,6 +140,7 @@ impl Reloader {
             canary: Canary::default(),
             refused_policy: Mutex::default(),
             refused_lists: Mutex::default(),
+            waits_for: Mutex::default(),
             last_seen: Mutex::default(),
             watched: Arc::default(),
             reloading: Mutex::default(),
@@ -263,7 +266,9 @@ impl Reloader {
         if let Some(allowed) = allowed {
             allowed.cover(&rules, name, text)?;
         }
-        let lists = self.lists.read(&mut rules)?;
+        let names = rules.blocks.deny_files.clone();
+        let read = self.lists.read(&mut rules);
+        let lists = read.inspect_err(|_| *self.waits_for.lock() = names)?;
         Ok((rules, lists))
     }
 
@@ -320,12 +325,13 @@ impl Reloader {
                 self.refuse(faults, STAYS);
             }
         }
-        self.note_lists(gateway);
+        self.note_lists(&gateway.policy().lists);
     }
 
     /// Reads the file and puts it in force, or says why not.
     pub fn reload(&self, gateway: &Gateway) -> Result<(), Vec<Fault>> {
         let _one_at_a_time = self.reloading.lock();
+        self.waits_for.lock().clear();
         let judged = self.read_file().and_then(|text| self.judge(&self.file, &text)?.adopted(&self.keys));
         match judged {
             Ok(mut loaded) => {
@@ -339,12 +345,12 @@ impl Reloader {
                 audit(gateway, "policy_reload", &before, &loaded);
                 gateway.put_in_force(loaded);
                 *self.refused_policy.lock() = None;
-                self.note_lists(gateway);
+                self.note_lists(&gateway.policy().lists);
                 Ok(())
             }
             Err(faults) => {
                 self.refuse(faults.clone(), STAYS);
-                self.note_lists(gateway);
+                self.note_lists(&gateway.policy().lists);
                 Err(faults)
             }
         }
@@ -390,7 +396,8 @@ impl Reloader {
         self.state.catch_up();
         let text = read(&self.file).map_err(|error| format!("{error:#}"));
         let changed = self.last_seen.lock().as_ref() != Some(&text);
-        if changed {
+        let waits_for = self.waits_for.lock().clone();
+        if changed || (!waits_for.is_empty() && self.lists.look(&waits_for).1.is_empty()) {
             let _ = self.reload(gateway);
         } else {
             self.look_at_lists(gateway);
@@ -403,15 +410,15 @@ impl Reloader {
         let (lists, _) = self.lists.look(&in_force.rules.blocks.deny_files);
         let same = |((_, held), (_, now)): (&(String, Networks), &(String, Networks))| Arc::ptr_eq(held, now);
         if lists.len() == in_force.lists.len() && in_force.lists.iter().zip(&lists).all(same) {
-            self.note_lists(gateway);
+            self.note_lists(&gateway.policy().lists);
         } else {
             self.lay_anew(gateway, "a deny file");
         }
     }
 
     /// Notes what is wrong with the lists of the policy in force, which holds their last good ones.
-    fn note_lists(&self, gateway: &Gateway) {
-        let faults = self.lists.faults(&gateway.policy().lists);
+    fn note_lists(&self, lists: &Lists) {
+        let faults = self.lists.faults(lists);
         let mut refused = self.refused_lists.lock();
         if faults.is_empty() {
             *refused = None;
@@ -443,6 +450,7 @@ impl Reloader {
     fn note_in_force(&self, loaded: &Loaded) {
         let name = |path: &Path| path.file_name().map(OsStr::to_owned);
         self.lists.hold(&loaded.lists);
+        self.note_lists(&loaded.lists);
         let lists = loaded.lists.iter().filter_map(|(list, _)| name(Path::new(list)));
         *self.watched.lock() = lists.chain(name(&self.file)).collect();
         self.metrics.policy_info.reset();

@@ -253,7 +253,10 @@ fn redis_places(settings: &RedisSettings, secrets: &Secrets) -> anyhow::Result<P
         .certificate_authority
         .as_deref()
         .map(|file| service::files::read(file, LARGEST_AUTHORITY).context("redis.certificate_authority"));
-    Places::parse(&settings.url, password.as_deref(), authority.transpose()?).context("redis.url")
+    let places =
+        Places::parse(&settings.url, password.as_deref(), authority.transpose()?).context("redis.url")?;
+    places.check_credentials().context("redis.url")?;
+    Ok(places)
 }
 
 fn start_background(

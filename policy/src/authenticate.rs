@@ -54,6 +54,7 @@ enum Proven {
         iss: String,
         jti: Option<String>,
         issued_at: Option<Timestamp>,
+        begins: Timestamp,
         ends: Timestamp,
     },
     ByKey(Arc<KeyHolder>),
@@ -205,8 +206,9 @@ impl Subject {
     /// Whether a token that was found good before is good for this route now.
     fn serves(&self, route: &Route, now: Timestamp) -> bool {
         match self.0.as_ref().map(|known| &known.proof) {
-            Some(Proven::ByToken { issuer, ends, .. }) => {
-                *ends > now && route.issuers.iter().any(|ours| Arc::ptr_eq(ours, issuer))
+            // The clock may have been set back since.
+            Some(Proven::ByToken { issuer, begins, ends, .. }) => {
+                *ends > now && *begins <= now && route.issuers.iter().any(|ours| Arc::ptr_eq(ours, issuer))
             }
             _ => false,
         }
@@ -404,6 +406,7 @@ async fn judge<W: World>(
             iss: iss.to_owned(),
             jti: claims.jti,
             issued_at: claims.issued_at,
+            begins: claims.begins,
             ends: claims.ends,
         },
     }))

@@ -18,6 +18,8 @@ pub(crate) struct Claims {
     pub(crate) headers: Vec<(Arc<str>, String)>,
     pub(crate) jti: Option<String>,
     pub(crate) issued_at: Option<Timestamp>,
+    /// Before this it is not valid yet, leeway and all.
+    pub(crate) begins: Timestamp,
     /// When it stops to be believed, leeway and all.
     pub(crate) ends: Timestamp,
 }
@@ -50,7 +52,8 @@ impl Issuer {
         if ends <= now {
             return Err(TokenRefusal::expired());
         }
-        if date(claims, "nbf")?.is_some_and(|from| from > now + self.leeway) {
+        let not_before = date(claims, "nbf")?;
+        if not_before.is_some_and(|from| from > now + self.leeway) {
             return Err(TokenRefusal::invalid("nbf", "the token is not valid yet"));
         }
         let issued_at = date(claims, "iat")?;
@@ -67,7 +70,8 @@ impl Issuer {
         let id = id.ok_or(TokenRefusal::invalid("sub", "the token has no usable `sub`"))?.to_owned();
         let (roles, headers) = (self.roles(claims), self.headers(claims)?);
         let jti = claims.get("jti").and_then(Value::as_str).map(str::to_owned);
-        Ok(Claims { id, roles, headers, jti, issued_at, ends })
+        let begins = not_before.max(issued_at).unwrap_or_default() - self.leeway;
+        Ok(Claims { id, roles, headers, jti, issued_at, begins, ends })
     }
 
     /// The roles: a list of strings, or one string, as providers send them.

@@ -38,8 +38,9 @@ fn without_values(message: &str) -> String {
 /// Whether `text` is `HOST:PORT`; the name of a host is looked up later.
 pub fn is_host_port(text: &str) -> bool {
     let (host, port) = text.rsplit_once(':').unwrap_or_default();
-    let is_host = !host.is_empty() && !host.contains('/') && (!host.contains(':') || host.starts_with('['));
-    is_host && port.parse::<u16>().is_ok()
+    let odd = |char: char| char.is_whitespace() || char.is_control() || "/@?#".contains(char);
+    let is_host = !host.is_empty() && !host.contains(odd) && (!host.contains(':') || host.starts_with('['));
+    is_host && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
 }
 
 /// Refuses `text` where it is nothing to listen on.
@@ -90,7 +91,19 @@ mod tests {
         for fine in ["127.0.0.1:0", "0.0.0.0:8080", "[::1]:8080", "localhost:80"] {
             assert!(check_listen("l", fine).is_ok(), "{fine}");
         }
-        for bad in ["", "127.0.0.1", ":80", "a:", "a:99999", "http://a:80", "::1:80", "a:b"] {
+        for bad in [
+            "",
+            "127.0.0.1",
+            ":80",
+            "a:",
+            "a:99999",
+            "http://a:80",
+            "::1:80",
+            "a:b",
+            "a b:1",
+            "u@a:1",
+            "a:+80",
+        ] {
             assert!(check_listen("l", bad).is_err(), "{bad}");
         }
         for fine in ["stdout", "off", "/var/log/a", "./a", "access.log"] {

@@ -114,11 +114,17 @@ impl Database {
         if matches!(moved, Ok(Ok(true))) && left == 0 {
             info!(%file, "the database is closed");
         } else {
+            let why = match moved {
+                Ok(Err(error)) => error.to_string(),
+                Ok(Ok(_)) => "another program has it open".to_owned(),
+                Err(_) => "work did not finish in time".to_owned(),
+            };
             warn!(
                 %file,
                 wal_bytes = left,
-                "the database is closed, and its write-ahead log holds data: another program has it open, or work did not \
-                 finish in time. Copy both files, or none"
+                why,
+                "the database is closed, and its write-ahead log holds data: the file alone is not the database. Copy both, or \
+                 none"
             );
         }
     }

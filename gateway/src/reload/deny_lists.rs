@@ -112,7 +112,7 @@ impl DenyLists {
             if !list.good.as_ref().is_some_and(|good| Arc::ptr_eq(good, networks)) {
                 let text =
                     networks.iter().fold(String::new(), |text, network| text + &network.to_string() + "\n");
-                self.state.keep(&kept_as(name), text.as_bytes());
+                self.state.keep(&kept_as(name), (text + &end_of(networks)).as_bytes());
                 list.good = Some(Arc::clone(networks));
             }
         }
@@ -205,7 +205,12 @@ impl DenyLists {
     /// The list that was good before a restart.
     fn last_good(&self, name: &str, path: &Path) -> Option<Networks> {
         let text = String::from_utf8(self.state.read(&kept_as(name), LARGEST_LISTS)?).ok()?;
-        read_list(&path.display().to_string(), &text).ok().map(Networks::from)
+        let networks = read_list(&path.display().to_string(), &text).ok()?;
+        let is_whole = text.ends_with(&end_of(&networks));
+        if !is_whole {
+            error!(file = %self.state.path(&kept_as(name)).display(), "the last good deny file is damaged, and not used");
+        }
+        is_whole.then(|| networks.into())
     }
 }
 
@@ -215,6 +220,11 @@ fn stamp_of(metadata: &Metadata) -> Option<Stamp> {
     let changed = (metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec());
     let stamp = (metadata.dev(), metadata.ino(), metadata.len(), changed.0, changed.1, changed.2, changed.3);
     (age > TICK).then_some(stamp)
+}
+
+/// The last line of a list that is kept: one that is cut short is none.
+fn end_of(networks: &[IpNet]) -> String {
+    format!("# {} networks\n", networks.len())
 }
 
 /// How the names in the state directory begin and end.
@@ -270,6 +280,11 @@ mod tests {
         assert_eq!(held(&after), (3, 0, 0));
         after.reject_all();
         assert_eq!(held(&after), (2, 0, 1), "nor after a restart");
+        let kept = dir.path().join("state").join(kept_as("list.txt"));
+        let whole = std::fs::read_to_string(&kept).unwrap();
+        std::fs::write(&kept, whole.lines().next().unwrap()).unwrap();
+        write("no address\n");
+        assert_eq!(held(&lists(dir.path())).0, 0, "a kept list that is cut short is none");
         first.keep_only(&Lists::new());
         std::fs::remove_file(dir.path().join("list.txt")).unwrap();
         assert_eq!(held(&lists(dir.path())), (0, 1, 0), "what no policy names is not kept");

@@ -16,6 +16,8 @@ use redis::{
 };
 use tokio::time::timeout;
 
+use crate::secrets::REDIS_PASSWORD;
+
 /// For connecting, which no request waits for.
 const CONNECT: Duration = Duration::from_secs(1);
 
@@ -60,6 +62,9 @@ impl Places {
     ) -> anyhow::Result<Self> {
         let allowed = "redis://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]...[/DB][?master=NAME], or rediss://";
         let (scheme, rest) = url.split_once("://").context(allowed)?;
+        if url.contains('#') || !matches!(scheme, "redis" | "rediss") {
+            bail!(allowed);
+        }
         let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
         let (credentials, rest) =
             rest.rsplit_once('@').map_or((String::new(), rest), |(user, rest)| (format!("{user}@"), rest));
@@ -86,6 +91,17 @@ impl Places {
             })
         });
         Ok(Self { nodes: nodes.collect::<anyhow::Result<_>>()?, master, certificate_authority })
+    }
+
+    /// Refuses a user without a password: the server would be asked without either.
+    pub fn check_credentials(&self) -> anyhow::Result<()> {
+        let lacks = |node: &ConnectionInfo| {
+            node.redis_settings().username().is_some() && node.redis_settings().password().is_none()
+        };
+        if self.nodes.iter().any(lacks) {
+            bail!("it names a user, and there is no {REDIS_PASSWORD}");
+        }
+        Ok(())
     }
 
     fn client(&self, node: ConnectionInfo) -> redis::RedisResult<Client> {

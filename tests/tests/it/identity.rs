@@ -105,7 +105,7 @@ pub(crate) fn code(secret: &str, steps: i64) -> String {
 }
 
 /// Enrolls and confirms a second factor: its secret and the recovery codes.
-async fn enroll(client: &Client, token: &str) -> (String, Vec<String>) {
+pub(crate) async fn enroll(client: &Client, token: &str) -> (String, Vec<String>) {
     let enrolled = post(client, "/v1/auth/totp/enroll", Some(token), &json!({})).await.json();
     let secret = enrolled["secret"].as_str().unwrap().to_owned();
     assert!(enrolled["otpauth_url"].as_str().unwrap().starts_with("otpauth://totp/Palisade:"));

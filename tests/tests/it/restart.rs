@@ -182,3 +182,22 @@ async fn half_a_database_is_refused_and_a_new_one_is_said_to_be_new() {
     eventually("it says why", || async { refused() }).await;
     assert_eq!(std::fs::read(&log).unwrap(), b"data");
 }
+
+#[tokio::test]
+async fn a_policy_that_waits_for_its_list_comes_into_force_with_it_and_a_restart_hides_no_fault() {
+    let backend = Backend::start(&[]).await;
+    let gateway = Gateway::start(backend.address, POLICY, &[]).await;
+    let list = gateway.policy_file().with_file_name("late.txt");
+    gateway.edit_policy(|text| text.replacen("deny = [", "deny_files = [\"late.txt\"]\ndeny = [", 1));
+    let refused = async |gateway: &Gateway| {
+        !gateway.operator().get("/admin/policy", None).await.json()["last_refusal"].is_null()
+    };
+    eventually("it is refused without its list", || async { refused(&gateway).await }).await;
+    std::fs::write(&list, "127.46.0.0/16\n").unwrap();
+    eventually("it is in force with it", || async { status(&gateway, [127, 46, 0, 1]).await == 403 }).await;
+    assert!(!refused(&gateway).await);
+    std::fs::write(&list, "no address\n").unwrap();
+    let gateway = gateway.restart(&[]).await;
+    assert_eq!(status(&gateway, [127, 46, 0, 1]).await, 403, "the last good list");
+    assert!(refused(&gateway).await && gateway.metric("palisade_policy_refused").await > 0.5);
+}
