@@ -49,6 +49,11 @@ pub(crate) fn remember(session: &Session<'_>, user: &str, place: &Place) -> Resu
     session.run(sql::DROP_LEAST_USED_PLACES, params![user, MOST_PLACES]).map(drop)
 }
 
+/// Lets no lock last longer than `rule` says now: it may have been made under another, or by a clock that was ahead.
+pub(crate) fn follow_rule(session: &Session<'_>, rule: &Lockout) -> Result<()> {
+    session.run(sql::SHORTEN_LOCKS, [now().saturating_add(seconds(rule.duration))]).map(drop)
+}
+
 /// Whether the place is locked out of the name.
 pub(crate) fn is_locked(session: &Session<'_>, one: &Try) -> Result<bool> {
     let until: Option<i64> =

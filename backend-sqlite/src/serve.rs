@@ -17,9 +17,8 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::assertion::Verifier;
-use crate::changes;
 use crate::config::{AccountRules, Config, Profile, ServerConfig};
-use crate::db::Database;
+use crate::db::{Database, Session};
 use crate::login_guard::{HashKey, LoginGuard};
 use crate::mail::{self, Mail};
 use crate::metrics::Metrics;
@@ -27,6 +26,7 @@ use crate::outbox::{self, Outbox};
 use crate::routes::router;
 use crate::secrets::Secrets;
 use crate::tokens::Signer;
+use crate::{changes, lockout, sessions};
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -85,6 +85,13 @@ pub(crate) async fn serve(
         pool_places: usize::try_from(config.database.pool_size + config.database.pool_overflow)?,
         database,
     };
+    let rules = Arc::clone(&app.accounts);
+    let follow = move |session: &Session<'_>| {
+        lockout::follow_rule(session, &rules.lockout)?;
+        sessions::follow_rule(session, rules.refresh_token)
+    };
+    // Where nothing is written now, that is said; it is done at the next start.
+    let _ = app.database.write(follow).await;
     tokio::spawn(changes::sweep_for_ever(app.database.clone()));
     tokio::spawn(app.database.clone().leave_read_only());
     tokio::spawn(app.database.clone().watch_wal());

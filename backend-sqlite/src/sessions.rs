@@ -1,6 +1,8 @@
 //! Sessions: a login and all that is refreshed from it. Each refresh token is good once; one that is shown a second time
 //! was stolen, from the thief or by him, and ends the session. When a session ends, its access tokens are revoked.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -15,7 +17,7 @@ use crate::identity::Account;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::sql;
-use crate::tokens::{NewPair, fingerprint, now};
+use crate::tokens::{NewPair, fingerprint, now, seconds};
 
 /// The most sessions of one account; a further login ends the one that was used least lately.
 const MOST: i64 = 100;
@@ -106,6 +108,13 @@ pub(crate) fn end(session: &Session<'_>, id: &str) -> DbResult<()> {
         changes::note(session, Subject::Token(jti, *until))?;
     }
     session.run(sql::DROP_SESSION, [id]).map(drop)
+}
+
+/// Lets no session last longer than `refresh_token` says now: it may have begun under another setting.
+pub(crate) fn follow_rule(session: &Session<'_>, refresh_token: Duration) -> DbResult<()> {
+    let latest = now().saturating_add(seconds(refresh_token));
+    session.run(sql::SHORTEN_SESSIONS, [latest])?;
+    session.run(sql::SHORTEN_REFRESH_TOKENS, [latest]).map(drop)
 }
 
 /// Ends every session of an account.

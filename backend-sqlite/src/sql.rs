@@ -60,6 +60,7 @@ statements! {
                      RETURNING count";
     LOCK_PLACE = "UPDATE login_failures SET locked_until = ?3, count = 0, began = ?4
                   WHERE name = ?1 AND place = ?2 AND locked_until <= ?4";
+    SHORTEN_LOCKS = "UPDATE login_failures SET locked_until = ?1 WHERE locked_until > ?1";
     CLEAR_FAILURES_OF_PLACE = "DELETE FROM login_failures WHERE name = ?1 AND place = ?2";
     CLEAR_FAILURES = "DELETE FROM login_failures WHERE name = ?1";
     DROP_OLD_FAILURES = "DELETE FROM login_failures WHERE began <= ?1 AND locked_until <= ?2";
@@ -91,6 +92,8 @@ statements! {
                         WHERE user_id = ?1 AND expires_at > ?2 ORDER BY last_used_at DESC";
     OLDEST_SESSIONS = "SELECT id FROM sessions WHERE user_id = ?1 ORDER BY last_used_at DESC LIMIT -1 OFFSET ?2";
     ALL_SESSIONS_OF_USER = "SELECT id FROM sessions WHERE user_id = ?1";
+    SHORTEN_SESSIONS = "UPDATE sessions SET expires_at = ?1 WHERE expires_at > ?1";
+    SHORTEN_REFRESH_TOKENS = "UPDATE refresh_tokens SET expires_at = ?1 WHERE expires_at > ?1";
     DROP_SESSION = "DELETE FROM sessions WHERE id = ?1";
     DROP_OLD_SESSIONS = "DELETE FROM sessions WHERE expires_at <= ?1";
     COUNT_SESSIONS = "SELECT count(*) FROM sessions WHERE expires_at > ?1";

@@ -266,9 +266,14 @@ impl Reloader {
         if let Some(allowed) = allowed {
             allowed.cover(&rules, name, text)?;
         }
-        let names = rules.blocks.deny_files.clone();
         let read = self.lists.read(&mut rules);
-        let lists = read.inspect_err(|_| *self.waits_for.lock() = names)?;
+        let names = &rules.blocks.deny_files;
+        let lists = read.inspect_err(|_| {
+            // Not where they are too many together: no list of them will do better alone.
+            if !self.lists.look(names).1.is_empty() {
+                self.waits_for.lock().clone_from(names);
+            }
+        })?;
         Ok((rules, lists))
     }
 

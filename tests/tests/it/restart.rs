@@ -5,7 +5,7 @@ use tests::eventually;
 use tests::program::{Program, command};
 use tests::stack::{Backend, Gateway, PASSWORD, POLICY, Stack};
 
-use crate::identity::login;
+use crate::identity::{lenient, login, post};
 
 const KEYS: &str = "/.well-known/jwks.json";
 
@@ -200,4 +200,37 @@ async fn a_policy_that_waits_for_its_list_comes_into_force_with_it_and_a_restart
     let gateway = gateway.restart(&[]).await;
     assert_eq!(status(&gateway, [127, 46, 0, 1]).await, 403, "the last good list");
     assert!(refused(&gateway).await && gateway.metric("palisade_policy_refused").await > 0.5);
+}
+
+#[tokio::test]
+async fn a_lock_and_a_session_last_no_longer_than_the_settings_say_after_a_restart() {
+    let hour = [
+        ("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__FAILURES", "2"),
+        ("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__DURATION", "1h"),
+    ];
+    let backend = Backend::start(&hour).await;
+    let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
+    let client = gateway.client();
+    backend.add_user("ann", &[]).await;
+    let refresh = login(&client, "ann", PASSWORD).await.json()["refresh_token"].clone();
+    let elsewhere = client.at([127, 50, 0, 1]);
+    for _ in 0..2 {
+        assert_eq!(login(&elsewhere, "ann", "wrong").await.status(), 401);
+    }
+    assert_eq!(login(&elsewhere, "ann", PASSWORD).await.status(), 401, "locked for an hour");
+    // Tries at a name that is locked count as failures.
+    let short = [
+        ("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__FAILURES", "1000"),
+        ("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__DURATION", "1s"),
+        ("PALISADE_BACKEND__ACCOUNTS__ACCESS_TOKEN", "1s"),
+        ("PALISADE_BACKEND__ACCOUNTS__REFRESH_TOKEN", "1s"),
+    ];
+    let _backend = backend.stop_and_start(&short).await;
+    eventually("the lock is over", || async { login(&elsewhere, "ann", PASSWORD).await.status() == 200 })
+        .await;
+    let body = json!({"refresh_token": refresh});
+    eventually("the session is over", || async {
+        post(&client, "/v1/auth/refresh", None, &body).await.status() == 401
+    })
+    .await;
 }
