@@ -52,3 +52,13 @@ pub fn free_port() -> u16 {
         }
     }
 }
+
+/// The mails in a directory that a backend writes them to, in the order in which they were sent; not one that is being
+/// written.
+pub fn mails(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|file| file.path());
+    let mut mails: Vec<_> =
+        files.filter(|file| file.extension().is_some_and(|ending| ending == "eml")).collect();
+    mails.sort();
+    mails
+}

@@ -185,8 +185,7 @@ async fn a_forgotten_password_is_reset_once_by_mail_and_nobody_learns_who_has_an
     assert_eq!(known, forgot(json!({"username": "nobody"})).await, "the same answer");
     assert_eq!(known.0, 202);
     assert_eq!(forgot(json!({"username": "ann", "email": "x@example.org"})).await.0, 400);
-    let mails =
-        || std::fs::read_dir(mail.path()).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>();
+    let mails = || tests::mails(mail.path());
     eventually("the mail is written", || async { mails().len() == 1 }).await;
     let token_in = |file: &std::path::Path| {
         let text = std::fs::read_to_string(file).unwrap();

@@ -11,12 +11,8 @@ use tests::{eventually, free_port};
 
 use crate::identity::{lenient, login, post};
 
-/// The mails in the order in which they were sent.
 fn mails(dir: &Path) -> Vec<String> {
-    let mut files: Vec<_> =
-        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|file| file.path()).collect();
-    files.sort();
-    files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect()
+    tests::mails(dir).iter().map(|file| std::fs::read_to_string(file).unwrap()).collect()
 }
 
 #[tokio::test]

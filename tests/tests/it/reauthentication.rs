@@ -99,9 +99,9 @@ async fn reset_token(client: &Client, mail: &std::path::Path) -> String {
         post(client, "/v1/auth/forgot-password", None, &json!({"username": "ann"})).await.status(),
         202
     );
-    let mails = || std::fs::read_dir(mail).into_iter().flatten().flatten().collect::<Vec<_>>();
+    let mails = || tests::mails(mail);
     tests::eventually("the mail is written", || async { mails().len() == 1 }).await;
-    let text = std::fs::read_to_string(mails()[0].path()).unwrap();
+    let text = std::fs::read_to_string(&mails()[0]).unwrap();
     text.lines().rev().find(|line| line.len() == 43 && !line.contains(' ')).unwrap().to_owned()
 }
 
