@@ -1,7 +1,8 @@
 """An SMTP server by aiosmtpd, which prints each mail as Python's own parser reads it: one JSON object a line.
 
-Usage: smtp_peer.py PORT [--user NAME --password WORD] [--certificate PEM --key PEM [--wrapped]] [--slow SECONDS] [--refuse CODE]
+Usage: smtp_peer.py PORT [--user NAME --password WORD] [--certificate PEM --key PEM [--wrapped]] [--hold PIPE] [--refuse CODE]
 With a certificate it wants STARTTLS, or TLS from the start when it is wrapped; with a user it wants AUTH first.
+Each mail is held, before it is taken, until somebody writes to the named pipe.
 """
 import argparse, asyncio, email, email.policy, json, ssl
 from aiosmtpd.controller import Controller
@@ -12,7 +13,7 @@ parser.add_argument("port", type=int)
 for name in ("user", "password", "certificate", "key"):
     parser.add_argument(f"--{name}")
 parser.add_argument("--wrapped", action="store_true")
-parser.add_argument("--slow", type=float, default=0)
+parser.add_argument("--hold")
 parser.add_argument("--refuse", type=int)
 options = parser.parse_args()
 
@@ -30,7 +31,8 @@ class Handler:
 
     async def handle_DATA(self, server, session, envelope):
         say(message="receiving")
-        await asyncio.sleep(options.slow)
+        if options.hold:
+            await asyncio.get_running_loop().run_in_executor(None, lambda: open(options.hold).read())
         parsed = email.message_from_bytes(envelope.content, policy=email.policy.default)
         say(message="mail", sender=envelope.mail_from, to=envelope.rcpt_tos, headers=dict(parsed.items()),
             defects=[str(defect) for defect in parsed.defects], body=parsed.get_content(),

@@ -50,6 +50,18 @@ async fn ask(gateway: &Gateway, name: &str) {
     assert_eq!(answer.status(), 202);
 }
 
+/// A backend that sends its mail to `port`, with its gateway.
+async fn mailing_to(port: u16) -> (Backend, Gateway) {
+    let url = mail_url(port);
+    let backend = Backend::start(&[("PALISADE_BACKEND__MAIL__URL", url.as_str())]).await;
+    let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
+    (backend, gateway)
+}
+
+fn mail_url(port: u16) -> String {
+    format!("smtp://127.0.0.1:{port}")
+}
+
 async fn register(gateway: &Gateway, name: &str) {
     let body = json!({"username": name, "password": PASSWORD, "email": format!("{name}@example.org")});
     assert_eq!(post(&gateway.client(), "/v1/auth/register", None, &body).await.status(), 201);
@@ -103,10 +115,9 @@ async fn a_mail_is_what_its_receiver_expects_and_its_token_resets_the_password()
 async fn a_mail_server_that_is_away_loses_no_mail_over_a_restart() {
     let Some(python) = python() else { return eprintln!("PEERS_PYTHON is not set: not tried") };
     let port = free_port();
-    let url = format!("smtp://127.0.0.1:{port}");
+    let (backend, gateway) = mailing_to(port).await;
+    let url = mail_url(port);
     let environment = [("PALISADE_BACKEND__MAIL__URL", url.as_str())];
-    let backend = Backend::start(&environment).await;
-    let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
     register(&gateway, "ann").await;
     ask(&gateway, "ann").await;
     let late = "palisade_mails_total{result=\"late\"}";
@@ -129,23 +140,38 @@ async fn a_mail_server_that_is_away_loses_no_mail_over_a_restart() {
 #[tokio::test]
 async fn a_stop_waits_for_the_mail_that_is_on_its_way() {
     let Some(python) = python() else { return eprintln!("PEERS_PYTHON is not set: not tried") };
-    let port = free_port();
-    let server = smtp_server(&python, port, &["--slow", "2"]).await;
-    let url = format!("smtp://127.0.0.1:{port}");
+    let (port, dir) = (free_port(), tempfile::tempdir().unwrap());
+    let pipe = dir.path().join("hold");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let server = smtp_server(&python, port, &["--hold", pipe.to_str().unwrap()]).await;
+    let receiving = async |mails: usize| {
+        let count = || server.events().iter().filter(|event| event["message"] == "receiving").count();
+        eventually("a mail is on its way", || async { count() == mails }).await;
+    };
+    let let_go = async || {
+        let pipe = pipe.clone();
+        tokio::task::spawn_blocking(move || std::fs::write(pipe, "go").unwrap()).await.unwrap();
+    };
+    let (backend, gateway) = mailing_to(port).await;
+    let url = mail_url(port);
     let environment = [("PALISADE_BACKEND__MAIL__URL", url.as_str())];
-    let backend = Backend::start(&environment).await;
-    let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
     register(&gateway, "ann").await;
     ask(&gateway, "ann").await;
-    let receiving = || async { server.events().iter().any(|event| event["message"] == "receiving") };
-    eventually("it is on its way", receiving).await;
-    let backend = backend.stop_and_start(&environment).await;
+    receiving(1).await;
+    let address = backend.address;
+    let (_backend, ()) = tokio::join!(backend.stop_and_start(&environment), async {
+        let is_closed = || async { tokio::net::TcpStream::connect(address).await.is_err() };
+        eventually("it takes no requests any more", is_closed).await;
+        assert!(mails_of(&server).is_empty());
+        let_go().await;
+    });
     assert_eq!(mails_of(&server).len(), 1);
     register(&gateway, "bob").await;
     ask(&gateway, "bob").await;
+    receiving(2).await;
+    let_go().await;
     eventually("the next one is there", || async { mails_of(&server).len() == 2 }).await;
     assert_eq!(mails_of(&server)[1]["to"], json!(["bob@example.org"]), "the first is not sent twice");
-    drop(backend);
 }
 
 #[tokio::test]
@@ -153,9 +179,7 @@ async fn a_mailbox_that_is_refused_is_given_up_and_said() {
     let Some(python) = python() else { return eprintln!("PEERS_PYTHON is not set: not tried") };
     let port = free_port();
     let _server = smtp_server(&python, port, &["--refuse", "550"]).await;
-    let url = format!("smtp://127.0.0.1:{port}");
-    let backend = Backend::start(&[("PALISADE_BACKEND__MAIL__URL", url.as_str())]).await;
-    let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
+    let (backend, gateway) = mailing_to(port).await;
     register(&gateway, "ann").await;
     ask(&gateway, "ann").await;
     let failed = "palisade_mails_total{result=\"failed\"}";
