@@ -1,31 +1,23 @@
-//! The gateway as the specification sees it: a [`World`] of stores, keys, permissions and breakers.
+//! What all connections share: the policy in force, stores, and what replicas agree about. [`world`] is the same as the
+//! specification sees it.
+
+mod world;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use policy::authenticate::{Credential, Subject};
-use policy::authorize::PermissionRule;
-use policy::blocks::{AutoBlock, Ban};
-use policy::breaker::{BreakerRule, Outcome};
-use policy::client::Client;
-use policy::issuer::Issuer;
-use policy::limits::{Charge, Charges, Readings};
-use policy::time::{Now, Timestamp};
-use policy::token::Token;
-use policy::world::{
-    HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway, Store as Which, StoreAway,
-    VerifyFault, World,
-};
+use policy::time::Timestamp;
 use serde_json::{Value, json};
 use service::lines::{Full, Reserved};
 use tokio::sync::{Notify, mpsc};
-use tracing::{Instrument as _, info_span, warn};
+use tracing::warn;
 
+pub use self::world::Handle;
 use crate::again::Backoff;
 use crate::bans::BanList;
-use crate::breakers::{BreakerPass, Breakers};
+use crate::breakers::Breakers;
 use crate::clock;
 use crate::crowds::Crowds;
 use crate::keys::Keys;
@@ -371,146 +363,4 @@ pub struct By<'r> {
     pub actor: Actor,
     /// By which request.
     pub request_id: &'r str,
-}
-
-/// Bans a client whose failed logins are too many.
-async fn count_failure(gateway: Arc<Gateway>, client: Client, rule: AutoBlock, now: Timestamp) {
-    let counted = match &gateway.shared {
-        Some(shared) => shared.count_failure(client.network, rule, now).await,
-        None => Err(StoreAway),
-    };
-    let failures = match counted {
-        Ok(failures) => failures,
-        Err(StoreAway) => gateway.local.count_failure(client.network, rule, now).await.unwrap_or_default(),
-    };
-    if failures.count < rule.failures {
-        return;
-    }
-    gateway.metrics.ip_blocks.with_label_values(&["failed_logins"]).inc();
-    let reason = format!("{} failed logins, offence {}", rule.failures, failures.offences.max(1));
-    let lasts = rule.duration_of(failures.offences);
-    let change = Change {
-        topic: Topic::Bans,
-        key: client.network.to_string(),
-        value: Some(json!({"reason": reason})),
-        until: Some((clock::wall() + lasts).as_nanos()),
-        changed_at: clock::wall().as_nanos(),
-    };
-    let by = By { actor: Actor::Policy, request_id: "" };
-    if let Err(error) = gateway.change(vec![change], by).await {
-        warn!(error = format!("{error:#}"), "a ban cannot be kept for a restart");
-    }
-    // Only now: had this replica died before, the next failure would have made the ban.
-    clear_failures(gateway, client).await;
-}
-
-async fn clear_failures(gateway: Arc<Gateway>, client: Client) {
-    let _ = gateway.local.clear_failures(client.network).await;
-    if let Some(shared) = &gateway.shared {
-        let _ = shared.clear_failures(client.network).await;
-    }
-}
-
-/// A handle by which the specification asks; it starts background work of its own, so it holds the gateway by count.
-#[derive(Clone)]
-pub struct Handle(pub Arc<Gateway>);
-
-impl World for Handle {
-    type Pass = BreakerPass;
-
-    fn now(&self) -> Now {
-        Now { steady: clock::steady(), wall: clock::wall() }
-    }
-
-    fn banned(&self, client: &Client, now: Timestamp) -> Option<Ban> {
-        self.0.bans.find(client, now)
-    }
-
-    async fn spend(&self, store: Which, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreAway> {
-        let gateway = &*self.0;
-        if store != Which::Alone {
-            for charge in charges {
-                gateway.usage.buckets.record(&charge.bucket, now);
-            }
-        }
-        match (store, &gateway.shared) {
-            (Which::Shared, Some(shared)) => shared.spend(charges, now).await,
-            (Which::Alone, Some(shared)) => Ok(shared.spend_alone(charges, now)),
-            (Which::Shared | Which::Local | Which::Alone, _) => Ok(gateway.local.spend_now(charges, now)),
-        }
-    }
-
-    fn refund(&self, store: Which, charges: Charges) {
-        let now = clock::steady();
-        match (store, &self.0.shared) {
-            (Which::Shared, Some(shared)) => shared.refund_now(&charges),
-            (Which::Alone, Some(shared)) => shared.refund_alone(&charges, now),
-            (Which::Shared | Which::Local | Which::Alone, _) => self.0.local.refund_now(&charges, now),
-        }
-    }
-
-    fn recall(&self, token: &str) -> Option<Subject> {
-        self.0.good_tokens.find(token, self.0.keys.generation())
-    }
-
-    fn remember(&self, token: &str, subject: &Subject) {
-        self.0.good_tokens.keep(token, subject, self.0.keys.generation());
-    }
-
-    fn revoked(&self, credential: &Credential<'_>) -> bool {
-        self.0.revocations.revokes(credential, clock::wall())
-    }
-
-    async fn key_holder(
-        &self,
-        rule: &PermissionRule,
-        key: &str,
-    ) -> Result<Option<Arc<KeyHolder>>, HolderAway> {
-        self.0.permissions.key_holder(rule, key).await
-    }
-
-    async fn verify(&self, issuer: &Arc<Issuer>, token: &Token<'_>) -> Result<(), VerifyFault> {
-        let span = info_span!("authenticate", palisade.stage = "authenticate", palisade.rule = &*issuer.name);
-        self.0.keys.verify(issuer, token).instrument(span).await
-    }
-
-    async fn permitted(
-        &self,
-        rule: &PermissionRule,
-        question: &Question<'_>,
-    ) -> Result<bool, PermissionAway> {
-        let answer = self.0.permissions.permitted(rule, question).await;
-        let result = match answer {
-            Ok(true) => "allowed",
-            Ok(false) => "denied",
-            Err(_) => "unavailable",
-        };
-        self.0.metrics.permission_checks.with_label_values(&[question.permission, result]).inc();
-        answer
-    }
-
-    async fn roles(
-        &self,
-        rule: &PermissionRule,
-        user: &str,
-        issuer: Option<&str>,
-    ) -> Result<Roles, RolesAway> {
-        self.0.permissions.roles(rule, user, issuer).await
-    }
-
-    fn enter(&self, breaker: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<BreakerPass, Duration> {
-        self.0.breakers.enter(breaker, now)
-    }
-
-    fn settle(&self, pass: BreakerPass, outcome: Outcome, now: Timestamp) {
-        pass.settle(outcome, now);
-    }
-
-    fn login_failed(&self, client: &Client, rule: AutoBlock, now: Timestamp) {
-        tokio::spawn(count_failure(Arc::clone(&self.0), *client, rule, now));
-    }
-
-    fn login_succeeded(&self, client: &Client) {
-        tokio::spawn(clear_failures(Arc::clone(&self.0), *client));
-    }
 }

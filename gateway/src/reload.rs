@@ -8,24 +8,23 @@
 
 mod deny_lists;
 mod rollback;
+mod watch;
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
-use notify::{EventKind, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
 use policy::Policy;
 use policy::document::Fault;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
-use self::deny_lists::{DenyLists, Lists, Networks};
+use self::deny_lists::{DenyLists, Lists};
 use crate::canary::{Canary, Counts};
 use crate::clock;
 use crate::gateway::Gateway;
@@ -38,12 +37,6 @@ use crate::overrides::{Override, lay_over, without_lines};
 use crate::policy_files::{folder_of, lines, read, whole_file};
 use crate::state_dir::StateDir;
 use crate::store::{Change, Topic};
-
-/// A file that is being written is quiet for so long before it is read.
-const QUIET: Duration = Duration::from_millis(100);
-
-/// Where a file system tells nothing of changes, the file is looked at so often.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// In the state directory: the text of the last good policy.
 const LAST_GOOD: &str = "policy.last-good.toml";
@@ -367,60 +360,6 @@ impl Reloader {
         of_the_file.or_else(|| self.refused_lists.lock().clone())
     }
 
-    /// Watches the file, forever, on a thread of its own. Where the system lets nobody watch, it is looked at every [`LOOK`].
-    pub fn watch(self: &Arc<Self>, gateway: Arc<Gateway>) -> anyhow::Result<()> {
-        let (sender, events) = channel();
-        let watcher = self.notify(sender.clone()).inspect_err(|error| {
-            let advice = "raise fs.inotify.max_user_instances or fs.inotify.max_user_watches";
-            warn!(%error, advice, "the policy cannot be watched: a change is seen within 5 s and not at once");
-        });
-        let reloader = Arc::clone(self);
-        std::thread::Builder::new().name("policy-watch".to_owned()).spawn(move || {
-            let _kept = (watcher, sender);
-            while wait(&events) {
-                reloader.look(&gateway);
-            }
-        })?;
-        Ok(())
-    }
-
-    /// Sends a word for each change of a watched file, as long as what is returned is kept.
-    fn notify(&self, sender: Sender<()>) -> notify::Result<notify::RecommendedWatcher> {
-        let names = Arc::clone(&self.watched);
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| is_of(&event, &names.lock())) {
-                let _ = sender.send(());
-            }
-        })?;
-        let directory = self.file.parent().filter(|parent| !parent.as_os_str().is_empty());
-        watcher.watch(directory.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)?;
-        Ok(watcher)
-    }
-
-    fn look(&self, gateway: &Gateway) {
-        self.state.catch_up();
-        let text = read(&self.file).map_err(|error| format!("{error:#}"));
-        let changed = self.last_seen.lock().as_ref() != Some(&text);
-        let waits_for = self.waits_for.lock().clone();
-        if changed || (!waits_for.is_empty() && self.lists.look(&waits_for).1.is_empty()) {
-            let _ = self.reload(gateway);
-        } else {
-            self.look_at_lists(gateway);
-        }
-    }
-
-    /// Puts the text in force again where a deny file has changed.
-    fn look_at_lists(&self, gateway: &Gateway) {
-        let in_force = gateway.policy();
-        let (lists, _) = self.lists.look(&in_force.rules.blocks.deny_files);
-        let same = |((_, held), (_, now)): (&(String, Networks), &(String, Networks))| Arc::ptr_eq(held, now);
-        if lists.len() == in_force.lists.len() && in_force.lists.iter().zip(&lists).all(same) {
-            self.note_lists(&gateway.policy().lists);
-        } else {
-            self.lay_anew(gateway, "a deny file");
-        }
-    }
-
     /// Notes what is wrong with the lists of the policy in force, which holds their last good ones.
     fn note_lists(&self, lists: &Lists) {
         let faults = self.lists.faults(lists);
@@ -488,44 +427,4 @@ fn audit(gateway: &Gateway, action: &str, before: &Loaded, after: &Loaded) {
         after: after.sha256.as_str().into(),
         request_id: "",
     });
-}
-
-/// Whether an event is of a watched file, or of the link by which a `ConfigMap` swaps all of its files. A log in the same
-/// folder is none, and neither is our own reading.
-fn is_of(event: &notify::Event, watched: &HashSet<OsString>) -> bool {
-    let counts =
-        |path: &PathBuf| path.file_name().is_some_and(|name| name == "..data" || watched.contains(name));
-    event.need_rescan() || (!matches!(event.kind, EventKind::Access(_)) && event.paths.iter().any(counts))
-}
-
-/// Waits for something to look at: a change and then quiet, or time to look anyway. `false` when nobody watches.
-fn wait(events: &Receiver<()>) -> bool {
-    match events.recv_timeout(LOOK) {
-        Ok(()) => {
-            let begun = std::time::Instant::now();
-            while begun.elapsed() < 5 * QUIET && events.recv_timeout(QUIET).is_ok() {}
-            true
-        }
-        Err(RecvTimeoutError::Timeout) => true,
-        Err(RecvTimeoutError::Disconnected) => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_events_of_the_watched_files_count() {
-        let watched = HashSet::from([OsString::from("policy.toml"), OsString::from("list.txt")]);
-        let event = |kind, name: &str| notify::Event::new(kind).add_path(Path::new("/etc/p").join(name));
-        let modified = EventKind::Modify(notify::event::ModifyKind::Any);
-        for name in ["policy.toml", "list.txt", "..data"] {
-            assert!(is_of(&event(modified, name), &watched), "{name}");
-        }
-        for name in ["gateway.log", "policy.toml.swp", "..2024_tmp"] {
-            assert!(!is_of(&event(modified, name), &watched), "{name}");
-        }
-        assert!(!is_of(&event(EventKind::Access(notify::event::AccessKind::Any), "policy.toml"), &watched));
-    }
 }

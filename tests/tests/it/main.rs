@@ -42,6 +42,7 @@ mod slow;
 mod startup;
 mod stores;
 mod streams;
+mod switched_on;
 mod taken_back;
 mod tls;
 mod tokens;
