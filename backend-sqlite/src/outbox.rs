@@ -94,10 +94,12 @@ pub(crate) async fn send(app: App, mut stop: watch::Receiver<bool>) {
 
 /// Sends what is due now, and returns how long nothing else is.
 async fn send_due(app: &App, stop: &watch::Receiver<bool>) -> anyhow::Result<Duration> {
+    let mut next = i64::MAX;
     while !*stop.borrow() {
         if app.database.read(is_unresolved).await? {
             app.database.write(find_accounts).await?;
         }
+        next = note_waiting(app).await?;
         let due = app.database.read(due).await?;
         if due.is_empty() {
             break;
@@ -109,9 +111,14 @@ async fn send_due(app: &App, stop: &watch::Receiver<bool>) -> anyhow::Result<Dur
         }
         all?;
     }
+    Ok(Duration::from_secs(next.saturating_sub(now()).clamp(0, LONGEST_WAIT).unsigned_abs()))
+}
+
+/// Shows operators how many mails wait, and returns when the next one is due.
+async fn note_waiting(app: &App) -> anyhow::Result<i64> {
     let (waiting, next) = app.database.read(waiting).await?;
     app.metrics.mails_waiting.set(waiting);
-    Ok(Duration::from_secs(next.saturating_sub(now()).clamp(0, LONGEST_WAIT).unsigned_abs()))
+    Ok(next)
 }
 
 async fn try_one(app: App, due: Due) -> anyhow::Result<()> {

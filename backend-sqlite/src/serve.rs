@@ -125,6 +125,9 @@ pub(crate) async fn serve(
         result = served => result?,
         () = too_late => warn!("requests in flight did not finish in time"),
     }
+    if !mails.is_finished() {
+        info!("mails that are on their way are waited for");
+    }
     // One that is cut off here is sent again after the next start.
     if timeout(mail::PATIENCE, mails).await.is_err() {
         warn!("a mail is still being sent: it is sent again after the next start");

@@ -59,8 +59,14 @@ impl Backend {
 
     /// Stops it as an operator does, and starts it again on the same database and port.
     pub async fn stop_and_start(self, environment: &[(&str, &str)]) -> Self {
-        let address = self.address;
-        let (_, dir) = self.stop().await;
+        self.program.signal("TERM");
+        self.start_once_ended(environment).await
+    }
+
+    /// Starts it again on the same database and port, once it has ended in peace.
+    pub async fn start_once_ended(self, environment: &[(&str, &str)]) -> Self {
+        let Self { mut program, address, dir } = self;
+        assert!(program.ended().await.success());
         Self::start_in(dir, &address.to_string(), environment).await
     }
 

@@ -158,17 +158,20 @@ async fn a_stop_waits_for_the_mail_that_is_on_its_way() {
     register(&gateway, "ann").await;
     ask(&gateway, "ann").await;
     receiving(1).await;
-    let address = backend.address;
-    let (_backend, ()) = tokio::join!(backend.stop_and_start(&environment), async {
-        let is_closed = || async { tokio::net::TcpStream::connect(address).await.is_err() };
-        eventually("it takes no requests any more", is_closed).await;
-        assert!(mails_of(&server).is_empty());
-        let_go().await;
-    });
+    backend.program.signal("TERM");
+    let waits = || {
+        backend.program.log().iter().any(|line| line.contains("mails that are on their way are waited for"))
+    };
+    eventually("it waits for the mail", || async { waits() }).await;
+    assert!(mails_of(&server).is_empty());
+    let_go().await;
+    let backend = backend.start_once_ended(&environment).await;
     assert_eq!(mails_of(&server).len(), 1);
     register(&gateway, "bob").await;
     ask(&gateway, "bob").await;
     receiving(2).await;
+    let waiting = backend.metric("palisade_mails_waiting").await;
+    assert!((waiting - 1.0).abs() < 0.1, "the first is known to be sent, and only this one waits: {waiting}");
     let_go().await;
     eventually("the next one is there", || async { mails_of(&server).len() == 2 }).await;
     assert_eq!(mails_of(&server)[1]["to"], json!(["bob@example.org"]), "the first is not sent twice");
