@@ -253,7 +253,7 @@ impl Default for SecretsSettings {
 
 fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    let span = text.parse::<policy::units::Span>();
+    let span = text.parse::<policy::document::units::Span>();
     span.map(|span| Some(span.0)).map_err(|allowed| D::Error::custom(format!("{allowed} (got {text:?})")))
 }
 

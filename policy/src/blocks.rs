@@ -12,12 +12,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::client::{Client, read_network};
+use crate::document::units::Span;
 use crate::document::{Fault, Faults, Section};
 use crate::networks::NetworkTable;
 use crate::refusal::{Code, Refusal};
 use crate::stage::Stage;
 use crate::time::Timestamp;
-use crate::units::Span;
 use crate::world::World;
 
 /// The most deny files, and the most networks in all of them together.

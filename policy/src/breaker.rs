@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::document::Section;
+use crate::document::units::Span;
 use crate::time::{Timestamp, nanos};
-use crate::units::Span;
 
 /// `[breakers.NAME]`, named after the upstream that it guards.
 #[derive(Clone, Debug, PartialEq)]

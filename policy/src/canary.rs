@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::document::Section;
-use crate::units::Span;
+use crate::document::units::Span;
 
 /// `[canary]`
 #[derive(Clone, Copy, Debug, PartialEq)]

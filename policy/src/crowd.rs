@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::document::Section;
-use crate::units::Span;
+use crate::document::units::Span;
 use crate::words;
 
 /// How much a route's requests matter; later ones matter more.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::document::Section;
+use crate::document::units::Span;
 use crate::limits::is_field_name;
 use crate::token::Algorithm;
-use crate::units::Span;
 
 /// `[jwt.NAME]`: one issuer whose tokens are believed.
 #[derive(Clone, Debug)]

@@ -24,7 +24,6 @@ pub mod lease;
 pub mod limits;
 pub mod neighbours;
 pub mod networks;
-pub mod offered;
 pub mod path;
 pub mod pipeline;
 mod policy;
@@ -38,7 +37,6 @@ mod spending;
 pub mod stage;
 pub mod time;
 pub mod token;
-pub mod units;
 pub mod world;
 
 pub use policy::{Policy, VERSION, same_field};

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use crate::authenticate::Subject;
 use crate::bucket::{ANONYMOUS, Bucket};
 use crate::client::{Client, ClientRule, parse_network};
+use crate::document::units::Rate;
 use crate::document::{OneOrMany, Section};
 use crate::from_toml_str;
 use crate::gcra::Gcra;
 use crate::request::{Member, Request};
-use crate::units::Rate;
 use crate::words;
 use serde_json::Value;
 

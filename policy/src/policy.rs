@@ -11,6 +11,7 @@ use crate::canary::CanaryRule;
 use crate::check::PolicyTest;
 use crate::client::ClientRule;
 use crate::crowd::{CrowdRule, Priority};
+use crate::document::units::Bytes;
 use crate::document::{Fault, Faults, LONGEST_NAME, Section, nearest};
 use crate::from_toml_str;
 use crate::headers::AnswerHeaders;
@@ -21,7 +22,6 @@ use crate::request::Request;
 use crate::requests::RequestRule;
 use crate::retry::RetryRule;
 use crate::routes::{self, Pattern, RequiredPermission, Route, Routes, Template, WhenOpen};
-use crate::units::Bytes;
 
 /// Every rule in force. One snapshot serves a request from its first stage to its last.
 #[derive(Clone, Debug)]

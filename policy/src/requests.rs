@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::document::Section;
+use crate::document::units::{Bytes, Span};
 use crate::path::EncodedSlash;
-use crate::units::{Bytes, Span};
 use crate::words;
 
 /// The bounds of a request.

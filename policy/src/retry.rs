@@ -12,8 +12,8 @@ use std::time::Duration;
 use crate::backoff::Backoff;
 use crate::breaker::Outcome;
 use crate::document::Section;
+use crate::document::units::Span;
 use crate::request::Headers;
-use crate::units::Span;
 use crate::words;
 
 /// The most tries of one request.

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 use crate::breaker::BreakerRule;
 use crate::crowd::{CrowdRule, Priority};
+use crate::document::units::{Bytes, Span};
 use crate::issuer::Issuer;
 use crate::limits::LimitRule;
 use crate::path::{self, EncodedSlash};
@@ -18,7 +19,6 @@ use crate::refusal::{Code, Refusal};
 use crate::request::Request;
 use crate::retry::RetryRule;
 use crate::stage::Stage;
-use crate::units::{Bytes, Span};
 use crate::words;
 
 /// `[[routes]]`, with every name resolved.

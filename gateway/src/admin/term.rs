@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use axum::response::Response;
-use policy::units::Span;
+use policy::document::units::Span;
 use serde::Deserialize;
 use serde_json::{Value, json};
 

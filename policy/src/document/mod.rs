@@ -4,6 +4,9 @@
 //! fault that names the nearest key. Serde stops at the first fault and forgets where the others are, so this is a
 //! reader of our own on `toml`'s spanned tree.
 
+pub mod offered;
+pub mod units;
+
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::ops::Range;
