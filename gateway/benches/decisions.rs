@@ -19,7 +19,7 @@ use policy::Policy;
 use policy::authorize::PermissionRule;
 use policy::lease::Grant;
 use policy::limits::{Charge, LimitRule};
-use policy::networks::NetworkTable;
+use policy::values::network_table::NetworkTable;
 
 #[global_allocator]
 static ALLOCATIONS: AllocProfiler = AllocProfiler::system();

@@ -7,7 +7,7 @@ use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use policy::headers::{AnswerHeaders, Channel, Edit};
 use policy::limits::Quota;
-use policy::refusal::{Code, Refusal};
+use policy::values::refusal::{Code, Refusal};
 use serde::Serialize;
 
 /// The body of a refusal.

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ahash::RandomState;
 use parking_lot::Mutex;
 use policy::authorize::PermissionRule;
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 

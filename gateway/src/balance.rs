@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use smallvec::SmallVec;
 
 /// So many failures in a row.

@@ -3,8 +3,8 @@
 use arc_swap::ArcSwap;
 use policy::blocks::Ban;
 use policy::client::{Client, parse_network};
-use policy::networks::NetworkTable;
-use policy::time::Timestamp;
+use policy::values::network_table::NetworkTable;
+use policy::values::time::Timestamp;
 
 use crate::store::Change;
 

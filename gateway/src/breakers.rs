@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use policy::breaker::{Breaker, BreakerRule, Outcome, Pass, State};
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use tracing::warn;
 
 use crate::clock;

@@ -8,7 +8,7 @@ use policy::Policy;
 use policy::check::{RequestLine, judge};
 use policy::document::Fault;
 use policy::simulation::{SIGNATURE, Simulation};
-use policy::stage::{Finding, Stage};
+use policy::values::stage::{Finding, Stage};
 use serde_json::json;
 
 use crate::cli::Explain;

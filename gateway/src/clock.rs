@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use tracing::warn;
 
 use crate::observe::metrics::Metrics;

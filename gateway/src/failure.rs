@@ -4,8 +4,8 @@ use http::Version;
 use pingora_core::protocols::http::ServerSession as Session;
 use pingora_core::{Error, ErrorSource, ErrorType};
 use policy::breaker::Outcome;
-use policy::refusal::{Code, Refusal};
-use policy::stage::Stage;
+use policy::values::refusal::{Code, Refusal};
+use policy::values::stage::Stage;
 
 use crate::exchange::Exchange;
 use crate::wire::body::BodyFault;

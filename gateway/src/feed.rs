@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use serde::Deserialize;
 
 /// So many changes are remembered, and so many bytes of them; an answer that is older than all of them is not kept.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use serde_json::{Value, json};
 use service::lines::{Full, Reserved};
 use tokio::sync::{Notify, mpsc};

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use http::HeaderMap;
-use policy::refusal::Refusal;
+use policy::values::refusal::Refusal;
 
 /// Whether a message is one of a call of gRPC.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
@@ -78,8 +78,8 @@ fn message(refusal: &Refusal) -> String {
 
 #[cfg(test)]
 mod tests {
-    use policy::refusal::Code;
-    use policy::stage::Stage;
+    use policy::values::refusal::Code;
+    use policy::values::stage::Stage;
 
     use super::*;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use tracing::{error, warn};
 
 use crate::state_dir::StateDir;

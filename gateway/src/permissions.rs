@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use policy::authorize::PermissionRule;
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use policy::world::{HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};

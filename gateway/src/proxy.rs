@@ -14,9 +14,9 @@ use pingora_http::ResponseHeader;
 use policy::breaker::Outcome;
 use policy::headers::Channel;
 use policy::pipeline::settle;
-use policy::refusal::{Code, Refusal};
-use policy::request::JsonBody;
-use policy::stage::Stage;
+use policy::values::refusal::{Code, Refusal};
+use policy::values::request::JsonBody;
+use policy::values::stage::Stage;
 use tokio::time::timeout;
 use tracing::debug;
 

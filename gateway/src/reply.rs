@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Version};
 use pingora_core::Result;
 use pingora_core::protocols::http::{HttpTask, ServerSession as Session};
 use pingora_http::ResponseHeader;
-use policy::refusal::Refusal;
+use policy::values::refusal::Refusal;
 
 use crate::answer;
 use crate::clock;

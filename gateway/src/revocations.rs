@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 use policy::authenticate::Credential;
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 
 use crate::store::Change;
 

@@ -11,7 +11,7 @@ use std::hash::Hash;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 
 /// Items that a slice counts.
 pub const COUNTERS: usize = 256;

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use pingora_http::{RequestHeader, ResponseHeader};
 use policy::authenticate::{KEY_FIELD, Subject};
 use policy::routes::Route;
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use directives::{Directives, age, freshness};

@@ -14,12 +14,12 @@ use serde_json::Value;
 use crate::authorize::PermissionRule;
 use crate::claims::{TokenRefusal, plain};
 use crate::issuer::Issuer;
-use crate::refusal::{Code, Refusal};
-use crate::request::Request;
 use crate::routes::Route;
-use crate::stage::Stage;
-use crate::time::Timestamp;
 use crate::token::{MAX_TOKEN, Token, TokenFault};
+use crate::values::refusal::{Code, Refusal};
+use crate::values::request::Request;
+use crate::values::stage::Stage;
+use crate::values::time::Timestamp;
 use crate::world::{KeyHolder, VerifyFault, World};
 
 /// What every API key begins with.

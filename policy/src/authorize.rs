@@ -12,10 +12,10 @@ use std::time::Duration;
 use crate::authenticate::Subject;
 use crate::document::Section;
 use crate::document::units::Span;
-use crate::refusal::{Code, Refusal};
-use crate::request::Request;
 use crate::routes::Route;
-use crate::stage::Stage;
+use crate::values::refusal::{Code, Refusal};
+use crate::values::request::Request;
+use crate::values::stage::Stage;
 use crate::words;
 use crate::world::{Question, World};
 

@@ -14,10 +14,10 @@ use ipnet::IpNet;
 use crate::client::{Client, read_network};
 use crate::document::units::Span;
 use crate::document::{Fault, Faults, Section};
-use crate::networks::NetworkTable;
-use crate::refusal::{Code, Refusal};
-use crate::stage::Stage;
-use crate::time::Timestamp;
+use crate::values::network_table::NetworkTable;
+use crate::values::refusal::{Code, Refusal};
+use crate::values::stage::Stage;
+use crate::values::time::Timestamp;
 use crate::world::World;
 
 /// The most deny files, and the most networks in all of them together.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::document::Section;
 use crate::document::units::Span;
-use crate::time::{Timestamp, nanos};
+use crate::values::time::{Timestamp, nanos};
 
 /// `[breakers.NAME]`, named after the upstream that it guards.
 #[derive(Clone, Debug, PartialEq)]

@@ -14,14 +14,14 @@ use serde_json::json;
 use crate::authenticate::KEY_FIELD;
 use crate::document::{Fault, Faults, Section};
 use crate::from_toml_str;
-use crate::path;
 use crate::pipeline::{Admission, admit};
 use crate::policy::Policy;
-use crate::refusal::{Code, Refusal};
-use crate::request::{Headers, Request};
 use crate::simulation::{SIGNATURE, Simulation};
-use crate::stage::{Stage, Trail};
-use crate::time::Timestamp;
+use crate::values::path;
+use crate::values::refusal::{Code, Refusal};
+use crate::values::request::{Headers, Request};
+use crate::values::stage::{Stage, Trail};
+use crate::values::time::Timestamp;
 use crate::world::World;
 
 /// `[[tests]]`: a request that is never sent, and what must become of it.

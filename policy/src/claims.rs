@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use crate::issuer::Issuer;
-use crate::refusal::Code;
-use crate::time::Timestamp;
 use crate::token::Token;
+use crate::values::refusal::Code;
+use crate::values::time::Timestamp;
 
 /// What a token says that can be believed.
 #[derive(Debug)]

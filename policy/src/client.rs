@@ -12,10 +12,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::blocks::table;
 use crate::document::Section;
-use crate::networks::NetworkTable;
-use crate::refusal::{Code, Refusal};
-use crate::request::{Headers, Request};
-use crate::stage::Stage;
+use crate::values::network_table::NetworkTable;
+use crate::values::refusal::{Code, Refusal};
+use crate::values::request::{Headers, Request};
+use crate::values::stage::Stage;
 
 /// `[client]`: whose word about the client's address is believed.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::time::{Timestamp, nanos};
+use crate::values::time::{Timestamp, nanos};
 
 /// The longest that an empty bucket may take to fill. Twice as long after today is still a time that can be counted, so
 /// that no sum here saturates: one that did would admit everybody.

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::gcra::{Gcra, Level as Kept, Reading};
-use crate::time::{Timestamp, nanos};
+use crate::values::time::{Timestamp, nanos};
 
 /// A lease ends after this time, in the shared bucket. Unspent tokens go back long before.
 pub const LEASE: Duration = Duration::from_secs(1);

@@ -7,7 +7,6 @@
 
 pub mod authenticate;
 pub mod authorize;
-pub mod backoff;
 pub mod blocks;
 pub mod breaker;
 pub mod bucket;
@@ -23,20 +22,15 @@ pub mod issuer;
 pub mod lease;
 pub mod limits;
 pub mod neighbours;
-pub mod networks;
-pub mod path;
 pub mod pipeline;
 mod policy;
-pub mod refusal;
-pub mod request;
 pub mod requests;
 pub mod retry;
 pub mod routes;
 pub mod simulation;
 mod spending;
-pub mod stage;
-pub mod time;
 pub mod token;
+pub mod values;
 pub mod world;
 
 pub use policy::{Policy, VERSION, same_field};

@@ -16,7 +16,7 @@ use crate::document::units::Rate;
 use crate::document::{OneOrMany, Section};
 use crate::from_toml_str;
 use crate::gcra::Gcra;
-use crate::request::{Member, Request};
+use crate::values::request::{Member, Request};
 use crate::words;
 use serde_json::Value;
 

@@ -5,8 +5,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::Policy;
-use crate::request::{Headers, Request};
 use crate::routes::Route;
+use crate::values::request::{Headers, Request};
 
 /// A guarded route and the weaker one that takes its other spellings.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,15 +9,15 @@ use crate::breaker::Outcome;
 use crate::client::Client;
 use crate::limits::{Quota, Reserved};
 use crate::policy::Policy;
-use crate::refusal::{Code, Refusal};
-use crate::request::Request;
 use crate::routes::Route;
 use crate::spending::{Demand, Spent};
-use crate::stage::Stage::{
+use crate::values::refusal::{Code, Refusal};
+use crate::values::request::Request;
+use crate::values::stage::Stage::{
     Authenticate, Authorize, Block, Break, Identify, LimitClient, LimitSubject, Route as Routing,
 };
-use crate::stage::{Stage, Trail};
-use crate::time::{Now, Timestamp};
+use crate::values::stage::{Stage, Trail};
+use crate::values::time::{Now, Timestamp};
 use crate::world::World;
 
 /// When it is worth asking again whether something can be changed.

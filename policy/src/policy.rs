@@ -17,11 +17,11 @@ use crate::from_toml_str;
 use crate::headers::AnswerHeaders;
 use crate::issuer::Issuer;
 use crate::limits::{Counts, LimitRule};
-use crate::refusal::Refusal;
-use crate::request::Request;
 use crate::requests::RequestRule;
 use crate::retry::RetryRule;
 use crate::routes::{self, Pattern, RequiredPermission, Route, Routes, Template, WhenOpen};
+use crate::values::refusal::Refusal;
+use crate::values::request::Request;
 
 /// Every rule in force. One snapshot serves a request from its first stage to its last.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::document::Section;
 use crate::document::units::{Bytes, Span};
-use crate::path::EncodedSlash;
+use crate::values::path::EncodedSlash;
 use crate::words;
 
 /// The bounds of a request.

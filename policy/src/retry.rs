@@ -9,11 +9,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backoff::Backoff;
 use crate::breaker::Outcome;
 use crate::document::Section;
 use crate::document::units::Span;
-use crate::request::Headers;
+use crate::values::backoff::Backoff;
+use crate::values::request::Headers;
 use crate::words;
 
 /// The most tries of one request.

@@ -14,11 +14,11 @@ use crate::crowd::{CrowdRule, Priority};
 use crate::document::units::{Bytes, Span};
 use crate::issuer::Issuer;
 use crate::limits::LimitRule;
-use crate::path::{self, EncodedSlash};
-use crate::refusal::{Code, Refusal};
-use crate::request::Request;
 use crate::retry::RetryRule;
-use crate::stage::Stage;
+use crate::values::path::{self, EncodedSlash};
+use crate::values::refusal::{Code, Refusal};
+use crate::values::request::Request;
+use crate::values::stage::Stage;
 use crate::words;
 
 /// `[[routes]]`, with every name resolved.
@@ -405,7 +405,7 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Headers;
+    use crate::values::request::Headers;
 
     fn route(name: &str, path: &str, methods: &[&str]) -> Arc<Route> {
         Arc::new(Route {

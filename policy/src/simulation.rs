@@ -15,8 +15,8 @@ use crate::bucket::Bucket;
 use crate::client::Client;
 use crate::issuer::Issuer;
 use crate::limits::{Charge, Charges, Readings, spend_all};
-use crate::time::{Now, Timestamp};
 use crate::token::Token;
+use crate::values::time::{Now, Timestamp};
 use crate::world::{
     HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway, Store, StoreAway, VerifyFault, World,
 };

@@ -10,10 +10,10 @@ use crate::bucket::Bucket;
 use crate::client::Client;
 use crate::gcra::Reading;
 use crate::limits::{Counts, LimitRule, Mode, OnStoreFailure, Scope};
-use crate::refusal::{Code, Refusal, whole_seconds};
-use crate::request::Request;
-use crate::stage::Stage;
-use crate::time::Timestamp;
+use crate::values::refusal::{Code, Refusal, whole_seconds};
+use crate::values::request::Request;
+use crate::values::stage::Stage;
+use crate::values::time::Timestamp;
 use crate::world::{Store, World};
 
 /// One token to be taken from one bucket.

@@ -11,8 +11,8 @@ use crate::breaker::{BreakerRule, Outcome};
 use crate::client::Client;
 use crate::issuer::Issuer;
 use crate::limits::{Charge, Charges, Readings};
-use crate::time::{Now, Timestamp};
 use crate::token::Token;
+use crate::values::time::{Now, Timestamp};
 
 /// Which buckets are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use policy::gcra::Gcra;
 use policy::lease::{Ask, Grant, Level, Pot, SharedBucket};
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use proptest::prelude::*;
 
 const START: Timestamp = Timestamp::from_secs(1_800_000_000);

@@ -9,11 +9,11 @@ use policy::Policy;
 use policy::breaker::Outcome;
 use policy::check::{RequestLine, judge};
 use policy::pipeline::{admit, settle};
-use policy::refusal::{Code, Refusal};
-use policy::request::{Headers, Request};
 use policy::simulation::Simulation;
-use policy::stage::{Finding, Stage, Trail};
-use policy::time::Timestamp;
+use policy::values::refusal::{Code, Refusal};
+use policy::values::request::{Headers, Request};
+use policy::values::stage::{Finding, Stage, Trail};
+use policy::values::time::Timestamp;
 use proptest::prelude::*;
 
 const POLICY: &str = r#"

@@ -10,8 +10,8 @@ use policy::breaker::{BreakerRule, Outcome};
 use policy::client::Client;
 use policy::issuer::Issuer;
 use policy::limits::{Charge, Charges, Readings};
-use policy::time::{Now, Timestamp};
 use policy::token::Token;
+use policy::values::time::{Now, Timestamp};
 use policy::world::{
     HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway, Store as Which, StoreAway,
     VerifyFault, World,

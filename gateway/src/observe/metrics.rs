@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use policy::breaker::State;
 use policy::limits::Quota;
-use policy::refusal::{Code, Refusal};
+use policy::values::refusal::{Code, Refusal};
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,

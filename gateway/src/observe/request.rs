@@ -20,7 +20,7 @@ impl Proxy {
         let header = session.req_header();
         let method = header.method.as_str();
         let took = exchange.started.elapsed();
-        let meant = refusal.map_or(status, policy::refusal::Refusal::status);
+        let meant = refusal.map_or(status, policy::values::refusal::Refusal::status);
         exchange.policy.counts.record(meant, refusal.is_some());
         let status_text = status.to_string();
         let route_label = route.unwrap_or("none");

@@ -8,7 +8,7 @@ use policy::blocks::AutoBlock;
 use policy::bucket::Bucket;
 use policy::gcra::Level;
 use policy::limits::{Charge, Charges, Readings, spend_all};
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use policy::world::StoreAway;
 use smallvec::SmallVec;
 

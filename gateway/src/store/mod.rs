@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use policy::blocks::AutoBlock;
 use policy::bucket::Bucket;
 use policy::limits::{Charge, Charges, Readings};
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use policy::world::StoreAway;
 use serde::{Deserialize, Serialize};
 

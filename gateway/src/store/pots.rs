@@ -11,7 +11,7 @@ use policy::bucket::Bucket;
 use policy::gcra::{Gcra, Reading};
 use policy::lease::{Ask, Grant, Level, Pot};
 use policy::limits::{Charge, Mode, Readings};
-use policy::time::Timestamp;
+use policy::values::time::Timestamp;
 use policy::world::StoreAway;
 use smallvec::SmallVec;
 use tokio::sync::Notify;

@@ -8,8 +8,8 @@ use std::borrow::Cow;
 
 use bytes::BytesMut;
 use pingora_http::RequestHeader;
-use policy::path::encode_query;
-use policy::refusal::Code;
+use policy::values::path::encode_query;
+use policy::values::refusal::Code;
 
 /// The parser's room for header fields; a policy's `max_headers` is never more.
 const MAX_FIELDS: usize = policy::requests::MAX_HEADERS as usize;

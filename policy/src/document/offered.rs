@@ -5,10 +5,10 @@ use crate::authorize::OnPermissionFailure;
 use crate::crowd::Priority;
 use crate::headers;
 use crate::limits::{Counts, Mode, OnStoreFailure, Scope};
-use crate::path::EncodedSlash;
 use crate::retry::Growth;
 use crate::routes::WhenOpen;
 use crate::token::Algorithm;
+use crate::values::path::EncodedSlash;
 
 /// A setting as its path in the file, and its words.
 pub type Offer = (&'static str, &'static [&'static str]);

@@ -4,8 +4,8 @@
 use gateway::fuzz as doors;
 use gateway::overrides::{flatten, lay_over};
 use policy::Policy;
-use policy::path::{EncodedSlash, normalise};
 use policy::token::Token;
+use policy::values::path::{EncodedSlash, normalise};
 use tests::mutate::fuzz;
 
 const POLICY: &str = include_str!("../../../config/policy.toml");

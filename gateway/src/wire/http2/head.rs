@@ -4,8 +4,8 @@
 use http::Version;
 use http::header::{HeaderName, HeaderValue};
 use pingora_http::RequestHeader;
-use policy::path::encode_query;
-use policy::refusal::Code;
+use policy::values::path::encode_query;
+use policy::values::refusal::Code;
 
 use crate::wire::head::{HeadFault, check_target, is_host, malformed, too_many_fields};
 

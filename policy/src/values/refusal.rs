@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::authenticate::Subject;
 use crate::limits::Quota;
 use crate::routes::{Route, WhenOpen};
-use crate::stage::Stage;
+use crate::values::stage::Stage;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $status:literal $code:literal $title:literal,)+) => {

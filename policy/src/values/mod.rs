@@ -1,0 +1,11 @@
+//! What rules are about: time, paths, requests, networks, stages, refusals. Plain data, with no rule inside.
+//!
+//! Floor 1: imports `document` and its own files.
+
+pub mod backoff;
+pub mod network_table;
+pub mod path;
+pub mod refusal;
+pub mod request;
+pub mod stage;
+pub mod time;
