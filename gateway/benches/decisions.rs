@@ -16,9 +16,9 @@ use gateway::store::local::LocalStore;
 use gateway::store::pots::Pots;
 use ipnet::Ipv4Net;
 use policy::Policy;
-use policy::authorize::PermissionRule;
-use policy::lease::Grant;
-use policy::limits::{Charge, LimitRule};
+use policy::rules::authorize::PermissionRule;
+use policy::rules::limits::lease::Grant;
+use policy::rules::limits::{Charge, LimitRule};
 use policy::values::network_table::NetworkTable;
 
 #[global_allocator]

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use pingora_core::protocols::http::ServerSession as Session;
 use pingora_http::ResponseHeader;
-use policy::breaker::Outcome;
-use policy::retry::is_repeatable;
+use policy::rules::breaker::Outcome;
+use policy::rules::retry::is_repeatable;
 use policy::values::request::Headers;
 use tracing::debug;
 

@@ -1,8 +1,8 @@
 //! The ban list as requests read it: a snapshot, no lock.
 
 use arc_swap::ArcSwap;
-use policy::blocks::Ban;
-use policy::client::{Client, parse_network};
+use policy::rules::blocks::Ban;
+use policy::rules::client::{Client, parse_network};
 use policy::values::network_table::NetworkTable;
 use policy::values::time::Timestamp;
 

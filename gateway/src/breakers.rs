@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use policy::breaker::{Breaker, BreakerRule, Outcome, Pass, State};
+use policy::rules::breaker::{Breaker, BreakerRule, Outcome, Pass, State};
 use policy::values::time::Timestamp;
 use tracing::warn;
 

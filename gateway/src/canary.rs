@@ -1,5 +1,5 @@
 //! A policy that has just come into force is watched, and the one before it put back when it leaves its band; the
-//! arithmetic is in [`policy::canary`].
+//! arithmetic is in [`policy::rules::canary`].
 //!
 //! Each policy in force counts its own requests, so those in flight at a reload count for the policy that judged them.
 
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use policy::canary::{CanaryRule, LONGEST_WINDOW, Tally};
+use policy::rules::canary::{CanaryRule, LONGEST_WINDOW, Tally};
 use tokio::time::Instant;
 
 use crate::gateway::Gateway;

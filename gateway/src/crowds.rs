@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use policy::crowd::{CrowdRule, Priority};
+use policy::rules::concurrency::{CrowdRule, Priority};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 

@@ -3,7 +3,7 @@
 use http::Version;
 use pingora_core::protocols::http::ServerSession as Session;
 use pingora_core::{Error, ErrorSource, ErrorType};
-use policy::breaker::Outcome;
+use policy::rules::breaker::Outcome;
 use policy::values::refusal::{Code, Refusal};
 use policy::values::stage::Stage;
 

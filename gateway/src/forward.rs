@@ -4,7 +4,7 @@ use http::header::HeaderName;
 use http::{HeaderMap, Version};
 use pingora_core::{ErrorType, OrErr as _, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
-use policy::authenticate::KEY_FIELD;
+use policy::rules::authenticate::KEY_FIELD;
 use service::telemetry;
 
 use crate::answer;

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use policy::Policy;
 use policy::document::{Fault, Faults};
-use policy::issuer::{KeySource, without_secrets};
+use policy::rules::authenticate::issuer::{KeySource, without_secrets};
 
 /// The names in a policy file.
 #[derive(Clone, Debug, Default)]

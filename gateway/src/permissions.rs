@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use ahash::RandomState;
-use policy::authorize::PermissionRule;
+use policy::rules::authorize::PermissionRule;
 use policy::values::time::Timestamp;
 use policy::world::{HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway};
 use serde_json::json;

@@ -36,7 +36,7 @@ pub(crate) fn read_deny_files(file: &Path, rules: &mut Policy) -> Result<(), Vec
         let path = folder.join(name);
         let read = read_list_text(&folder, name, room).map_err(|error| vec![whole_file(&path, &error)]);
         room = room.saturating_sub(read.as_ref().map_or(0, |text| text.len() as u64));
-        match read.and_then(|text| policy::blocks::read_list(&path.display().to_string(), &text)) {
+        match read.and_then(|text| policy::rules::blocks::read_list(&path.display().to_string(), &text)) {
             Ok(networks) => lists.push(networks),
             Err(found) => faults.extend(found),
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use policy::retry::RetryRule;
+use policy::rules::retry::RetryRule;
 
 /// A thousandth of a retry.
 type Milli = u32;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
-use policy::authenticate::Credential;
+use policy::rules::authenticate::Credential;
 use policy::values::time::Timestamp;
 
 use crate::store::Change;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use policy::Policy;
-use policy::authorize::PermissionRule;
-use policy::issuer::KeySource;
+use policy::rules::authenticate::issuer::KeySource;
+use policy::rules::authorize::PermissionRule;
 use service::startup::Summary;
 use service::telemetry;
 use tokio::net::TcpListener;

@@ -18,8 +18,8 @@ use http::header::{
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 use parking_lot::Mutex;
 use pingora_http::{RequestHeader, ResponseHeader};
-use policy::authenticate::{KEY_FIELD, Subject};
 use policy::routes::Route;
+use policy::rules::authenticate::{KEY_FIELD, Subject};
 use policy::values::time::Timestamp;
 use sha2::{Digest as _, Sha256};
 

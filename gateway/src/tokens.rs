@@ -5,7 +5,7 @@
 
 use ahash::RandomState;
 use parking_lot::Mutex;
-use policy::authenticate::Subject;
+use policy::rules::authenticate::Subject;
 
 use crate::cache::Cache;
 

@@ -5,9 +5,9 @@ use http::{HeaderMap, Method, StatusCode};
 use pingora_core::Result;
 use pingora_core::protocols::http::ServerSession as Session;
 use pingora_http::{RequestHeader, ResponseHeader};
-use policy::authorize::Permission;
-use policy::breaker::Outcome;
 use policy::routes::WhenOpen;
+use policy::rules::authorize::Permission;
+use policy::rules::breaker::Outcome;
 
 use crate::again::{retry_after, try_again};
 use crate::answer;

@@ -1,6 +1,6 @@
 //! Who uses what most, for `/admin/top` and `/admin/limits`: estimates in bounded memory, of this replica.
 
-use policy::bucket::Bucket;
+use policy::rules::limits::bucket::Bucket;
 
 use crate::sketch::Sketch;
 

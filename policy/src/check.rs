@@ -11,11 +11,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
-use crate::authenticate::KEY_FIELD;
 use crate::document::{Fault, Faults, Section};
 use crate::from_toml_str;
 use crate::pipeline::{Admission, admit};
 use crate::policy::Policy;
+use crate::rules::authenticate::KEY_FIELD;
 use crate::simulation::{SIGNATURE, Simulation};
 use crate::values::path;
 use crate::values::refusal::{Code, Refusal};
@@ -251,7 +251,7 @@ impl Policy {
     }
 
     /// The limits in the order of their names, for a listing.
-    pub fn limits_by_name(&self) -> BTreeMap<&str, &crate::limits::LimitRule> {
+    pub fn limits_by_name(&self) -> BTreeMap<&str, &crate::rules::limits::LimitRule> {
         self.limits.iter().map(|limit| (&*limit.name, &**limit)).collect()
     }
 }

@@ -5,31 +5,14 @@
 //! file, socket, environment, runtime or randomness in this crate: time and chance are arguments, so that a decision
 //! can be simulated, tested for properties, explained and replayed. `clippy.toml` keeps it so.
 
-pub mod authenticate;
-pub mod authorize;
-pub mod blocks;
-pub mod breaker;
-pub mod bucket;
-pub mod canary;
 pub mod check;
-mod claims;
-pub mod client;
-pub mod crowd;
 pub mod document;
-pub mod gcra;
-pub mod headers;
-pub mod issuer;
-pub mod lease;
-pub mod limits;
 pub mod neighbours;
 pub mod pipeline;
 mod policy;
-pub mod requests;
-pub mod retry;
 pub mod routes;
+pub mod rules;
 pub mod simulation;
-mod spending;
-pub mod token;
 pub mod values;
 pub mod world;
 

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::authenticate::Subject;
-use crate::authorize::{Authorized, Permission};
-use crate::breaker::Outcome;
-use crate::client::Client;
-use crate::limits::{Quota, Reserved};
 use crate::policy::Policy;
 use crate::routes::Route;
-use crate::spending::{Demand, Spent};
+use crate::rules::authenticate::Subject;
+use crate::rules::authorize::{Authorized, Permission};
+use crate::rules::breaker::Outcome;
+use crate::rules::client::Client;
+use crate::rules::limits::spend::{Demand, Spent};
+use crate::rules::limits::{Quota, Reserved};
 use crate::values::refusal::{Code, Refusal};
 use crate::values::request::Request;
 use crate::values::stage::Stage::{

@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::breaker::BreakerRule;
-use crate::crowd::{CrowdRule, Priority};
 use crate::document::units::{Bytes, Span};
-use crate::issuer::Issuer;
-use crate::limits::LimitRule;
-use crate::retry::RetryRule;
+use crate::rules::authenticate::issuer::Issuer;
+use crate::rules::breaker::BreakerRule;
+use crate::rules::concurrency::{CrowdRule, Priority};
+use crate::rules::limits::LimitRule;
+use crate::rules::retry::RetryRule;
 use crate::values::path::{self, EncodedSlash};
 use crate::values::refusal::{Code, Refusal};
 use crate::values::request::Request;

@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::authenticate::{Credential, KEY_PREFIX, Subject};
-use crate::authorize::PermissionRule;
-use crate::blocks::{AutoBlock, Ban};
-use crate::breaker::{Breaker, BreakerRule, Outcome, Pass};
-use crate::bucket::Bucket;
-use crate::client::Client;
-use crate::issuer::Issuer;
-use crate::limits::{Charge, Charges, Readings, spend_all};
-use crate::token::Token;
+use crate::rules::authenticate::issuer::Issuer;
+use crate::rules::authenticate::token::Token;
+use crate::rules::authenticate::{Credential, KEY_PREFIX, Subject};
+use crate::rules::authorize::PermissionRule;
+use crate::rules::blocks::{AutoBlock, Ban};
+use crate::rules::breaker::{Breaker, BreakerRule, Outcome, Pass};
+use crate::rules::client::Client;
+use crate::rules::limits::bucket::Bucket;
+use crate::rules::limits::{Charge, Charges, Readings, spend_all};
 use crate::values::time::{Now, Timestamp};
 use crate::world::{
     HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway, Store, StoreAway, VerifyFault, World,

@@ -4,14 +4,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::authenticate::{Credential, Subject};
-use crate::authorize::PermissionRule;
-use crate::blocks::{AutoBlock, Ban};
-use crate::breaker::{BreakerRule, Outcome};
-use crate::client::Client;
-use crate::issuer::Issuer;
-use crate::limits::{Charge, Charges, Readings};
-use crate::token::Token;
+use crate::rules::authenticate::issuer::Issuer;
+use crate::rules::authenticate::token::Token;
+use crate::rules::authenticate::{Credential, Subject};
+use crate::rules::authorize::PermissionRule;
+use crate::rules::blocks::{AutoBlock, Ban};
+use crate::rules::breaker::{BreakerRule, Outcome};
+use crate::rules::client::Client;
+use crate::rules::limits::{Charge, Charges, Readings};
 use crate::values::time::{Now, Timestamp};
 
 /// Which buckets are meant.

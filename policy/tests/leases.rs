@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use policy::gcra::Gcra;
-use policy::lease::{Ask, Grant, Level, Pot, SharedBucket};
+use policy::rules::limits::gcra::Gcra;
+use policy::rules::limits::lease::{Ask, Grant, Level, Pot, SharedBucket};
 use policy::values::time::Timestamp;
 use proptest::prelude::*;
 

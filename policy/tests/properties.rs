@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use policy::Policy;
-use policy::breaker::Outcome;
 use policy::check::{RequestLine, judge};
 use policy::pipeline::{admit, settle};
+use policy::rules::breaker::Outcome;
 use policy::simulation::Simulation;
 use policy::values::refusal::{Code, Refusal};
 use policy::values::request::{Headers, Request};

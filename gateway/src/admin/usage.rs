@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use policy::bucket::Bucket;
-use policy::limits::{LimitRule, Mode, Scope};
+use policy::rules::limits::bucket::Bucket;
+use policy::rules::limits::{LimitRule, Mode, Scope};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use policy::authenticate::{Credential, Subject};
-use policy::authorize::PermissionRule;
-use policy::blocks::{AutoBlock, Ban};
-use policy::breaker::{BreakerRule, Outcome};
-use policy::client::Client;
-use policy::issuer::Issuer;
-use policy::limits::{Charge, Charges, Readings};
-use policy::token::Token;
+use policy::rules::authenticate::issuer::Issuer;
+use policy::rules::authenticate::token::Token;
+use policy::rules::authenticate::{Credential, Subject};
+use policy::rules::authorize::PermissionRule;
+use policy::rules::blocks::{AutoBlock, Ban};
+use policy::rules::breaker::{BreakerRule, Outcome};
+use policy::rules::client::Client;
+use policy::rules::limits::{Charge, Charges, Readings};
 use policy::values::time::{Now, Timestamp};
 use policy::world::{
     HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway, Store as Which, StoreAway,

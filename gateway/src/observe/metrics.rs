@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use policy::breaker::State;
-use policy::limits::Quota;
+use policy::rules::breaker::State;
+use policy::rules::limits::Quota;
 use policy::values::refusal::{Code, Refusal};
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,

@@ -12,8 +12,8 @@ use anyhow::anyhow;
 use ipnet::IpNet;
 use parking_lot::Mutex;
 use policy::Policy;
-use policy::blocks::read_list;
 use policy::document::Fault;
+use policy::rules::blocks::read_list;
 use sha2::{Digest as _, Sha256};
 use tracing::{error, info};
 

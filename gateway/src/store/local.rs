@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use ipnet::IpNet;
 use parking_lot::Mutex;
-use policy::blocks::AutoBlock;
-use policy::bucket::Bucket;
-use policy::gcra::Level;
-use policy::limits::{Charge, Charges, Readings, spend_all};
+use policy::rules::blocks::AutoBlock;
+use policy::rules::limits::bucket::Bucket;
+use policy::rules::limits::gcra::Level;
+use policy::rules::limits::{Charge, Charges, Readings, spend_all};
 use policy::values::time::Timestamp;
 use policy::world::StoreAway;
 use smallvec::SmallVec;

@@ -6,9 +6,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use policy::blocks::AutoBlock;
-use policy::bucket::Bucket;
-use policy::limits::{Charge, Charges, Readings};
+use policy::rules::blocks::AutoBlock;
+use policy::rules::limits::bucket::Bucket;
+use policy::rules::limits::{Charge, Charges, Readings};
 use policy::values::time::Timestamp;
 use policy::world::StoreAway;
 use serde::{Deserialize, Serialize};

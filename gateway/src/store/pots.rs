@@ -7,10 +7,10 @@ use std::future::Future;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use policy::bucket::Bucket;
-use policy::gcra::{Gcra, Reading};
-use policy::lease::{Ask, Grant, Level, Pot};
-use policy::limits::{Charge, Mode, Readings};
+use policy::rules::limits::bucket::Bucket;
+use policy::rules::limits::gcra::{Gcra, Reading};
+use policy::rules::limits::lease::{Ask, Grant, Level, Pot};
+use policy::rules::limits::{Charge, Mode, Readings};
 use policy::values::time::Timestamp;
 use policy::world::StoreAway;
 use smallvec::SmallVec;

@@ -2,8 +2,8 @@
 
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
-use policy::bucket::Bucket;
-use policy::limits::Charge;
+use policy::rules::limits::Charge;
+use policy::rules::limits::bucket::Bucket;
 use smallvec::SmallVec;
 
 /// So many locks share the buckets.

@@ -12,7 +12,7 @@ use policy::values::path::encode_query;
 use policy::values::refusal::Code;
 
 /// The parser's room for header fields; a policy's `max_headers` is never more.
-const MAX_FIELDS: usize = policy::requests::MAX_HEADERS as usize;
+const MAX_FIELDS: usize = policy::rules::requests::MAX_HEADERS as usize;
 
 /// How the message's end is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -465,7 +465,8 @@ macro_rules! words {
 impl FromToml for ipnet::IpNet {
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Unfit> {
         let text = String::from_toml(value)?;
-        crate::client::read_network(&text).map_err(|wanted| Unfit::new(wanted, format_args!("{text:?}")))
+        crate::rules::client::read_network(&text)
+            .map_err(|wanted| Unfit::new(wanted, format_args!("{text:?}")))
     }
 }
 

@@ -1,13 +1,13 @@
 //! The settings of a policy that are one of a few words, each with all of its words: what the documentation lists, and
 //! what is switched on by a test, word by word.
 
-use crate::authorize::OnPermissionFailure;
-use crate::crowd::Priority;
-use crate::headers;
-use crate::limits::{Counts, Mode, OnStoreFailure, Scope};
-use crate::retry::Growth;
 use crate::routes::WhenOpen;
-use crate::token::Algorithm;
+use crate::rules::authenticate::token::Algorithm;
+use crate::rules::authorize::OnPermissionFailure;
+use crate::rules::concurrency::Priority;
+use crate::rules::limits::{Counts, Mode, OnStoreFailure, Scope};
+use crate::rules::response_headers;
+use crate::rules::retry::Growth;
 use crate::values::path::EncodedSlash;
 
 /// A setting as its path in the file, and its words.
@@ -16,7 +16,7 @@ pub type Offer = (&'static str, &'static [&'static str]);
 /// Every such setting.
 pub const OFFERED: [Offer; 12] = [
     ("routes.priority", Priority::WORDS),
-    ("headers.mode", headers::Mode::WORDS),
+    ("headers.mode", response_headers::Mode::WORDS),
     ("jwt.algorithms", Algorithm::WORDS),
     ("limits.counts", Counts::WORDS),
     ("limits.key", &["ip", "user", "api_key", "route", "global", "header:NAME", "field:NAME"]),

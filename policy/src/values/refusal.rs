@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::authenticate::Subject;
-use crate::limits::Quota;
 use crate::routes::{Route, WhenOpen};
+use crate::rules::authenticate::Subject;
+use crate::rules::limits::Quota;
 use crate::values::stage::Stage;
 
 macro_rules! codes {

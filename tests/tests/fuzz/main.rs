@@ -4,7 +4,7 @@
 use gateway::fuzz as doors;
 use gateway::overrides::{flatten, lay_over};
 use policy::Policy;
-use policy::token::Token;
+use policy::rules::authenticate::token::Token;
 use policy::values::path::{EncodedSlash, normalise};
 use tests::mutate::fuzz;
 

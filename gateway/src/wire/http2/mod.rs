@@ -18,7 +18,7 @@ use http::Request;
 use pingora_core::apps::HttpServerApp as _;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::{Digest, GetProxyDigest as _, GetSocketDigest as _, Ssl as _};
-use policy::requests::RequestRule;
+use policy::rules::requests::RequestRule;
 use tokio::sync::{Notify, watch};
 
 use super::connection::Connection;

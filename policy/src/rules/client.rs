@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::blocks::table;
 use crate::document::Section;
+use crate::rules::blocks::table;
 use crate::values::network_table::NetworkTable;
 use crate::values::refusal::{Code, Refusal};
 use crate::values::request::{Headers, Request};

@@ -6,16 +6,20 @@
 //! believed, however good it is otherwise. A route without `auth` is open, and a proof sent there is not looked at. Only
 //! this file makes a [`Subject`], so nothing that needs one can be asked before.
 
+pub(crate) mod claims;
+pub mod issuer;
+pub mod token;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::authorize::PermissionRule;
-use crate::claims::{TokenRefusal, plain};
-use crate::issuer::Issuer;
 use crate::routes::Route;
-use crate::token::{MAX_TOKEN, Token, TokenFault};
+use crate::rules::authenticate::claims::{TokenRefusal, plain};
+use crate::rules::authenticate::issuer::Issuer;
+use crate::rules::authenticate::token::{MAX_TOKEN, Token, TokenFault};
+use crate::rules::authorize::PermissionRule;
 use crate::values::refusal::{Code, Refusal};
 use crate::values::request::Request;
 use crate::values::stage::Stage;

@@ -9,9 +9,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::breaker::Outcome;
 use crate::document::Section;
 use crate::document::units::Span;
+use crate::rules::breaker::Outcome;
 use crate::values::backoff::Backoff;
 use crate::values::request::Headers;
 use crate::words;

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::client::{Client, read_network};
 use crate::document::units::Span;
 use crate::document::{Fault, Faults, Section};
+use crate::rules::client::{Client, read_network};
 use crate::values::network_table::NetworkTable;
 use crate::values::refusal::{Code, Refusal};
 use crate::values::stage::Stage;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::authenticate::Subject;
-use crate::bucket::Bucket;
-use crate::client::Client;
-use crate::gcra::Reading;
-use crate::limits::{Counts, LimitRule, Mode, OnStoreFailure, Scope};
+use crate::rules::authenticate::Subject;
+use crate::rules::client::Client;
+use crate::rules::limits::bucket::Bucket;
+use crate::rules::limits::gcra::Reading;
+use crate::rules::limits::{Counts, LimitRule, Mode, OnStoreFailure, Scope};
 use crate::values::refusal::{Code, Refusal, whole_seconds};
 use crate::values::request::Request;
 use crate::values::stage::Stage;

@@ -9,10 +9,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::authenticate::Subject;
 use crate::document::Section;
 use crate::document::units::Span;
 use crate::routes::Route;
+use crate::rules::authenticate::Subject;
 use crate::values::refusal::{Code, Refusal};
 use crate::values::request::Request;
 use crate::values::stage::Stage;

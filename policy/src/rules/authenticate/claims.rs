@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::issuer::Issuer;
-use crate::token::Token;
+use crate::rules::authenticate::issuer::Issuer;
+use crate::rules::authenticate::token::Token;
 use crate::values::refusal::Code;
 use crate::values::time::Timestamp;
 

@@ -4,23 +4,28 @@
 //! back what the earlier ones took. A key that a request lacks (no such header, no subject) shares one `anonymous`
 //! bucket: leaving a key out never exempts. A limit in `shadow` counts and reports but refuses nobody.
 
+pub mod bucket;
+pub mod gcra;
+pub mod lease;
+pub(crate) mod spend;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::authenticate::Subject;
-use crate::bucket::{ANONYMOUS, Bucket};
-use crate::client::{Client, ClientRule, parse_network};
 use crate::document::units::Rate;
 use crate::document::{OneOrMany, Section};
 use crate::from_toml_str;
-use crate::gcra::Gcra;
+use crate::rules::authenticate::Subject;
+use crate::rules::client::{Client, ClientRule, parse_network};
+use crate::rules::limits::bucket::{ANONYMOUS, Bucket};
+use crate::rules::limits::gcra::Gcra;
 use crate::values::request::{Member, Request};
 use crate::words;
 use serde_json::Value;
 
-pub use crate::spending::{Charge, Charges, Quota, Readings, Reserved, spend_all};
+pub use crate::rules::limits::spend::{Charge, Charges, Quota, Readings, Reserved, spend_all};
 
 /// What a limit counts by.
 #[derive(Clone, Debug, PartialEq, Eq)]

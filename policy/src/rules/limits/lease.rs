@@ -1,6 +1,6 @@
 //! Leases: how replicas share a bucket without asking for every token.
 //!
-//! The shared bucket is one number, as in [`crate::gcra`], and for each replica the tokens that it was handed ahead. A
+//! The shared bucket is one number, as in [`crate::rules::limits::gcra`], and for each replica the tokens that it was handed ahead. A
 //! replica keeps those in a [`Pot`] and spends them without asking; when the pot is empty it asks for as many as it
 //! will need soon. What an answer says of an empty bucket is believed until it has refilled, so that nobody asks for
 //! what is known.
@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::gcra::{Gcra, Level as Kept, Reading};
+use crate::rules::limits::gcra::{Gcra, Level as Kept, Reading};
 use crate::values::time::{Timestamp, nanos};
 
 /// A lease ends after this time, in the shared bucket. Unspent tokens go back long before.

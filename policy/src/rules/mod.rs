@@ -1,0 +1,16 @@
+//! The rules, one file a table of the policy: its words, its section, its type, the questions that it asks of the
+//! outside, and the function that judges.
+//!
+//! Floor 2: imports `document`, `values` and its own files.
+
+pub mod authenticate;
+pub mod authorize;
+pub mod blocks;
+pub mod breaker;
+pub mod canary;
+pub mod client;
+pub mod concurrency;
+pub mod limits;
+pub mod requests;
+pub mod response_headers;
+pub mod retry;
