@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use policy::Policy;
-use policy::check::{RequestLine, judge};
 use policy::document::Fault;
-use policy::simulation::{SIGNATURE, Simulation};
+use policy::testing::check::{RequestLine, judge};
+use policy::testing::simulation::{SIGNATURE, Simulation};
 use policy::values::stage::{Finding, Stage};
 use serde_json::json;
 

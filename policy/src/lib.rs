@@ -5,14 +5,13 @@
 //! file, socket, environment, runtime or randomness in this crate: time and chance are arguments, so that a decision
 //! can be simulated, tested for properties, explained and replayed. `clippy.toml` keeps it so.
 
-pub mod check;
 pub mod document;
 pub mod neighbours;
 pub mod pipeline;
 mod policy;
 pub mod routes;
 pub mod rules;
-pub mod simulation;
+pub mod testing;
 pub mod values;
 pub mod world;
 

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::check::PolicyTest;
 use crate::document::units::Bytes;
 use crate::document::{Fault, Faults, LONGEST_NAME, Section, nearest};
 use crate::from_toml_str;
@@ -20,6 +19,7 @@ use crate::rules::limits::{Counts, LimitRule};
 use crate::rules::requests::RequestRule;
 use crate::rules::response_headers::AnswerHeaders;
 use crate::rules::retry::RetryRule;
+use crate::testing::check::PolicyTest;
 use crate::values::refusal::Refusal;
 use crate::values::request::Request;
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use policy::Policy;
-use policy::check::{RequestLine, judge};
 use policy::pipeline::{admit, settle};
 use policy::rules::breaker::Outcome;
-use policy::simulation::Simulation;
+use policy::testing::check::{RequestLine, judge};
+use policy::testing::simulation::Simulation;
 use policy::values::refusal::{Code, Refusal};
 use policy::values::request::{Headers, Request};
 use policy::values::stage::{Finding, Stage, Trail};
@@ -86,7 +86,12 @@ fn token(subject: &str, expires_in: i64) -> String {
     let encode = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
     let expires = i64::try_from(START.as_secs()).unwrap() + expires_in;
     let claims = format!(r#"{{"sub":"{subject}","exp":{expires}}}"#);
-    format!("Bearer {}.{}.{}", encode(r#"{"alg":"EdDSA"}"#), encode(&claims), policy::simulation::SIGNATURE)
+    format!(
+        "Bearer {}.{}.{}",
+        encode(r#"{"alg":"EdDSA"}"#),
+        encode(&claims),
+        policy::testing::simulation::SIGNATURE
+    )
 }
 
 fn ask(
@@ -136,7 +141,7 @@ fn each_refusal_names_its_stage_and_says_what_to_do() {
     assert_eq!(code(&policy, &world, client, "GET /closed/it", None), Some(Code::TokenMissing));
     let expired = token("ann", -60);
     assert_eq!(code(&policy, &world, client, "GET /closed/it", Some(&expired)), Some(Code::TokenExpired));
-    let forged = token("ann", 60).replace(policy::simulation::SIGNATURE, "Zm9yZ2Vk");
+    let forged = token("ann", 60).replace(policy::testing::simulation::SIGNATURE, "Zm9yZ2Vk");
     assert_eq!(code(&policy, &world, client, "GET /closed/it", Some(&forged)), Some(Code::TokenInvalid));
     world.advance(Duration::from_secs(5));
     let fine = token("ann", 60);

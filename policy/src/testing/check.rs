@@ -16,7 +16,7 @@ use crate::from_toml_str;
 use crate::pipeline::{Admission, admit};
 use crate::policy::Policy;
 use crate::rules::authenticate::KEY_FIELD;
-use crate::simulation::{SIGNATURE, Simulation};
+use crate::testing::simulation::{SIGNATURE, Simulation};
 use crate::values::path;
 use crate::values::refusal::{Code, Refusal};
 use crate::values::request::{Headers, Request};
