@@ -22,7 +22,7 @@ use policy::values::time::Timestamp;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
-use crate::cache::Cache;
+use crate::collections::s3_fifo::Cache;
 use crate::feed::{Change, Knowledge, Moment, News};
 
 /// So many locks share the answers.

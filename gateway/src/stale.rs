@@ -25,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use directives::{Directives, age, freshness};
 
-use crate::cache::Cache;
+use crate::collections::s3_fifo::Cache;
 use crate::forward;
 
 /// Answers that are kept, and the bytes of all of them with their headers.

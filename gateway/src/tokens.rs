@@ -7,7 +7,7 @@ use ahash::RandomState;
 use parking_lot::Mutex;
 use policy::rules::authenticate::Subject;
 
-use crate::cache::Cache;
+use crate::collections::s3_fifo::Cache;
 
 /// So many locks share the tokens.
 const SHARDS: usize = 16;

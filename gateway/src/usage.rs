@@ -2,7 +2,7 @@
 
 use policy::rules::limits::bucket::Bucket;
 
-use crate::sketch::Sketch;
+use crate::collections::top_k::Sketch;
 
 /// The longest name that is counted, in bytes: subjects are as long as their issuers make them.
 const LONGEST_NAME: usize = 128;

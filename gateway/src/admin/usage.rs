@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use super::guard::not_audited;
 use super::{Admin, RequestId, problem};
 use crate::clock;
+use crate::collections::top_k::{COUNTERS, Count, LONGEST_WINDOW};
 use crate::observe::audit::{Actor, Entry};
-use crate::sketch::{COUNTERS, Count, LONGEST_WINDOW};
 use crate::store::Store as _;
 
 /// Keys of each limit that are listed.
