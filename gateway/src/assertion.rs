@@ -12,7 +12,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::answer;
-use crate::secrets::Secret;
+use crate::config::secrets::Secret;
 
 /// The field that carries it.
 pub const FIELD: &str = "x-palisade-assertion";

@@ -11,8 +11,8 @@ use policy::testing::simulation::{SIGNATURE, Simulation};
 use policy::values::stage::{Finding, Stage};
 use serde_json::json;
 
-use crate::cli::Explain;
 use crate::clock;
+use crate::config::cli::Explain;
 use crate::policy_files::{LARGEST, lines, read_deny_files};
 
 /// Validates policies and runs their own tests. Every fault of every file is printed.

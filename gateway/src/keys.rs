@@ -24,9 +24,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::again::Backoff;
+use crate::config::secrets::Secrets;
 use crate::fetch::Fetch;
 use crate::observe::metrics::Metrics;
-use crate::secrets::Secrets;
 
 /// An unknown key causes a fetch at most so often.
 const AT_MOST_ONCE_IN: Duration = Duration::from_secs(10);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use gateway::cli::{Cli, Command};
-use gateway::settings::Settings;
+use gateway::config::cli::{Cli, Command};
+use gateway::config::settings::Settings;
 use gateway::{check, healthcheck, run};
 use service::telemetry::Start;
 

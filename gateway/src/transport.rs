@@ -19,9 +19,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::config::settings::{UpstreamProtocol, UpstreamSettings, UpstreamTlsSettings};
 use crate::observe::metrics::Metrics;
 use crate::pem::{self, Made, PemFile};
-use crate::settings::{UpstreamProtocol, UpstreamSettings, UpstreamTlsSettings};
 
 /// Streams of one connection to an upstream.
 const STREAMS: u16 = 64;

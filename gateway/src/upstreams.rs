@@ -18,11 +18,11 @@ use tracing::{debug, warn};
 
 use crate::balance::{self, Fleet, Member};
 use crate::clock;
+use crate::config::settings::UpstreamSettings;
 use crate::fetch::{Address, Fetch, Place, is_unreachable};
 use crate::names::{self, LookUp, Name};
 use crate::observe::metrics::Metrics;
 use crate::probe::Health;
-use crate::settings::UpstreamSettings;
 use crate::transport::Transport;
 
 /// For making a connection to an upstream.

@@ -19,10 +19,10 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::clock;
+use crate::config::secrets::Secret;
 use crate::gateway::{ChangeFault, Gateway};
 use crate::observe::audit::{Actor, Entry};
 use crate::reload::Reloader;
-use crate::secrets::Secret;
 use crate::state_dir::StateDir;
 use crate::upstreams::Upstreams;
 

@@ -16,7 +16,7 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use crate::secrets::REDIS_PASSWORD;
+use crate::config::secrets::REDIS_PASSWORD;
 
 /// For connecting, which no request waits for.
 const CONNECT: Duration = Duration::from_secs(1);

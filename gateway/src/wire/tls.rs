@@ -10,9 +10,9 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::server::TlsStream;
 
+use crate::config::settings::TlsSettings;
 use crate::observe::metrics::Metrics;
 use crate::pem::{self, Made, PemFile};
-use crate::settings::TlsSettings;
 
 /// TLS, as the files say.
 pub struct Tls(Arc<Made<ServerConfig>>);

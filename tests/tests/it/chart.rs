@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use gateway::settings::{Profile, Settings};
+use gateway::config::settings::{Profile, Settings};
 use tests::program::built;
 use tests::stack::{root, tool};
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::settings::Profile;
+use crate::config::settings::Profile;
 
 /// Palisade: a gateway that hardens any HTTP service.
 #[derive(Debug, Parser)]

@@ -1,0 +1,7 @@
+//! What an operator sets outside of the policy: the settings file, the command line, secrets.
+//!
+//! Floor 1: imports nothing of this crate but its own files.
+
+pub mod cli;
+pub mod secrets;
+pub mod settings;
