@@ -11,8 +11,8 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::answer;
 use crate::config::secrets::Secret;
+use crate::http::problem;
 
 /// The field that carries it.
 pub const FIELD: &str = "x-palisade-assertion";
@@ -97,7 +97,7 @@ impl Signer {
     pub fn sign(&self, assertion: &Assertion<'_>) -> anyhow::Result<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let exp = now + LIFETIME.as_secs();
-        let jti = answer::new_request_id();
+        let jti = problem::new_request_id();
         let (iss, aud) = ("palisade-gateway", "palisade-backend");
         let claims = Claims { iss, aud, iat: now, exp, jti: &jti, assertion };
         Ok(encode(&self.header, &claims, &self.key)?)

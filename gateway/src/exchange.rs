@@ -20,13 +20,13 @@ use service::telemetry;
 use smallvec::SmallVec;
 use tracing::{Instrument as _, Span, field, info_span, warn};
 
-use crate::answer;
 use crate::breakers::BreakerPass;
 use crate::clock;
 use crate::crowds::{Place, Shed};
 use crate::forward;
 use crate::gateway::{Gateway, Handle};
-use crate::grpc;
+use crate::http::grpc;
+use crate::http::problem;
 use crate::reload::Loaded;
 use crate::stale::{Asking, Keeping, Who};
 use crate::tunnels::Open;
@@ -104,7 +104,7 @@ impl Exchange {
             started: Instant::now(),
             started_at: SystemTime::now(),
             peer,
-            request_id: answer::request_id(
+            request_id: problem::request_id(
                 header.headers.get("x-request-id").map(http::HeaderValue::as_bytes),
             ),
             target: String::new(),

@@ -7,9 +7,9 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use policy::rules::authenticate::KEY_FIELD;
 use service::telemetry;
 
-use crate::answer;
 use crate::assertion::{self, Assertion, BodyBinding, Signer};
 use crate::exchange::Exchange;
+use crate::http::problem;
 
 /// Fields that concern one connection (RFC 9110, 7.6.1), besides those that frame a message or upgrade.
 const HOP_BY_HOP: [&str; 6] =
@@ -44,7 +44,7 @@ const NO_TRAILERS: [&str; 27] = [
     "warning",
     "www-authenticate",
     "x-request-id",
-    answer::READ_ONLY,
+    problem::READ_ONLY,
 ];
 
 /// Fields that we rely on: a client cannot have them dropped by naming them in `Connection`.

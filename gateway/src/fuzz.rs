@@ -3,7 +3,7 @@
 
 use bytes::BytesMut;
 
-use crate::chunked::{ChunkFault, Chunks, Part};
+use crate::http::chunked::{ChunkFault, Chunks, Part};
 use crate::wire::head;
 
 pub use crate::hop::fuzz_answer_head as answer_head;

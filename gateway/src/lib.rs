@@ -6,7 +6,6 @@
 
 pub mod admin;
 mod again;
-pub mod answer;
 pub mod answers;
 pub mod assertion;
 pub mod balance;
@@ -14,7 +13,6 @@ pub mod bans;
 pub mod breakers;
 pub mod canary;
 pub mod check;
-mod chunked;
 pub mod clock;
 pub mod collections;
 pub mod config;
@@ -27,9 +25,9 @@ mod forward;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gateway;
-mod grpc;
 pub mod healthcheck;
 pub mod hop;
+pub mod http;
 pub mod keys;
 pub mod ledger;
 mod named;

@@ -20,13 +20,13 @@ use policy::values::stage::Stage;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::answer;
 use crate::assertion::Signer;
 use crate::exchange::Exchange;
 use crate::failure::{connection, describe, has_begun, is_http2, understand};
 use crate::forward;
 use crate::gateway::{Gateway, Handle};
 use crate::hop::Pool;
+use crate::http::problem;
 use crate::observe::access::AccessLog;
 use crate::reply::{end_call, refuse};
 use crate::request_body;
@@ -101,15 +101,15 @@ impl Proxy {
 
     async fn refuse_header(&self, session: &mut Session) -> Result<()> {
         let refusal = Refusal::new(Stage::Accept, Code::MalformedRequest, "the header is malformed");
-        let request_id = answer::new_request_id();
+        let request_id = problem::new_request_id();
         let mut header = ResponseHeader::build(refusal.status(), Some(8))?;
         let encrypted = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         let channel = Channel { encrypted, production: self.production };
         let headers = &self.gateway.policy().rules.headers;
-        for (name, value) in answer::fields(&refusal, &request_id, headers, channel) {
+        for (name, value) in problem::fields(&refusal, &request_id, headers, channel) {
             header.insert_header(name, value)?;
         }
-        let body = answer::body(&refusal, &request_id);
+        let body = problem::body(&refusal, &request_id);
         header.insert_header("content-length", body.len().to_string())?;
         session.write_error_response(header, body.into()).await
     }

@@ -8,11 +8,11 @@ use pingora_core::protocols::http::{HttpTask, ServerSession as Session};
 use pingora_http::ResponseHeader;
 use policy::values::refusal::Refusal;
 
-use crate::answer;
 use crate::clock;
 use crate::exchange::Exchange;
 use crate::failure::is_http2;
-use crate::grpc;
+use crate::http::grpc;
+use crate::http::problem;
 use crate::proxy::Proxy;
 
 /// For reading on after an early answer over HTTP/2, where a reset stream loses the answer.
@@ -32,9 +32,9 @@ impl Proxy {
         let (asking, now) = (exchange.asking(route, subject, request), clock::steady());
         let Some(kept) = self.gateway.last_good.find(&asking, now) else { return Ok(false) };
         let mut header = (*kept.header).clone();
-        answer::complete(&mut header, &exchange.request_id, &exchange.rules().headers, exchange.channel)?;
+        problem::complete(&mut header, &exchange.request_id, &exchange.rules().headers, exchange.channel)?;
         header.insert_header("age", kept.age(now).as_secs().to_string())?;
-        header.insert_header("warning", answer::STALE)?;
+        header.insert_header("warning", problem::STALE)?;
         header.remove_header("transfer-encoding");
         header.insert_header("content-length", kept.body.len().to_string())?;
         self.gateway.metrics.stale_answers.with_label_values(&[&*route.name]).inc();
@@ -65,7 +65,7 @@ pub(crate) async fn refuse(session: &mut Session, exchange: &mut Exchange, refus
         session.set_keepalive(None);
     }
     let (headers, channel) = (&exchange.rules().headers, exchange.channel);
-    let fields = answer::fields(&refusal, &exchange.request_id, headers, channel);
+    let fields = problem::fields(&refusal, &exchange.request_id, headers, channel);
     let status = if is_call { 200 } else { refusal.status() };
     let mut header = ResponseHeader::build(status, Some(16))?;
     for (name, value) in fields {
@@ -78,7 +78,7 @@ pub(crate) async fn refuse(session: &mut Session, exchange: &mut Exchange, refus
         exchange.grpc_status = Some(grpc::of_refusal(&refusal));
         None
     } else {
-        let body = answer::body(&refusal, &exchange.request_id);
+        let body = problem::body(&refusal, &exchange.request_id);
         header.insert_header("content-length", body.len().to_string())?;
         Some(body)
     };

@@ -10,11 +10,11 @@ use policy::rules::authorize::Permission;
 use policy::rules::breaker::Outcome;
 
 use crate::again::{retry_after, try_again};
-use crate::answer;
 use crate::clock;
 use crate::exchange::Exchange;
 use crate::forward;
-use crate::grpc;
+use crate::http::grpc;
+use crate::http::problem;
 use crate::proxy::Proxy;
 use crate::stale::Keeping;
 use crate::tunnels::{Handshake, Open};
@@ -37,7 +37,7 @@ impl Proxy {
         if let Some(called) = exchange.call_status(&header.headers) {
             outcome = called;
         }
-        if header.remove_header(answer::READ_ONLY).is_some() {
+        if header.remove_header(problem::READ_ONLY).is_some() {
             // The service refuses to change something, but it is well: its breaker has nothing to count.
             outcome = Outcome::ClientLeft;
         }
@@ -104,14 +104,14 @@ impl Proxy {
 
 /// What every answer says, whoever made it.
 fn add_fields(exchange: &Exchange, header: &mut ResponseHeader) -> Result<()> {
-    answer::complete(header, &exchange.request_id, &exchange.rules().headers, exchange.channel)?;
+    problem::complete(header, &exchange.request_id, &exchange.rules().headers, exchange.channel)?;
     let admission = exchange.admission.as_ref();
     let quotas = admission.map(|admission| admission.quotas.as_slice()).unwrap_or_default();
-    for (name, value) in answer::rate_limit(quotas) {
+    for (name, value) in problem::rate_limit(quotas) {
         header.insert_header(name, value)?;
     }
     if admission.is_some_and(|one| one.permission == Permission::LastKnown) {
-        header.append_header("warning", answer::PERMISSION_LAST_KNOWN)?;
+        header.append_header("warning", problem::PERMISSION_LAST_KNOWN)?;
     }
     Ok(())
 }

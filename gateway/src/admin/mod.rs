@@ -145,7 +145,7 @@ fn problem(status: StatusCode, code: &str, detail: &str) -> Response {
         "status": status.as_u16(),
         "code": code,
         "detail": detail,
-        "request_id": crate::answer::new_request_id(),
+        "request_id": crate::http::problem::new_request_id(),
     });
     let mut response = (status, Json(body)).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -160,7 +160,7 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
         let sent = parts.headers.get("x-request-id").map(HeaderValue::as_bytes);
-        Ok(Self(crate::answer::request_id(sent)))
+        Ok(Self(crate::http::problem::request_id(sent)))
     }
 }
 

@@ -27,8 +27,8 @@ use super::places::Places;
 use super::proxy_protocol;
 use super::socket::Socket;
 use super::tls::Tls;
-use crate::answer;
 use crate::gateway::Gateway;
+use crate::http::problem;
 use crate::observe::access::{AccessLog, Line};
 use crate::proxy::Proxy;
 
@@ -340,7 +340,7 @@ fn examine(bytes: &BytesMut, rule: &RequestRule) -> Result<Option<Read>, Refusal
 
 /// Answers before there is a session, and closes.
 async fn refuse(door: &Door, peer: IpAddr, mut connection: Box<Connection>, refusal: &Refusal) {
-    let request_id = answer::new_request_id();
+    let request_id = problem::new_request_id();
     door.gateway.metrics.refused(refusal);
     door.gateway.metrics.requests.with_label_values(&["none", "none", &refusal.status().to_string()]).inc();
     door.opening.access.log(&Line {
@@ -356,7 +356,7 @@ async fn refuse(door: &Door, peer: IpAddr, mut connection: Box<Connection>, refu
     let policy = door.gateway.policy();
     let channel =
         Channel { encrypted: connection.get_ssl_digest().is_some(), production: door.proxy.production };
-    let bytes = answer::as_http1(refusal, &request_id, &policy.rules.headers, channel);
+    let bytes = problem::as_http1(refusal, &request_id, &policy.rules.headers, channel);
     // Everything that still comes is the rest of what was refused: `Connection` reads it while it says farewell.
     connection.open();
     let _ = connection.write_all(&bytes).await;

@@ -6,7 +6,7 @@
 use bytes::BytesMut;
 
 use super::head::Framing;
-use crate::chunked::{ChunkFault, Chunks, Part};
+use crate::http::chunked::{ChunkFault, Chunks, Part};
 
 /// What may still pass.
 #[derive(Debug)]

@@ -1,0 +1,7 @@
+//! What HTTP means on either side of the gateway: chunks, calls of gRPC, problem documents.
+//!
+//! Floor 1: imports nothing of this crate but its own files.
+
+pub(crate) mod chunked;
+pub(crate) mod grpc;
+pub mod problem;
