@@ -24,6 +24,7 @@ use crate::keys::Keys;
 use crate::ledger::Ledger;
 use crate::observe::audit::{Actor, AuditLog, Entry};
 use crate::observe::metrics::Metrics;
+use crate::observe::usage::Usage;
 use crate::permissions::{Permissions, Revoked};
 use crate::reload::Loaded;
 use crate::retries::Budgets;
@@ -35,7 +36,6 @@ use crate::store::{Change, Put, Store as _, Topic};
 use crate::tokens::GoodTokens;
 use crate::tunnels::Tunnels;
 use crate::upstream_fault::FaultLog;
-use crate::usage::Usage;
 
 /// Everything that decisions need, shared by all connections.
 pub struct Gateway {

@@ -55,5 +55,4 @@ pub mod tunnels;
 mod upstream_answer;
 pub mod upstream_fault;
 pub mod upstreams;
-pub mod usage;
 pub mod wire;

@@ -4,3 +4,4 @@ pub mod access;
 pub mod audit;
 pub mod metrics;
 mod request;
+pub mod usage;

@@ -8,8 +8,8 @@ use super::access::Line;
 use super::metrics::method_label;
 use crate::clock;
 use crate::exchange::Exchange;
+use crate::observe::usage::counted;
 use crate::proxy::Proxy;
-use crate::usage::counted;
 
 impl Proxy {
     pub(crate) fn observe(&self, session: &Session, exchange: &Exchange, status: u16) {
