@@ -37,10 +37,10 @@ use crate::reload::Reloader;
 use crate::state_dir::StateDir;
 use crate::store::link::Places;
 use crate::store::redis::RedisStore;
+use crate::tls::server::Tls;
 use crate::tunnels;
 use crate::upstreams::Upstreams;
 use crate::wire::accept::{Door, Opening};
-use crate::wire::tls::Tls;
 
 /// Connections to upstreams that are kept while nobody uses them, all together.
 const KEPT_CONNECTIONS: usize = 1024;

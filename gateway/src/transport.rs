@@ -21,7 +21,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::config::settings::{UpstreamProtocol, UpstreamSettings, UpstreamTlsSettings};
 use crate::observe::metrics::Metrics;
-use crate::pem::{self, Made, PemFile};
+use crate::tls::pem::{self, Made, PemFile};
 
 /// Streams of one connection to an upstream.
 const STREAMS: u16 = 64;

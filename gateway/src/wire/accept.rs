@@ -26,11 +26,11 @@ use super::http2::{self, Ended};
 use super::places::Places;
 use super::proxy_protocol;
 use super::socket::Socket;
-use super::tls::Tls;
 use crate::gateway::Gateway;
 use crate::http::problem;
 use crate::observe::access::{AccessLog, Line};
 use crate::proxy::Proxy;
+use crate::tls::server::Tls;
 
 /// RFC 9113, 3.4: how a client says that it speaks HTTP/2.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

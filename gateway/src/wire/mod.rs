@@ -17,4 +17,3 @@ mod http2;
 mod places;
 mod proxy_protocol;
 mod socket;
-pub mod tls;

@@ -12,7 +12,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::config::settings::TlsSettings;
 use crate::observe::metrics::Metrics;
-use crate::pem::{self, Made, PemFile};
+use crate::tls::pem::{self, Made, PemFile};
 
 /// TLS, as the files say.
 pub struct Tls(Arc<Made<ServerConfig>>);
