@@ -23,6 +23,7 @@ use tracing::{Instrument as _, Span, field, info_span, warn};
 use crate::breakers::BreakerPass;
 use crate::clock;
 use crate::crowds::{Place, Shed};
+use crate::downstream::head::{self, HeadFault};
 use crate::forward;
 use crate::gateway::{Gateway, Handle};
 use crate::http::grpc;
@@ -32,7 +33,6 @@ use crate::stale::{Asking, Keeping, Who};
 use crate::tunnels::Open;
 use crate::upstream_fault::UpstreamFault;
 use crate::upstreams::Turn;
-use crate::wire::head::{self, HeadFault};
 
 /// One request, from its header to its log line.
 pub(crate) struct Exchange {

@@ -7,9 +7,9 @@ use policy::rules::breaker::Outcome;
 use policy::values::refusal::{Code, Refusal};
 use policy::values::stage::Stage;
 
+use crate::downstream::body::BodyFault;
+use crate::downstream::connection::Connection;
 use crate::exchange::Exchange;
-use crate::wire::body::BodyFault;
-use crate::wire::connection::Connection;
 
 /// The body is over the limit.
 pub(crate) const BODY_TOO_LARGE: ErrorType = ErrorType::new_code("BodyTooLarge", 413);

@@ -23,6 +23,7 @@ use crate::assertion::Signer;
 use crate::clock;
 use crate::config::secrets::{REDIS_PASSWORD, Secrets};
 use crate::config::settings::{Profile, RedisSettings, ServerSettings, Settings};
+use crate::downstream::accept::{Door, Opening};
 use crate::gateway::Gateway;
 use crate::hop::Pool;
 use crate::keys::Keys;
@@ -40,7 +41,6 @@ use crate::store::redis::RedisStore;
 use crate::tls::server::Tls;
 use crate::tunnels;
 use crate::upstreams::Upstreams;
-use crate::wire::accept::{Door, Opening};
 
 /// Connections to upstreams that are kept while nobody uses them, all together.
 const KEPT_CONNECTIONS: usize = 1024;

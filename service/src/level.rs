@@ -116,7 +116,7 @@ mod tests {
     fn libraries_are_logged_from_info_on_whatever_the_level() {
         let logs =
             |level: Level, target: &str, event: tracing::Level| level.targets().would_enable(target, &event);
-        assert!(logs(Level::Trace, "gateway::wire", tracing::Level::TRACE));
+        assert!(logs(Level::Trace, "gateway::downstream", tracing::Level::TRACE));
         assert!(logs(Level::Trace, "h2::codec", tracing::Level::INFO));
         for library in
             ["h2::codec", "hyper", "rustls", "redis", "lettre", "log", "pingora_core::protocols", "tower"]

@@ -11,7 +11,7 @@ use bytes::{Buf as _, BytesMut};
 use super::head::{self, FieldList, HeadBounds};
 use super::hpack::Decoder;
 use super::waiting::Waiting;
-use crate::wire::frames::{
+use crate::downstream::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, Excess, FRAME_HEADER, Frame, HEADERS, PADDED, PREFACE,
     PRIORITY,
 };
@@ -34,7 +34,7 @@ const PRIORITY_LENGTH: usize = 5;
 
 /// From the socket's bytes to those that `h2` reads.
 #[derive(Debug)]
-pub(in crate::wire) struct Inbound {
+pub(in crate::downstream) struct Inbound {
     /// So many bytes pass as they are: the preface, or the rest of a frame.
     passing: usize,
     decoder: Decoder,
@@ -61,17 +61,17 @@ impl Inbound {
     }
 
     /// So many bytes pass whatever they are.
-    pub(in crate::wire) fn passes_unseen(&self) -> u64 {
+    pub(in crate::downstream) fn passes_unseen(&self) -> u64 {
         self.passing as u64
     }
 
     /// So many of them have passed.
-    pub(in crate::wire) fn passed(&mut self, count: u64) {
+    pub(in crate::downstream) fn passed(&mut self, count: u64) {
         self.passing = self.passing.saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
     }
 
     /// Turns what came into what `h2` reads, at most about `room` bytes of it.
-    pub(in crate::wire) fn pass(
+    pub(in crate::downstream) fn pass(
         &mut self,
         inbox: &mut BytesMut,
         outbox: &mut BytesMut,

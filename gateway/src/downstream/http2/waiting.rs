@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use parking_lot::Mutex;
 use pingora_http::RequestHeader;
 
-use crate::wire::frames::Excess;
-use crate::wire::head::HeadFault;
+use crate::downstream::frames::Excess;
+use crate::downstream::head::HeadFault;
 
 /// Headers of one connection that may wait. `h2` hands on as many streams as may be open; beyond that it resets them, and
 /// what waits for those is dropped when the reset goes out.
@@ -14,7 +14,7 @@ const MOST: usize = 1_024;
 
 /// Of one connection.
 #[derive(Debug, Default)]
-pub(in crate::wire) struct Waiting(Mutex<State>);
+pub(in crate::downstream) struct Waiting(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -72,7 +72,7 @@ impl Waiting {
     }
 
     /// Forgets a stream that was reset from here.
-    pub(in crate::wire) fn forget(&self, stream: u32) {
+    pub(in crate::downstream) fn forget(&self, stream: u32) {
         let mut state = self.0.lock();
         state.headers.remove(&stream);
         state.served.remove(&stream);

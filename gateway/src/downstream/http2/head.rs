@@ -7,7 +7,7 @@ use pingora_http::RequestHeader;
 use policy::values::path::encode_query;
 use policy::values::refusal::Code;
 
-use crate::wire::head::{HeadFault, check_target, is_host, malformed, too_many_fields};
+use crate::downstream::head::{HeadFault, check_target, is_host, malformed, too_many_fields};
 
 /// What a field costs besides its bytes (RFC 9113, 6.5.2).
 const FIELD: usize = 32;
