@@ -29,14 +29,14 @@ use crate::canary::{Canary, Counts};
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::keys::Keys;
-use crate::ledger::Ledger;
 use crate::named::Named;
 use crate::observe::audit::{Actor, Entry};
 use crate::observe::metrics::Metrics;
-use crate::overrides::{Override, lay_over, without_lines};
 use crate::policy_files::{folder_of, lines, read, whole_file};
-use crate::state_dir::StateDir;
-use crate::store::{Change, Topic};
+use crate::state::directory::StateDir;
+use crate::state::overrides::{Override, lay_over, without_lines};
+use crate::state::replicated_state::Ledger;
+use crate::state::store::{Change, Topic};
 
 /// In the state directory: the text of the last good policy.
 const LAST_GOOD: &str = "policy.last-good.toml";

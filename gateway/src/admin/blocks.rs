@@ -16,7 +16,7 @@ use super::{Admin, RequestId, kept, problem};
 use crate::clock;
 use crate::gateway::By;
 use crate::observe::audit::Actor;
-use crate::store::{Change, Topic};
+use crate::state::store::{Change, Topic};
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
     let mut bans = admin.gateway.ledger().holding(Topic::Bans, clock::wall());

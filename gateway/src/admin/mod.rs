@@ -23,7 +23,7 @@ use crate::config::secrets::Secret;
 use crate::gateway::{ChangeFault, Gateway};
 use crate::observe::audit::{Actor, Entry};
 use crate::reload::Reloader;
-use crate::state_dir::StateDir;
+use crate::state::directory::StateDir;
 use crate::upstreams::Upstreams;
 
 use guard::{MAX_BODY, Whole, not_audited, one_at_a_time};

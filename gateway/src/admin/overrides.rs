@@ -13,8 +13,8 @@ use super::{Admin, RequestId, kept, problem, unfit};
 use crate::clock;
 use crate::gateway::{By, ChangeFault};
 use crate::observe::audit::Actor;
-use crate::overrides::{MOST, Override, flatten};
-use crate::store::{Change, Topic};
+use crate::state::overrides::{MOST, Override, flatten};
+use crate::state::store::{Change, Topic};
 
 /// The key of the policy that stops changes.
 const READ_ONLY: &str = "read_only";

@@ -12,8 +12,8 @@ use super::{Admin, RequestId, kept, problem};
 use crate::clock;
 use crate::gateway;
 use crate::observe::audit::Actor;
-use crate::revocations::{By, parse_time};
-use crate::store::{Change, Topic};
+use crate::state::revocations::{By, parse_time};
+use crate::state::store::{Change, Topic};
 
 /// The longest id or subject, in bytes.
 const LONGEST: usize = 1024;

@@ -16,7 +16,7 @@ use super::{Admin, RequestId, problem};
 use crate::clock;
 use crate::collections::top_k::{COUNTERS, Count, LONGEST_WINDOW};
 use crate::observe::audit::{Actor, Entry};
-use crate::store::Store as _;
+use crate::state::store::Store as _;
 
 /// Keys of each limit that are listed.
 const BUSIEST: usize = 10;

@@ -16,7 +16,7 @@ use service::telemetry::{LogFormat, TelemetrySettings};
 
 use crate::fetch::Address;
 use crate::probe::Health;
-use crate::store::link::Places;
+use crate::state::redis_connection::Places;
 
 /// What begins an environment variable of ours.
 const PREFIX: &str = "PALISADE_GATEWAY__";

@@ -23,7 +23,7 @@ use super::{By, Gateway};
 use crate::breakers::BreakerPass;
 use crate::clock;
 use crate::observe::audit::Actor;
-use crate::store::{Change, Store as _, Topic};
+use crate::state::store::{Change, Store as _, Topic};
 
 /// Bans a client whose failed logins are too many.
 async fn count_failure(gateway: Arc<Gateway>, client: Client, rule: AutoBlock, now: Timestamp) {

@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::{error, info};
 
 use crate::policy_files::{LARGEST_LISTS, read_list_text, whole_file};
-use crate::state_dir::StateDir;
+use crate::state::directory::StateDir;
 
 /// The networks of one deny file.
 pub(super) type Networks = Arc<[IpNet]>;

@@ -2,7 +2,7 @@
 //! it accepts is what it says it is. `make fuzz` runs each for a minute.
 
 use gateway::fuzz as doors;
-use gateway::overrides::{flatten, lay_over};
+use gateway::state::overrides::{flatten, lay_over};
 use policy::Policy;
 use policy::rules::authenticate::token::Token;
 use policy::values::path::{EncodedSlash, normalise};

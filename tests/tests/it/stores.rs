@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use gateway::clock;
 use gateway::observe::metrics::Metrics;
-use gateway::store::link::Places;
-use gateway::store::local::LocalStore;
-use gateway::store::redis::RedisStore;
-use gateway::store::{Change, Failures, Store, Topic};
+use gateway::state::local::LocalStore;
+use gateway::state::redis::RedisStore;
+use gateway::state::redis_connection::Places;
+use gateway::state::store::{Change, Failures, Store, Topic};
 use policy::Policy;
 use policy::rules::blocks::AutoBlock;
 use policy::rules::limits::{Charge, Charges};

@@ -24,11 +24,11 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::link::{Link, Linked, Places};
-use super::pots::{Asking, Pots, Question};
-use super::{Change, Failures, Put, Store, Topic};
 use crate::clock;
 use crate::observe::metrics::Metrics;
+use crate::state::leases::{Asking, Pots, Question};
+use crate::state::redis_connection::{Link, Linked, Places};
+use crate::state::store::{Change, Failures, Put, Store, Topic};
 
 /// The longest that one answer of Redis is waited for.
 const ANSWER: Duration = Duration::from_millis(40);
@@ -107,11 +107,11 @@ impl RedisStore {
             lost: Notify::new(),
             pots: Pots::default(),
             scripts: Scripts {
-                take: Script::new(include_str!("take.lua")),
-                count_failure: Script::new(include_str!("count_failure.lua")),
-                put: Script::new(include_str!("put.lua")),
-                forget: Script::new(include_str!("forget.lua")),
-                hello: Script::new(include_str!("hello.lua")),
+                take: Script::new(include_str!("lua/take.lua")),
+                count_failure: Script::new(include_str!("lua/count_failure.lua")),
+                put: Script::new(include_str!("lua/put.lua")),
+                forget: Script::new(include_str!("lua/forget.lua")),
+                hello: Script::new(include_str!("lua/hello.lua")),
             },
             replicas: AtomicU32::new(1),
             seen: AtomicU32::new(1),

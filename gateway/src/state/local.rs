@@ -12,9 +12,9 @@ use policy::values::time::Timestamp;
 use policy::world::StoreAway;
 use smallvec::SmallVec;
 
-use super::shards::Shards;
-use super::{Change, Failures, Put, Store, Topic};
 use crate::clock;
+use crate::state::shards::Shards;
+use crate::state::store::{Change, Failures, Put, Store, Topic};
 
 /// The most clients whose failures are counted.
 const MOST_FAILING: usize = 1_000_000;

@@ -13,12 +13,6 @@ use policy::values::time::Timestamp;
 use policy::world::StoreAway;
 use serde::{Deserialize, Serialize};
 
-pub mod link;
-pub mod local;
-pub mod pots;
-pub mod redis;
-mod shards;
-
 /// What a [`Change`] is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -6,7 +6,7 @@ use policy::rules::client::{Client, parse_network};
 use policy::values::network_table::NetworkTable;
 use policy::values::time::Timestamp;
 
-use crate::store::Change;
+use crate::state::store::Change;
 
 /// Bans in force.
 #[derive(Default)]
@@ -42,7 +42,7 @@ mod tests {
     use ipnet::IpNet;
 
     use super::*;
-    use crate::store::Topic;
+    use crate::state::store::Topic;
 
     #[test]
     fn a_ban_holds_for_all_addresses_of_its_network_until_it_ends() {

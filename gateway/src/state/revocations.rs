@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use policy::rules::authenticate::Credential;
 use policy::values::time::Timestamp;
 
-use crate::store::Change;
+use crate::state::store::Change;
 
 /// By what a token is revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl Revocations {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Topic;
+    use crate::state::store::Topic;
 
     fn change(key: &str, until: Option<u64>) -> Change {
         let changed_at = Timestamp::from_secs(1_000).as_nanos();

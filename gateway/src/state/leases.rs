@@ -17,8 +17,8 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-use super::shards::Shards;
 use crate::clock;
+use crate::state::shards::Shards;
 
 /// The pots of this replica.
 pub struct Pots {

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use policy::values::time::Timestamp;
 use tracing::{error, warn};
 
-use crate::state_dir::StateDir;
-use crate::store::{Change, Topic};
+use crate::state::directory::StateDir;
+use crate::state::store::{Change, Topic};
 
 /// In the state directory.
 const FILE: &str = "changes.json";

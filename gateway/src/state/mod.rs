@@ -1,0 +1,16 @@
+//! What replicas share and what outlives a restart: the buckets of limits, and bans, revocations and overrides; in
+//! process, in Redis, in the state directory.
+//!
+//! Floor 3: imports `clock`, `config`, `observe`.
+
+pub mod bans;
+pub mod directory;
+pub mod leases;
+pub mod local;
+pub mod overrides;
+pub mod redis;
+pub mod redis_connection;
+pub mod replicated_state;
+pub mod revocations;
+pub(crate) mod shards;
+pub mod store;
