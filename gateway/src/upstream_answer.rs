@@ -16,7 +16,7 @@ use crate::forward;
 use crate::http::grpc;
 use crate::http::problem;
 use crate::proxy::Proxy;
-use crate::stale::Keeping;
+use crate::resilience::last_good::Keeping;
 use crate::tunnels::{Handshake, Open};
 use crate::upstream_fault::UpstreamFault;
 

@@ -20,9 +20,9 @@ use serde_json::json;
 use tracing::{Instrument as _, info_span, warn};
 
 use super::{By, Gateway};
-use crate::breakers::BreakerPass;
 use crate::clock;
 use crate::observe::audit::Actor;
+use crate::resilience::breakers::BreakerPass;
 use crate::state::store::{Change, Store as _, Topic};
 
 /// Bans a client whose failed logins are too many.
