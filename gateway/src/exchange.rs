@@ -31,8 +31,8 @@ use crate::resilience::breakers::BreakerPass;
 use crate::resilience::concurrency::{Place, Shed};
 use crate::resilience::last_good::{Asking, Keeping, Who};
 use crate::tunnels::Open;
-use crate::upstream_fault::UpstreamFault;
-use crate::upstreams::Turn;
+use crate::upstream::Turn;
+use crate::upstream::fault::UpstreamFault;
 
 /// One request, from its header to its log line.
 pub(crate) struct Exchange {

@@ -7,7 +7,7 @@ use crate::downstream::head;
 use crate::http::chunked::{ChunkFault, Chunks, Part};
 
 pub use crate::downstream::fuzz::{http2_frames, proxy_header};
-pub use crate::hop::fuzz_answer_head as answer_head;
+pub use crate::upstream::connection::fuzz_answer_head as answer_head;
 
 /// A request's head: its length is within the bytes, and the head is not there before its last byte is.
 pub fn request_head(bytes: &[u8]) {

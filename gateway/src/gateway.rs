@@ -35,7 +35,7 @@ use crate::state::revocations::{self, Revocations};
 use crate::state::store::{Change, Put, Store as _, Topic};
 use crate::tokens::GoodTokens;
 use crate::tunnels::Tunnels;
-use crate::upstream_fault::FaultLog;
+use crate::upstream::fault::FaultLog;
 
 /// Everything that decisions need, shared by all connections.
 pub struct Gateway {

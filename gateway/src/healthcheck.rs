@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use crate::fetch::{Address, Fetch};
+use crate::upstream::http_client::{Address, Fetch};
 
 /// Succeeds when `/health/ready` on the admin plane answers 200.
 pub async fn run(admin_listen: &str) -> anyhow::Result<()> {

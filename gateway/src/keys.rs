@@ -25,8 +25,8 @@ use tracing::{info, warn};
 
 use crate::again::Backoff;
 use crate::config::secrets::Secrets;
-use crate::fetch::Fetch;
 use crate::observe::metrics::Metrics;
+use crate::upstream::http_client::Fetch;
 
 /// An unknown key causes a fetch at most so often.
 const AT_MOST_ONCE_IN: Duration = Duration::from_secs(10);

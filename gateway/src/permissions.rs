@@ -20,7 +20,7 @@ use crate::assertion::Signer;
 use crate::clock;
 use crate::feed::{Change, Kind, Knowledge, News};
 use crate::observe::metrics::Metrics;
-use crate::upstreams::Upstreams;
+use crate::upstream::Upstreams;
 
 use self::service::{DecisionAnswer, HolderAnswer, HolderKey, RolesAnswer, Service, Status};
 

@@ -25,12 +25,12 @@ use crate::exchange::Exchange;
 use crate::failure::{connection, describe, has_begun, is_http2, understand};
 use crate::forward;
 use crate::gateway::{Gateway, Handle};
-use crate::hop::Pool;
 use crate::http::problem;
 use crate::observe::access::AccessLog;
 use crate::reply::{end_call, refuse};
 use crate::request_body;
-use crate::upstreams::Upstreams;
+use crate::upstream::Upstreams;
+use crate::upstream::connection::Pool;
 
 /// For what has begun of an answer that breaks off.
 const FAREWELL: Duration = Duration::from_secs(1);

@@ -25,7 +25,6 @@ use crate::config::secrets::{REDIS_PASSWORD, Secrets};
 use crate::config::settings::{Profile, RedisSettings, ServerSettings, Settings};
 use crate::downstream::accept::{Door, Opening};
 use crate::gateway::Gateway;
-use crate::hop::Pool;
 use crate::keys::Keys;
 use crate::observe::access::AccessLog;
 use crate::observe::audit::AuditLog;
@@ -40,7 +39,8 @@ use crate::state::redis_connection::Places;
 use crate::state::replicated_state::Ledger;
 use crate::tls::server::Tls;
 use crate::tunnels;
-use crate::upstreams::Upstreams;
+use crate::upstream::Upstreams;
+use crate::upstream::connection::Pool;
 
 /// Connections to upstreams that are kept while nobody uses them, all together.
 const KEPT_CONNECTIONS: usize = 1024;

@@ -18,7 +18,7 @@ use crate::http::problem;
 use crate::proxy::Proxy;
 use crate::resilience::last_good::Keeping;
 use crate::tunnels::{Handshake, Open};
-use crate::upstream_fault::UpstreamFault;
+use crate::upstream::fault::UpstreamFault;
 
 impl Proxy {
     /// Takes the header of an answer and makes it the client's; `false` when the request is sent again in its place.

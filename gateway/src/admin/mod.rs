@@ -24,7 +24,7 @@ use crate::gateway::{ChangeFault, Gateway};
 use crate::observe::audit::{Actor, Entry};
 use crate::reload::Reloader;
 use crate::state::directory::StateDir;
-use crate::upstreams::Upstreams;
+use crate::upstream::Upstreams;
 
 use guard::{MAX_BODY, Whole, not_audited, one_at_a_time};
 

@@ -14,9 +14,9 @@ use service::level::Level;
 use service::settings::{check_listen, check_log, check_path};
 use service::telemetry::{LogFormat, TelemetrySettings};
 
-use crate::fetch::Address;
-use crate::probe::Health;
 use crate::state::redis_connection::Places;
+use crate::upstream::http_client::Address;
+use crate::upstream::probe::Health;
 
 /// What begins an environment variable of ours.
 const PREFIX: &str = "PALISADE_GATEWAY__";

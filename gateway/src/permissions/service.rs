@@ -10,7 +10,7 @@ use tracing::warn;
 
 use crate::assertion::{Assertion, BodyBinding, FIELD, Signer};
 use crate::feed::News;
-use crate::upstreams::Upstreams;
+use crate::upstream::Upstreams;
 
 /// For one question.
 const PATIENCE: Duration = Duration::from_secs(2);

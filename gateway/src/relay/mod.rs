@@ -19,15 +19,15 @@ use client::{FromClient, Listens, client_event, tell};
 use tunnel::tunnel;
 
 use crate::again::try_again;
-use crate::balance::Member;
 use crate::clock;
 use crate::exchange::Exchange;
 use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, understand};
 use crate::forward::{self, Outgoing};
-use crate::hop::{Event, Hop};
 use crate::proxy::Proxy;
-use crate::upstream_fault::UpstreamFault;
-use crate::upstreams::Tried;
+use crate::upstream::Tried;
+use crate::upstream::address_pool::Member;
+use crate::upstream::connection::{Event, Hop};
+use crate::upstream::fault::UpstreamFault;
 
 /// For the rest of a request whose answer is whole, while the upstream takes nothing.
 const AFTERWARDS: Duration = Duration::from_secs(1);

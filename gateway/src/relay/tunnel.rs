@@ -8,8 +8,8 @@ use pingora_core::{Error, ErrorType, Result};
 use tokio::time::{self, sleep};
 
 use super::client::{FromClient, Listens, client_event, tell};
-use crate::hop::{Event, Hop};
 use crate::tunnels::Open;
+use crate::upstream::connection::{Event, Hop};
 
 /// One through which nothing passes for so long is closed.
 const QUIET: Duration = Duration::from_hours(1);

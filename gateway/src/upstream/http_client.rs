@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
-use crate::transport::{PING, Transport};
+use crate::upstream::transport::{PING, Transport};
 
 /// The largest answer that is read.
 const LARGEST: usize = 1 << 20;

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use super::Event;
 use super::answer_head::{self, AnswerHead, Body};
 use crate::http::chunked::{ChunkFault, Chunks, Part};
-use crate::upstream_fault::UpstreamFault;
+use crate::upstream::fault::UpstreamFault;
 
 /// Bytes that are read of an answer at a time, at first and when they keep coming.
 const FIRST_PIECE: usize = 4 * 1024;

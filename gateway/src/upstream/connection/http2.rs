@@ -13,7 +13,7 @@ use pingora_core::{Error, ErrorType, OrErr as _, Result};
 use pingora_http::RequestHeader;
 
 use super::{Event, answer_head};
-use crate::upstream_fault::UpstreamFault;
+use crate::upstream::fault::UpstreamFault;
 
 /// One request and its answer.
 pub(super) struct Http2 {

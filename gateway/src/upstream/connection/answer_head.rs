@@ -7,7 +7,7 @@ use http::{HeaderMap, Version};
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
 
-use crate::upstream_fault::UpstreamFault;
+use crate::upstream::fault::UpstreamFault;
 
 /// Fields of a header, and its bytes.
 const MAX_FIELDS: usize = 256;

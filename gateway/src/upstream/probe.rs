@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 use http::Request;
 
-use crate::fetch::Fetch;
+use crate::upstream::http_client::Fetch;
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

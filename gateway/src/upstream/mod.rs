@@ -3,6 +3,14 @@
 //! A name may mean several addresses, each of which is one of its own here: balanced, checked and ejected like those
 //! that stand in the settings one by one.
 
+pub mod address_pool;
+pub mod connection;
+pub mod fault;
+pub mod http_client;
+pub mod probe;
+pub mod resolver;
+pub mod transport;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,14 +24,14 @@ use pingora_core::upstreams::peer::HttpPeer;
 use smallvec::SmallVec;
 use tracing::{debug, warn};
 
-use crate::balance::{self, Fleet, Member};
 use crate::clock;
 use crate::config::settings::UpstreamSettings;
-use crate::fetch::{Address, Fetch, Place, is_unreachable};
-use crate::names::{self, LookUp, Name};
 use crate::observe::metrics::Metrics;
-use crate::probe::Health;
-use crate::transport::Transport;
+use crate::upstream::address_pool::{Fleet, Member};
+use crate::upstream::http_client::{Address, Fetch, Place, is_unreachable};
+use crate::upstream::probe::Health;
+use crate::upstream::resolver::{LookUp, Name};
+use crate::upstream::transport::Transport;
 
 /// For making a connection to an upstream.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -39,7 +47,7 @@ const CHECK: Duration = Duration::from_secs(1);
 pub type Tried = SmallVec<[Member; 4]>;
 
 /// A request's turn at an address of an upstream.
-pub type Turn = balance::Turn<Arc<Endpoint>>;
+pub type Turn = address_pool::Turn<Arc<Endpoint>>;
 
 /// Every upstream by name; cheap to clone.
 #[derive(Clone)]
@@ -179,7 +187,7 @@ fn chance() -> [usize; 2] {
 impl Upstreams {
     /// The upstreams of the settings.
     pub fn new(settings: &BTreeMap<String, UpstreamSettings>, metrics: &Metrics) -> anyhow::Result<Self> {
-        Self::looking_up(settings, metrics, &names::system())
+        Self::looking_up(settings, metrics, &resolver::system())
     }
 
     fn looking_up(
