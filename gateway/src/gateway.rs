@@ -17,7 +17,8 @@ use tracing::warn;
 pub use self::world::Handle;
 use crate::again::Backoff;
 use crate::clock;
-use crate::keys::Keys;
+use crate::identity::keys::Keys;
+use crate::identity::verified_tokens::GoodTokens;
 use crate::observe::audit::{Actor, AuditLog, Entry};
 use crate::observe::metrics::Metrics;
 use crate::observe::usage::Usage;
@@ -33,7 +34,6 @@ use crate::state::redis::{News, RedisStore};
 use crate::state::replicated_state::Ledger;
 use crate::state::revocations::{self, Revocations};
 use crate::state::store::{Change, Put, Store as _, Topic};
-use crate::tokens::GoodTokens;
 use crate::tunnels::Tunnels;
 use crate::upstream::fault::FaultLog;
 

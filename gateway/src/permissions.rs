@@ -16,9 +16,9 @@ use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::again::Backoff;
 use crate::answers::{Answer, Answers, Reach, parts};
-use crate::assertion::Signer;
 use crate::clock;
 use crate::feed::{Change, Kind, Knowledge, News};
+use crate::identity::assertion::Signer;
 use crate::observe::metrics::Metrics;
 use crate::upstream::Upstreams;
 

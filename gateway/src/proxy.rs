@@ -20,12 +20,12 @@ use policy::values::stage::Stage;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::assertion::Signer;
 use crate::exchange::Exchange;
 use crate::failure::{connection, describe, has_begun, is_http2, understand};
 use crate::forward;
 use crate::gateway::{Gateway, Handle};
 use crate::http::problem;
+use crate::identity::assertion::Signer;
 use crate::observe::access::AccessLog;
 use crate::reply::{end_call, refuse};
 use crate::request_body;

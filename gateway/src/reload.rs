@@ -28,7 +28,7 @@ use self::deny_lists::{DenyLists, Lists};
 use crate::canary::{Canary, Counts};
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::keys::Keys;
+use crate::identity::keys::Keys;
 use crate::named::Named;
 use crate::observe::audit::{Actor, Entry};
 use crate::observe::metrics::Metrics;

@@ -19,13 +19,13 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
-use crate::assertion::Signer;
 use crate::clock;
 use crate::config::secrets::{REDIS_PASSWORD, Secrets};
 use crate::config::settings::{Profile, RedisSettings, ServerSettings, Settings};
 use crate::downstream::accept::{Door, Opening};
 use crate::gateway::Gateway;
-use crate::keys::Keys;
+use crate::identity::assertion::Signer;
+use crate::identity::keys::Keys;
 use crate::observe::access::AccessLog;
 use crate::observe::audit::AuditLog;
 use crate::observe::metrics::Metrics;

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use service::telemetry;
 use tracing::warn;
 
-use crate::assertion::{Assertion, BodyBinding, FIELD, Signer};
 use crate::feed::News;
+use crate::identity::assertion::{Assertion, BodyBinding, FIELD, Signer};
 use crate::upstream::Upstreams;
 
 /// For one question.
