@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use divan::{AllocProfiler, Bencher};
 use futures_util::FutureExt as _;
-use gateway::answers::{Answer, Answers, Key};
 use gateway::clock;
-use gateway::feed::Change;
+use gateway::permissions::decisions::{Answer, Answers, Key};
+use gateway::permissions::feed::Change;
 use gateway::state::leases::Pots;
 use gateway::state::local::LocalStore;
 use ipnet::Ipv4Net;

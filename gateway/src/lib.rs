@@ -6,7 +6,6 @@
 
 pub mod admin;
 mod again;
-pub mod answers;
 pub mod canary;
 pub mod check;
 pub mod clock;
@@ -15,7 +14,6 @@ pub mod config;
 pub mod downstream;
 mod exchange;
 mod failure;
-pub mod feed;
 mod forward;
 #[doc(hidden)]
 pub mod fuzz;

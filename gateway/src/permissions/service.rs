@@ -8,8 +8,8 @@ use serde::Deserialize;
 use service::telemetry;
 use tracing::warn;
 
-use crate::feed::News;
 use crate::identity::assertion::{Assertion, BodyBinding, FIELD, Signer};
+use crate::permissions::feed::News;
 use crate::upstream::Upstreams;
 
 /// For one question.

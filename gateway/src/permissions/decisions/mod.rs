@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use crate::collections::s3_fifo::Cache;
-use crate::feed::{Change, Knowledge, Moment, News};
+use crate::permissions::feed::{Change, Knowledge, Moment, News};
 
 /// So many locks share the answers.
 const SHARDS: usize = 64;

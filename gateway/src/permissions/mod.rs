@@ -1,5 +1,5 @@
 //! Who may do what, which roles somebody has, and whose an API key is: asked of the permission service, answered from
-//! memory while an answer may be believed ([`crate::answers`]), and kept up to date by its feed of changes ([`crate::feed`]).
+//! memory while an answer may be believed ([`crate::permissions::decisions`]), and kept up to date by its feed of changes ([`crate::permissions::feed`]).
 
 use std::sync::Arc;
 use std::sync::LazyLock;
@@ -15,15 +15,17 @@ use tokio::sync::Notify;
 use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::again::Backoff;
-use crate::answers::{Answer, Answers, Reach, parts};
 use crate::clock;
-use crate::feed::{Change, Kind, Knowledge, News};
 use crate::identity::assertion::Signer;
 use crate::observe::metrics::Metrics;
+use crate::permissions::decisions::{Answer, Answers, Reach, parts};
+use crate::permissions::feed::{Change, Kind, Knowledge, News};
 use crate::upstream::Upstreams;
 
 use self::service::{DecisionAnswer, HolderAnswer, HolderKey, RolesAnswer, Service, Status};
 
+pub mod decisions;
+pub mod feed;
 mod service;
 
 /// The pauses after failed rounds: they double from the first on, up to the second; a service that has no such feed at
