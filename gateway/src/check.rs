@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::clock;
 use crate::config::cli::Explain;
-use crate::policy_files::{LARGEST, lines, read_deny_files};
+use crate::live_policy::files::{LARGEST, lines, read_deny_files};
 
 /// Validates policies and runs their own tests. Every fault of every file is printed.
 pub fn check(policies: &[PathBuf]) -> anyhow::Result<()> {

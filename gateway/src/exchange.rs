@@ -26,7 +26,7 @@ use crate::forward;
 use crate::gateway::{Gateway, Handle};
 use crate::http::grpc;
 use crate::http::problem;
-use crate::reload::Loaded;
+use crate::live_policy::reload::Loaded;
 use crate::resilience::breakers::BreakerPass;
 use crate::resilience::concurrency::{Place, Shed};
 use crate::resilience::last_good::{Asking, Keeping, Who};

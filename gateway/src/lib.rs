@@ -6,7 +6,6 @@
 
 pub mod admin;
 mod again;
-pub mod canary;
 pub mod check;
 pub mod clock;
 pub mod collections;
@@ -21,13 +20,11 @@ pub mod gateway;
 pub mod healthcheck;
 pub mod http;
 pub mod identity;
-mod named;
+pub mod live_policy;
 pub mod observe;
 pub mod permissions;
-pub mod policy_files;
 pub mod proxy;
 mod relay;
-pub mod reload;
 mod reply;
 mod request_body;
 pub mod resilience;

@@ -26,13 +26,13 @@ use crate::downstream::accept::{Door, Opening};
 use crate::gateway::Gateway;
 use crate::identity::assertion::Signer;
 use crate::identity::keys::Keys;
+use crate::live_policy::files::{self, folder_of};
+use crate::live_policy::reload::Reloader;
 use crate::observe::access::AccessLog;
 use crate::observe::audit::AuditLog;
 use crate::observe::metrics::Metrics;
 use crate::permissions::Permissions;
-use crate::policy_files::{self, folder_of};
 use crate::proxy::Proxy;
-use crate::reload::Reloader;
 use crate::state::directory::StateDir;
 use crate::state::redis::RedisStore;
 use crate::state::redis_connection::Places;
@@ -187,7 +187,7 @@ fn needed_secrets(settings: &Settings, profile: Profile, policy: &Path) -> Vec<(
         needed.push(("ADMIN_TOKEN".to_owned(), format!("admin.listen `{listen}` is not loopback")));
     }
     // A policy that cannot be read is another fault, which is said when it is read.
-    let rules = || Policy::parse("", &policy_files::read(policy).ok()?, None).ok();
+    let rules = || Policy::parse("", &files::read(policy).ok()?, None).ok();
     let Some(rules) = Some(profile).filter(|profile| *profile == Profile::Production).and_then(|_| rules())
     else {
         return needed;

@@ -21,8 +21,8 @@ use tokio::sync::{Semaphore, watch};
 use crate::clock;
 use crate::config::secrets::Secret;
 use crate::gateway::{ChangeFault, Gateway};
+use crate::live_policy::reload::Reloader;
 use crate::observe::audit::{Actor, Entry};
-use crate::reload::Reloader;
 use crate::state::directory::StateDir;
 use crate::upstream::Upstreams;
 

@@ -17,7 +17,7 @@ use policy::rules::blocks::read_list;
 use sha2::{Digest as _, Sha256};
 use tracing::{error, info};
 
-use crate::policy_files::{LARGEST_LISTS, read_list_text, whole_file};
+use crate::live_policy::files::{LARGEST_LISTS, read_list_text, whole_file};
 use crate::state::directory::StateDir;
 
 /// The networks of one deny file.

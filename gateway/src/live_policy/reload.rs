@@ -25,14 +25,14 @@ use sha2::{Digest as _, Sha256};
 use tracing::{error, info};
 
 use self::deny_lists::{DenyLists, Lists};
-use crate::canary::{Canary, Counts};
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::identity::keys::Keys;
-use crate::named::Named;
+use crate::live_policy::canary::{Canary, Counts};
+use crate::live_policy::files::{folder_of, lines, read, whole_file};
+use crate::live_policy::named::Named;
 use crate::observe::audit::{Actor, Entry};
 use crate::observe::metrics::Metrics;
-use crate::policy_files::{folder_of, lines, read, whole_file};
 use crate::state::directory::StateDir;
 use crate::state::overrides::{Override, lay_over, without_lines};
 use crate::state::replicated_state::Ledger;

@@ -8,9 +8,9 @@ use policy::document::Fault;
 use tracing::{error, info, warn};
 
 use super::{Loaded, Reloader, audit};
-use crate::canary::Verdict;
 use crate::gateway::Gateway;
-use crate::policy_files::{lines, whole_file};
+use crate::live_policy::canary::Verdict;
+use crate::live_policy::files::{lines, whole_file};
 
 /// In the state directory: the digest of the last policy that did not stand its trial.
 const ROLLED_BACK: &str = "policy.rolled-back";

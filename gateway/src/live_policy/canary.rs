@@ -13,7 +13,7 @@ use policy::rules::canary::{CanaryRule, LONGEST_WINDOW, Tally};
 use tokio::time::Instant;
 
 use crate::gateway::Gateway;
-use crate::reload::{Loaded, Reloader};
+use crate::live_policy::reload::{Loaded, Reloader};
 
 /// How often a trial is looked at.
 const LOOK: Duration = Duration::from_secs(1);

@@ -13,7 +13,7 @@ use tracing::warn;
 use super::Reloader;
 use super::deny_lists::Networks;
 use crate::gateway::Gateway;
-use crate::policy_files::read;
+use crate::live_policy::files::read;
 
 /// A file that is being written is quiet for so long before it is read.
 const QUIET: Duration = Duration::from_millis(100);
