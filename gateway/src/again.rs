@@ -11,9 +11,9 @@ use policy::values::request::Headers;
 use tracing::debug;
 
 use crate::clock;
+use crate::engine::Gateway;
 use crate::exchange::{Exchange, fields_of};
 use crate::failure::has_begun;
-use crate::gateway::Gateway;
 
 /// Decides about another try after `outcome`; how long to wait is noted in the exchange.
 pub(crate) fn try_again(

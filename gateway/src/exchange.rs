@@ -22,8 +22,8 @@ use tracing::{Instrument as _, Span, field, info_span, warn};
 
 use crate::clock;
 use crate::downstream::head::{self, HeadFault};
+use crate::engine::{Gateway, Handle};
 use crate::forward;
-use crate::gateway::{Gateway, Handle};
 use crate::http::grpc;
 use crate::http::problem;
 use crate::live_policy::reload::Loaded;

@@ -11,12 +11,12 @@ pub mod clock;
 pub mod collections;
 pub mod config;
 pub mod downstream;
+pub mod engine;
 mod exchange;
 mod failure;
 mod forward;
 #[doc(hidden)]
 pub mod fuzz;
-pub mod gateway;
 pub mod healthcheck;
 pub mod http;
 pub mod identity;

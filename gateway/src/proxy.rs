@@ -20,10 +20,10 @@ use policy::values::stage::Stage;
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::engine::{Gateway, Handle};
 use crate::exchange::Exchange;
 use crate::failure::{connection, describe, has_begun, is_http2, understand};
 use crate::forward;
-use crate::gateway::{Gateway, Handle};
 use crate::http::problem;
 use crate::identity::assertion::Signer;
 use crate::observe::access::AccessLog;

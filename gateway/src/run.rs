@@ -23,7 +23,7 @@ use crate::clock;
 use crate::config::secrets::{REDIS_PASSWORD, Secrets};
 use crate::config::settings::{Profile, RedisSettings, ServerSettings, Settings};
 use crate::downstream::accept::{Door, Opening};
-use crate::gateway::Gateway;
+use crate::engine::Gateway;
 use crate::identity::assertion::Signer;
 use crate::identity::keys::Keys;
 use crate::live_policy::files::{self, folder_of};

@@ -14,7 +14,7 @@ use super::guard::Whole;
 use super::term::Term;
 use super::{Admin, RequestId, kept, problem};
 use crate::clock;
-use crate::gateway::By;
+use crate::engine::By;
 use crate::observe::audit::Actor;
 use crate::state::store::{Change, Topic};
 

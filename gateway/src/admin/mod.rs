@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::clock;
 use crate::config::secrets::Secret;
-use crate::gateway::{ChangeFault, Gateway};
+use crate::engine::{ChangeFault, Gateway};
 use crate::live_policy::reload::Reloader;
 use crate::observe::audit::{Actor, Entry};
 use crate::state::directory::StateDir;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::guard::{PATIENCE, Whole, busy, not_audited, one_at_a_time};
 use super::{Admin, RequestId, kept, problem, unfit};
 use crate::clock;
-use crate::gateway::{By, ChangeFault};
+use crate::engine::{By, ChangeFault};
 use crate::observe::audit::Actor;
 use crate::state::overrides::{MOST, Override, flatten};
 use crate::state::store::{Change, Topic};

@@ -10,7 +10,7 @@ use super::guard::Whole;
 use super::term::Term;
 use super::{Admin, RequestId, kept, problem};
 use crate::clock;
-use crate::gateway;
+use crate::engine;
 use crate::observe::audit::Actor;
 use crate::state::revocations::{By, parse_time};
 use crate::state::store::{Change, Topic};
@@ -80,7 +80,7 @@ pub(super) async fn restore(
 async fn make(admin: &Admin, change: Result<Change, Box<Response>>, request_id: &str) -> Response {
     match change {
         Ok(change) => {
-            let by = gateway::By { actor: Actor::Operator, request_id };
+            let by = engine::By { actor: Actor::Operator, request_id };
             let made = admin.gateway.change(vec![change], by).await;
             kept(made, StatusCode::NO_CONTENT.into_response())
         }

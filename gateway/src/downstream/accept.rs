@@ -26,7 +26,7 @@ use super::http2::{self, Ended};
 use super::places::Places;
 use super::proxy_protocol;
 use super::socket::Socket;
-use crate::gateway::Gateway;
+use crate::engine::Gateway;
 use crate::http::problem;
 use crate::observe::access::{AccessLog, Line};
 use crate::proxy::Proxy;

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use policy::rules::canary::{CanaryRule, LONGEST_WINDOW, Tally};
 use tokio::time::Instant;
 
-use crate::gateway::Gateway;
+use crate::engine::Gateway;
 use crate::live_policy::reload::{Loaded, Reloader};
 
 /// How often a trial is looked at.

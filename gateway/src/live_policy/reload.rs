@@ -26,7 +26,7 @@ use tracing::{error, info};
 
 use self::deny_lists::{DenyLists, Lists};
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::engine::Gateway;
 use crate::identity::keys::Keys;
 use crate::live_policy::canary::{Canary, Counts};
 use crate::live_policy::files::{folder_of, lines, read, whole_file};

@@ -8,7 +8,7 @@ use policy::document::Fault;
 use tracing::{error, info, warn};
 
 use super::{Loaded, Reloader, audit};
-use crate::gateway::Gateway;
+use crate::engine::Gateway;
 use crate::live_policy::canary::Verdict;
 use crate::live_policy::files::{lines, whole_file};
 

@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::Reloader;
 use super::deny_lists::Networks;
-use crate::gateway::Gateway;
+use crate::engine::Gateway;
 use crate::live_policy::files::read;
 
 /// A file that is being written is quiet for so long before it is read.
