@@ -5,16 +5,12 @@
 //! that replicas share is in [`store`].
 
 pub mod admin;
-mod again;
 pub mod check;
 pub mod clock;
 pub mod collections;
 pub mod config;
 pub mod downstream;
 pub mod engine;
-mod exchange;
-mod failure;
-mod forward;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod healthcheck;
@@ -23,14 +19,9 @@ pub mod identity;
 pub mod live_policy;
 pub mod observe;
 pub mod permissions;
-pub mod proxy;
-mod relay;
-mod reply;
-mod request_body;
+pub mod request;
 pub mod resilience;
 pub mod run;
 pub mod state;
 pub mod tls;
-pub mod tunnels;
 pub mod upstream;
-mod upstream_answer;

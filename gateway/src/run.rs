@@ -32,13 +32,13 @@ use crate::observe::access::AccessLog;
 use crate::observe::audit::AuditLog;
 use crate::observe::metrics::Metrics;
 use crate::permissions::Permissions;
-use crate::proxy::Proxy;
+use crate::request::Proxy;
+use crate::request::websockets;
 use crate::state::directory::StateDir;
 use crate::state::redis::RedisStore;
 use crate::state::redis_connection::Places;
 use crate::state::replicated_state::Ledger;
 use crate::tls::server::Tls;
-use crate::tunnels;
 use crate::upstream::Upstreams;
 use crate::upstream::connection::Pool;
 
@@ -275,7 +275,7 @@ fn start_background(
     tokio::spawn(async move { sweeping.sweep().await });
     tokio::spawn(clock::watch(gateway.metrics.clone()));
     tokio::spawn(async move { saving.save_what_was_learnt().await });
-    tokio::spawn(tunnels::watch(Arc::clone(gateway)));
+    tokio::spawn(websockets::watch(Arc::clone(gateway)));
     let (fetching, asking, revoking) = (Arc::clone(gateway), Arc::clone(gateway), Arc::clone(gateway));
     let keys = Arc::clone(keys);
     tokio::spawn(async move { keys.keep_fresh(|| fetching.policy().rules.issuers.clone()).await });

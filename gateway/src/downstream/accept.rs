@@ -29,7 +29,7 @@ use super::socket::Socket;
 use crate::engine::Gateway;
 use crate::http::problem;
 use crate::observe::access::{AccessLog, Line};
-use crate::proxy::Proxy;
+use crate::request::Proxy;
 use crate::tls::server::Tls;
 
 /// RFC 9113, 3.4: how a client says that it speaks HTTP/2.

@@ -15,7 +15,6 @@ use tokio::sync::{Notify, mpsc};
 use tracing::warn;
 
 pub use self::world::Handle;
-use crate::again::Backoff;
 use crate::clock;
 use crate::identity::keys::Keys;
 use crate::identity::verified_tokens::GoodTokens;
@@ -24,6 +23,8 @@ use crate::observe::audit::{Actor, AuditLog, Entry};
 use crate::observe::metrics::Metrics;
 use crate::observe::usage::Usage;
 use crate::permissions::{Permissions, Revoked};
+use crate::request::retry::Backoff;
+use crate::request::websockets::Tunnels;
 use crate::resilience::breakers::Breakers;
 use crate::resilience::concurrency::Crowds;
 use crate::resilience::last_good::LastGood;
@@ -34,7 +35,6 @@ use crate::state::redis::{News, RedisStore};
 use crate::state::replicated_state::Ledger;
 use crate::state::revocations::{self, Revocations};
 use crate::state::store::{Change, Put, Store as _, Topic};
-use crate::tunnels::Tunnels;
 use crate::upstream::fault::FaultLog;
 
 /// Everything that decisions need, shared by all connections.

@@ -23,9 +23,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::again::Backoff;
 use crate::config::secrets::Secrets;
 use crate::observe::metrics::Metrics;
+use crate::request::retry::Backoff;
 use crate::upstream::http_client::Fetch;
 
 /// An unknown key causes a fetch at most so often.

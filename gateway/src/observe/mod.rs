@@ -3,5 +3,4 @@
 pub mod access;
 pub mod audit;
 pub mod metrics;
-mod request;
 pub mod usage;

@@ -14,12 +14,12 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 use tracing::{Instrument as _, info, info_span, warn};
 
-use crate::again::Backoff;
 use crate::clock;
 use crate::identity::assertion::Signer;
 use crate::observe::metrics::Metrics;
 use crate::permissions::decisions::{Answer, Answers, Reach, parts};
 use crate::permissions::feed::{Change, Kind, Knowledge, News};
+use crate::request::retry::Backoff;
 use crate::upstream::Upstreams;
 
 use self::service::{DecisionAnswer, HolderAnswer, HolderKey, RolesAnswer, Service, Status};

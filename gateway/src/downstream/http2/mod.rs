@@ -23,7 +23,7 @@ use tokio::sync::{Notify, watch};
 
 use super::connection::Connection;
 use super::frames::Excess;
-use crate::proxy::Proxy;
+use crate::request::Proxy;
 use head::HeadBounds;
 use stream::Stream;
 

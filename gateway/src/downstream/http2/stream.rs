@@ -24,7 +24,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::time::timeout;
 
 use super::Waiting;
-use crate::failure::BODY_MALFORMED;
+use crate::request::failure::BODY_MALFORMED;
 
 /// Bytes of a request's body that are kept for another try.
 const KEPT: usize = 64 * 1024;

@@ -26,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 use directives::{Directives, age, freshness};
 
 use crate::collections::s3_fifo::Cache;
-use crate::forward;
+use crate::request::forward;
 
 /// Answers that are kept, and the bytes of all of them with their headers.
 const MOST: usize = 1_024;

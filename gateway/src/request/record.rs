@@ -4,12 +4,12 @@ use http::Version;
 use pingora_core::protocols::http::ServerSession as Session;
 use service::telemetry;
 
-use super::access::Line;
-use super::metrics::method_label;
 use crate::clock;
-use crate::exchange::Exchange;
+use crate::observe::access::Line;
+use crate::observe::metrics::method_label;
 use crate::observe::usage::counted;
-use crate::proxy::Proxy;
+use crate::request::Proxy;
+use crate::request::exchange::Exchange;
 
 impl Proxy {
     pub(crate) fn observe(&self, session: &Session, exchange: &Exchange, status: u16) {

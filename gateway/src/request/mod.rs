@@ -1,5 +1,16 @@
 //! One request, from its header to its log line: judged, passed on or refused, written down.
 
+pub(crate) mod body;
+pub(crate) mod exchange;
+pub(crate) mod failure;
+pub(crate) mod forward;
+pub(crate) mod record;
+pub(crate) mod relay;
+pub(crate) mod respond;
+pub(crate) mod retry;
+pub(crate) mod upstream_response;
+pub mod websockets;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,14 +32,12 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::engine::{Gateway, Handle};
-use crate::exchange::Exchange;
-use crate::failure::{connection, describe, has_begun, is_http2, understand};
-use crate::forward;
 use crate::http::problem;
 use crate::identity::assertion::Signer;
 use crate::observe::access::AccessLog;
-use crate::reply::{end_call, refuse};
-use crate::request_body;
+use crate::request::exchange::Exchange;
+use crate::request::failure::{connection, describe, has_begun, is_http2, understand};
+use crate::request::respond::{end_call, refuse};
 use crate::upstream::Upstreams;
 use crate::upstream::connection::Pool;
 
@@ -144,7 +153,7 @@ impl Proxy {
                     if let Some(connection) = connection(session) {
                         connection.set_body_limit(most);
                     }
-                    let body = request_body::read(session, most, exchange.request_timeout()).await?;
+                    let body = body::read(session, most, exchange.request_timeout()).await?;
                     // What is no JSON object is the upstream's business.
                     exchange.body = JsonBody::parse(&body);
                 }
@@ -161,7 +170,7 @@ impl Proxy {
             }
             if exchange.max_judged_body.is_none() {
                 let bound = self.signer.is_some() && exchange.asks_permission_service();
-                request_body::look_ahead(session, exchange.request_timeout(), bound).await?;
+                body::look_ahead(session, exchange.request_timeout(), bound).await?;
             }
         }
         Ok(judged)

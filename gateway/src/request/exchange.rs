@@ -23,14 +23,14 @@ use tracing::{Instrument as _, Span, field, info_span, warn};
 use crate::clock;
 use crate::downstream::head::{self, HeadFault};
 use crate::engine::{Gateway, Handle};
-use crate::forward;
 use crate::http::grpc;
 use crate::http::problem;
 use crate::live_policy::reload::Loaded;
+use crate::request::forward;
+use crate::request::websockets::Open;
 use crate::resilience::breakers::BreakerPass;
 use crate::resilience::concurrency::{Place, Shed};
 use crate::resilience::last_good::{Asking, Keeping, Who};
-use crate::tunnels::Open;
 use crate::upstream::Turn;
 use crate::upstream::fault::UpstreamFault;
 

@@ -9,11 +9,11 @@ use pingora_http::ResponseHeader;
 use policy::values::refusal::Refusal;
 
 use crate::clock;
-use crate::exchange::Exchange;
-use crate::failure::is_http2;
 use crate::http::grpc;
 use crate::http::problem;
-use crate::proxy::Proxy;
+use crate::request::Proxy;
+use crate::request::exchange::Exchange;
+use crate::request::failure::is_http2;
 
 /// For reading on after an early answer over HTTP/2, where a reset stream loses the answer.
 const DRAIN: Duration = Duration::from_secs(2);

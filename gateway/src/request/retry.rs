@@ -12,8 +12,8 @@ use tracing::debug;
 
 use crate::clock;
 use crate::engine::Gateway;
-use crate::exchange::{Exchange, fields_of};
-use crate::failure::has_begun;
+use crate::request::exchange::{Exchange, fields_of};
+use crate::request::failure::has_begun;
 
 /// Decides about another try after `outcome`; how long to wait is noted in the exchange.
 pub(crate) fn try_again(

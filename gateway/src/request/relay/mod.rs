@@ -18,12 +18,12 @@ use tokio::time::{self, sleep_until};
 use client::{FromClient, Listens, client_event, tell};
 use tunnel::tunnel;
 
-use crate::again::try_again;
 use crate::clock;
-use crate::exchange::Exchange;
-use crate::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, understand};
-use crate::forward::{self, Outgoing};
-use crate::proxy::Proxy;
+use crate::request::Proxy;
+use crate::request::exchange::Exchange;
+use crate::request::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, understand};
+use crate::request::forward::{self, Outgoing};
+use crate::request::retry::try_again;
 use crate::upstream::Tried;
 use crate::upstream::address_pool::Member;
 use crate::upstream::connection::{Event, Hop};

@@ -9,7 +9,7 @@ use policy::values::stage::Stage;
 
 use crate::downstream::body::BodyFault;
 use crate::downstream::connection::Connection;
-use crate::exchange::Exchange;
+use crate::request::exchange::Exchange;
 
 /// The body is over the limit.
 pub(crate) const BODY_TOO_LARGE: ErrorType = ErrorType::new_code("BodyTooLarge", 413);

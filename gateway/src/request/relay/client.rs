@@ -7,7 +7,7 @@ use bytes::Bytes;
 use pingora_core::protocols::http::{HttpTask, ServerSession as Session};
 use pingora_core::{Error, ErrorType, Result};
 
-use crate::failure::{connection, is_http2};
+use crate::request::failure::{connection, is_http2};
 
 /// What is heard of a client.
 pub(super) enum FromClient {

@@ -7,9 +7,9 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use policy::rules::authenticate::KEY_FIELD;
 use service::telemetry;
 
-use crate::exchange::Exchange;
 use crate::http::problem;
 use crate::identity::assertion::{self, Assertion, BodyBinding, Signer};
+use crate::request::exchange::Exchange;
 
 /// Fields that concern one connection (RFC 9110, 7.6.1), besides those that frame a message or upgrade.
 const HOP_BY_HOP: [&str; 6] =

@@ -9,15 +9,15 @@ use policy::routes::WhenOpen;
 use policy::rules::authorize::Permission;
 use policy::rules::breaker::Outcome;
 
-use crate::again::{retry_after, try_again};
 use crate::clock;
-use crate::exchange::Exchange;
-use crate::forward;
 use crate::http::grpc;
 use crate::http::problem;
-use crate::proxy::Proxy;
+use crate::request::Proxy;
+use crate::request::exchange::Exchange;
+use crate::request::forward;
+use crate::request::retry::{retry_after, try_again};
+use crate::request::websockets::{Handshake, Open};
 use crate::resilience::last_good::Keeping;
-use crate::tunnels::{Handshake, Open};
 use crate::upstream::fault::UpstreamFault;
 
 impl Proxy {
