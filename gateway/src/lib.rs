@@ -22,6 +22,7 @@ pub mod permissions;
 pub mod request;
 pub mod resilience;
 pub mod run;
+pub mod server;
 pub mod state;
 pub mod tls;
 pub mod upstream;

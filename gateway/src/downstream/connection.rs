@@ -76,7 +76,7 @@ pub struct Connection {
     /// There if a balancer speaks for itself, not for a client.
     own_word: Option<Arc<ProxyDigest>>,
     /// Read from the socket, not yet let through.
-    pub(super) inbox: BytesMut,
+    pub(crate) inbox: BytesMut,
     /// Let through, not yet read.
     outbox: BytesMut,
     gate: Gate,
@@ -97,7 +97,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(socket: Socket, peer: SocketAddr) -> Self {
+    pub(crate) fn new(socket: Socket, peer: SocketAddr) -> Self {
         use std::os::fd::AsRawFd as _;
         let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
         // pingora would ask the socket later, and one that was reset does not know any more.
@@ -123,14 +123,14 @@ impl Connection {
     }
 
     /// It is a balancer's own (`PROXY UNKNOWN`, `LOCAL`), which every request on it is told.
-    pub(super) fn speaks_for_itself(&mut self) {
+    pub(crate) fn speaks_for_itself(&mut self) {
         if let Ok(header) = ResponseHeader::build(200, None) {
             self.own_word = Some(Arc::new(ProxyDigest::new(Box::new(header), None)));
         }
     }
 
     /// A client that takes nothing for so long is cut off.
-    pub(super) fn set_write_timeout(&mut self, most: Duration) {
+    pub(crate) fn set_write_timeout(&mut self, most: Duration) {
         self.stall.most = most;
     }
 
@@ -172,7 +172,7 @@ impl Connection {
     }
 
     /// Takes the header off the inbox and sets the gate for its body.
-    pub(super) fn begin(&mut self, head_length: usize, framing: Framing, overhead: usize) -> BytesMut {
+    pub(crate) fn begin(&mut self, head_length: usize, framing: Framing, overhead: usize) -> BytesMut {
         self.gate = Gate::new(framing, overhead);
         *self.body_limit.get_mut() = u64::MAX;
         self.fault = None;
@@ -180,14 +180,14 @@ impl Connection {
     }
 
     /// What is wrong with the body behind `head`, as far as it is there already.
-    pub(super) fn foresee(&self, head: &Head, overhead: usize) -> Option<BodyFault> {
+    pub(crate) fn foresee(&self, head: &Head, overhead: usize) -> Option<BodyFault> {
         let mut body = BytesMut::from(&self.inbox[head.length..]);
         Gate::new(head.framing, overhead).pass(&mut body, &mut BytesMut::new(), usize::MAX).err()
     }
 
     /// From now on it speaks HTTP/2: headers go to `waiting`. What is returned holds why it was ended, if the client went
     /// too far.
-    pub(super) fn open_http2(
+    pub(crate) fn open_http2(
         &mut self,
         inbound: Inbound,
         waiting: Arc<Waiting>,
@@ -213,12 +213,12 @@ impl Connection {
     }
 
     /// From now on every byte passes.
-    pub(super) fn open(&mut self) {
+    pub(crate) fn open(&mut self) {
         self.gate = Gate::Open;
     }
 
     /// Whether the connection can take another request: this one's body is through, or there was none.
-    pub(super) fn is_between_messages(&self) -> bool {
+    pub(crate) fn is_between_messages(&self) -> bool {
         self.gate.is_done() && self.outbox.is_empty() && self.fault.is_none()
     }
 
@@ -235,12 +235,12 @@ impl Connection {
     }
 
     /// Reads more of the header; nothing when the client has closed.
-    pub(super) async fn read_more(&mut self) -> io::Result<usize> {
+    pub(crate) async fn read_more(&mut self) -> io::Result<usize> {
         std::future::poll_fn(|cx| self.poll_fill(cx)).await
     }
 
     /// Without what only a request in progress needs.
-    pub(super) fn rested(mut self: Box<Self>) -> Box<Self> {
+    pub(crate) fn rested(mut self: Box<Self>) -> Box<Self> {
         if self.inbox.is_empty() {
             self.inbox = BytesMut::new();
         }

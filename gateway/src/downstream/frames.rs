@@ -30,7 +30,7 @@ const IDLE_PER_KIB: u32 = 2;
 
 /// What ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Excess {
+pub(crate) enum Excess {
     #[error("too many requests were reset")]
     Resets,
     #[error("too many frames that ask for nothing")]
@@ -45,7 +45,7 @@ pub(super) enum Excess {
 
 impl Excess {
     /// The name in metrics.
-    pub(super) const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Resets => "resets",
             Self::Idle => "idle_frames",
@@ -58,7 +58,7 @@ impl Excess {
 
 /// The frames of one connection, both ways.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub(crate) struct Frames {
     from_client: Walk,
     to_client: Walk,
     header_timeout: std::time::Duration,
@@ -78,7 +78,7 @@ pub(super) struct Frames {
 
 impl Frames {
     /// Frames after the client's preface.
-    pub(super) fn new(header_timeout: std::time::Duration, waiting: Arc<Waiting>, now: Instant) -> Self {
+    pub(crate) fn new(header_timeout: std::time::Duration, waiting: Arc<Waiting>, now: Instant) -> Self {
         Self {
             from_client: Walk { skip: PREFACE, ..Walk::default() },
             to_client: Walk::default(),
@@ -95,12 +95,12 @@ impl Frames {
     }
 
     /// By when the header that is on its way must be there.
-    pub(super) fn header_deadline(&self) -> Option<Instant> {
+    pub(crate) fn header_deadline(&self) -> Option<Instant> {
         self.header_deadline
     }
 
     /// Counts what the client sent.
-    pub(super) fn received(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Excess> {
+    pub(crate) fn received(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Excess> {
         let seconds = now.saturating_duration_since(self.counted_at).as_secs();
         if seconds > 0 {
             let seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
@@ -124,7 +124,7 @@ impl Frames {
     }
 
     /// Notes what the client was sent.
-    pub(super) fn wrote(&mut self, mut bytes: &[u8]) {
+    pub(crate) fn wrote(&mut self, mut bytes: &[u8]) {
         self.sent += bytes.len() as u64;
         if self.sent >= 1024 {
             self.earn(u32::try_from(self.sent / 1024).unwrap_or(u32::MAX).saturating_mul(IDLE_PER_KIB));
@@ -148,7 +148,7 @@ impl Frames {
     }
 
     /// The frame with which the connection ends; `None` in the middle of another frame.
-    pub(super) fn farewell(&self, why: Excess) -> Option<Vec<u8>> {
+    pub(crate) fn farewell(&self, why: Excess) -> Option<Vec<u8>> {
         let reason = why.to_string();
         let length = u8::try_from(8 + reason.len()).ok()?;
         let mut frame = vec![0, 0, length, GOAWAY, 0, 0, 0, 0, 0];
@@ -183,39 +183,39 @@ impl Frames {
     }
 }
 
-pub(super) const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
-pub(super) const CONTINUATION: u8 = 9;
-pub(super) const END_STREAM: u8 = 1;
-pub(super) const END_HEADERS: u8 = 4;
-pub(super) const PADDED: u8 = 8;
-pub(super) const PRIORITY: u8 = 0x20;
+pub(crate) const CONTINUATION: u8 = 9;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+pub(crate) const PADDED: u8 = 8;
+pub(crate) const PRIORITY: u8 = 0x20;
 const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 /// Bytes of the client's preface (RFC 9113, 3.4).
-pub(super) const PREFACE: usize = 24;
+pub(crate) const PREFACE: usize = 24;
 
 /// Bytes of a frame's header (RFC 9113, 4.1).
-pub(super) const FRAME_HEADER: usize = 9;
+pub(crate) const FRAME_HEADER: usize = 9;
 
 /// The header of a frame.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Frame {
-    pub(super) kind: u8,
-    pub(super) flags: u8,
-    pub(super) stream: u32,
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
     /// Bytes of its payload.
-    pub(super) length: usize,
-    pub(super) ends_headers: bool,
+    pub(crate) length: usize,
+    pub(crate) ends_headers: bool,
     padded: bool,
-    pub(super) ends_stream: bool,
+    pub(crate) ends_stream: bool,
 }
 
 impl Frame {
     /// The header at the start of `bytes`, once it is whole.
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         bytes.first_chunk().map(Self::of)
     }
 

@@ -45,7 +45,7 @@ pub struct HeadFault {
     pub detail: &'static str,
 }
 
-pub(super) const fn malformed(detail: &'static str) -> HeadFault {
+pub(crate) const fn malformed(detail: &'static str) -> HeadFault {
     HeadFault { code: Code::MalformedRequest, detail }
 }
 
@@ -128,7 +128,7 @@ pub fn is_websocket(header: &RequestHeader) -> bool {
         && holds("upgrade", "websocket")
 }
 
-pub(super) const fn too_many_fields() -> HeadFault {
+pub(crate) const fn too_many_fields() -> HeadFault {
     HeadFault { code: Code::HeaderTooLarge, detail: "the request has too many header fields" }
 }
 
@@ -164,7 +164,7 @@ fn line_ends(bytes: &[u8]) -> Result<(), HeadFault> {
 }
 
 /// Checks a target: what of its query a target may not hold is encoded later.
-pub(super) fn check_target(method: &str, target: &str) -> Result<(), HeadFault> {
+pub(crate) fn check_target(method: &str, target: &str) -> Result<(), HeadFault> {
     let path = target.split_once('?').map_or(target, |(path, _)| path);
     let refused = |byte: u8| !(0x21..=0x7e).contains(&byte) || byte == b'#';
     if target.bytes().any(refused) || path.bytes().any(|byte| b"\\<>`\"".contains(&byte)) {

@@ -16,7 +16,7 @@ const FIXED: usize = 16;
 const LONGEST_REST: usize = 4 * 1024;
 
 /// Reads a header: the client that it names, `None` when the balancer speaks for itself.
-pub(super) async fn read(socket: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
+pub(crate) async fn read(socket: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
     let mut header = vec![socket.read_u8().await?];
     if header[0] == b'P' {
         while !header.ends_with(b"\r\n") && header.len() < LONGEST_LINE {

@@ -11,7 +11,7 @@ use tokio_rustls::server::TlsStream;
 
 /// A client's socket.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub(crate) enum Socket {
     /// As it comes.
     Plain(TcpStream),
     /// With TLS over it.
@@ -20,7 +20,7 @@ pub(super) enum Socket {
 
 impl Socket {
     /// The socket itself.
-    pub(super) fn tcp(&self) -> &TcpStream {
+    pub(crate) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
             Self::Tls(stream) => stream.get_ref().0,
@@ -28,7 +28,7 @@ impl Socket {
     }
 
     /// Whether what goes through it is encrypted.
-    pub(super) fn is_encrypted(&self) -> bool {
+    pub(crate) fn is_encrypted(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
 }

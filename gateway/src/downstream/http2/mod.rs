@@ -48,11 +48,11 @@ const SMALL_PIECES: usize = 4 * 1024 * 1024;
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why a connection was ended.
-pub(super) struct Ended {
+pub(crate) struct Ended {
     /// The word in metrics.
-    pub(super) reason: &'static str,
+    pub(crate) reason: &'static str,
     /// The sentence in the log.
-    pub(super) why: String,
+    pub(crate) why: String,
 }
 
 impl From<Excess> for Ended {
@@ -79,7 +79,7 @@ impl Ended {
 
 /// Serves a connection whose preface has come, until it ends. `Some` says why, if the client broke the protocol or went too
 /// far.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     mut connection: Box<Connection>,
     proxy: &Arc<Proxy>,
     rule: &RequestRule,
@@ -203,7 +203,7 @@ impl Drop for Place {
 }
 
 /// What `h2` reads of `bytes` that come in pieces of `size`, and the headers that are read; for the fuzz target.
-pub(super) fn pass_in_pieces(bytes: &[u8], size: usize) -> Option<(BytesMut, usize)> {
+pub(crate) fn pass_in_pieces(bytes: &[u8], size: usize) -> Option<(BytesMut, usize)> {
     let waiting = Arc::<Waiting>::default();
     let mut inbound = Inbound::new(HeadBounds { fields: 100, bytes: 64_000 }, Arc::clone(&waiting));
     let (mut inbox, mut passed) = (BytesMut::new(), BytesMut::new());

@@ -20,16 +20,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-use super::connection::Connection;
-use super::head::{self, Framing, Head};
-use super::http2::{self, Ended};
-use super::places::Places;
-use super::proxy_protocol;
-use super::socket::Socket;
+use crate::downstream::connection::Connection;
+use crate::downstream::head::{self, Framing, Head};
+use crate::downstream::http2::{self, Ended};
+use crate::downstream::proxy_protocol;
+use crate::downstream::socket::Socket;
 use crate::engine::Gateway;
 use crate::http::problem;
 use crate::observe::access::{AccessLog, Line};
 use crate::request::Proxy;
+use crate::server::places::Places;
 use crate::tls::server::Tls;
 
 /// RFC 9113, 3.4: how a client says that it speaks HTTP/2.

@@ -8,17 +8,17 @@ use parking_lot::Mutex;
 
 /// The connections of each client's network; one without any is not remembered.
 #[derive(Clone, Default)]
-pub(super) struct Places(Arc<Mutex<HashMap<IpNet, u32>>>);
+pub(crate) struct Places(Arc<Mutex<HashMap<IpNet, u32>>>);
 
 /// One connection's place, free again when dropped.
-pub(super) struct Place {
+pub(crate) struct Place {
     places: Places,
     client: IpNet,
 }
 
 impl Places {
     /// A place for `client`, unless it holds `most` already.
-    pub(super) fn take(&self, client: IpNet, most: u32) -> Option<Place> {
+    pub(crate) fn take(&self, client: IpNet, most: u32) -> Option<Place> {
         let mut counts = self.0.lock();
         let count = counts.entry(client).or_default();
         if *count >= most {

@@ -1,0 +1,6 @@
+//! Where connections come in: listeners, deadlines of a connection, how many a client may hold.
+//!
+//! Floor 9: imports every other room.
+
+pub mod accept;
+pub(crate) mod places;
