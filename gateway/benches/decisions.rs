@@ -16,9 +16,9 @@ use gateway::state::leases::Pots;
 use gateway::state::local::LocalStore;
 use ipnet::Ipv4Net;
 use policy::Policy;
-use policy::rules::authorize::PermissionRule;
 use policy::rules::limits::lease::Grant;
 use policy::rules::limits::{Charge, LimitRule};
+use policy::rules::permissions::PermissionRule;
 use policy::values::network_table::NetworkTable;
 
 #[global_allocator]

@@ -22,6 +22,9 @@ pub fn check(policies: &[PathBuf]) -> anyhow::Result<()> {
         let name = file.display().to_string();
         let text = read(file)?;
         let parsed = parse(file, &name, &text);
+        for renamed in parsed.as_ref().map(|policy| policy.renamed.as_slice()).unwrap_or_default() {
+            eprintln!("{name}: warning: {renamed}");
+        }
         for neighbour in parsed.as_ref().map(Policy::weaker_neighbours).unwrap_or_default() {
             eprintln!("{name}: warning: {neighbour}");
         }
@@ -74,9 +77,9 @@ pub fn explain(arguments: &Explain) -> anyhow::Result<()> {
         headers.push(("authorization".to_owned(), format!("Bearer {signed}.{SIGNATURE}")));
     }
     let world = Simulation::at(clock::wall());
-    let (verdict, trail) = judge(&policy, &line, arguments.ip, &headers, &world);
+    let (verdict, progress) = judge(&policy, &line, arguments.ip, &headers, &world);
     let stages = Stage::JUDGED.map(|stage| {
-        let finding = match trail.finding(stage) {
+        let finding = match progress.trail.finding(stage) {
             Some(Finding::Passed) => "passed",
             Some(Finding::Refused) => "refused",
             None => "not reached",
@@ -117,7 +120,7 @@ pub fn explain(arguments: &Explain) -> anyhow::Result<()> {
                 "admitted by route `{}` to upstream `{}`",
                 admission.route.name, admission.route.upstream
             );
-            if let Some(needed) = &admission.route.permission {
+            if let Some(needed) = &admission.route.access.permission {
                 println!("(permission {} was granted)", needed.permission);
             }
         }

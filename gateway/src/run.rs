@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use policy::Policy;
 use policy::rules::authenticate::issuer::KeySource;
-use policy::rules::authorize::PermissionRule;
+use policy::rules::permissions::PermissionRule;
 use service::startup::Summary;
 use service::telemetry;
 use tokio::net::TcpListener;
@@ -291,7 +291,8 @@ fn start_background(
 fn asks_permissions(gateway: &Gateway) -> Option<PermissionRule> {
     let policy = gateway.policy();
     policy.rules.permission_service.as_ref()?;
-    let asks = policy.rules.routes.iter().any(|route| route.permission.is_some() || route.wants_proof());
+    let asks =
+        policy.rules.routes.iter().any(|route| route.access.permission.is_some() || route.auth.wants_proof());
     asks.then(|| policy.rules.permissions.clone())
 }
 

@@ -7,8 +7,10 @@
 
 pub mod document;
 pub mod neighbours;
+pub mod offered;
 pub mod pipeline;
 mod policy;
+pub mod progress;
 pub mod routes;
 pub mod rules;
 pub mod testing;

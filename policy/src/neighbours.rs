@@ -30,7 +30,7 @@ impl fmt::Display for WeakerNeighbour {
 impl Policy {
     /// Guarded routes with a weaker neighbour, in the order of the file.
     pub fn weaker_neighbours(&self) -> Vec<WeakerNeighbour> {
-        let guarded = self.routes.iter().filter(|route| route.wants_proof());
+        let guarded = self.routes.iter().filter(|route| route.auth.wants_proof());
         guarded.flat_map(|route| self.weaker_than(route)).collect()
     }
 
@@ -70,8 +70,8 @@ fn other_spellings(path: &str) -> Vec<String> {
 
 /// Whether a route asks for less than another one that wants a proof.
 fn is_weaker(route: &Route, guarded: &Route) -> bool {
-    let asks_for_rights = |route: &Route| !route.roles.is_empty() || route.permission.is_some();
-    !route.wants_proof() || (asks_for_rights(guarded) && !asks_for_rights(route))
+    let asks_for_rights = |route: &Route| !route.access.roles.is_empty() || route.access.permission.is_some();
+    !route.auth.wants_proof() || (asks_for_rights(guarded) && !asks_for_rights(route))
 }
 
 #[cfg(test)]

@@ -5,21 +5,24 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::document::units::Bytes;
-use crate::document::{Fault, Faults, LONGEST_NAME, Section, nearest};
+use crate::document::{Fault, Faults, LONGEST_NAME, Renamed, Section, nearest};
 use crate::from_toml_str;
-use crate::routes::{self, Pattern, RequiredPermission, Route, Routes, Template, WhenOpen};
+use crate::routes::{self, Route, RouteLimits, Routes, WhenOpen};
+use crate::rules::authenticate::AuthRule;
 use crate::rules::authenticate::issuer::Issuer;
-use crate::rules::authorize::PermissionRule;
+use crate::rules::authorize::{AccessRule, RequiredPermission};
 use crate::rules::blocks::BlockRule;
 use crate::rules::breaker::BreakerRule;
 use crate::rules::canary::CanaryRule;
 use crate::rules::client::ClientRule;
-use crate::rules::concurrency::{CrowdRule, Priority};
+use crate::rules::concurrency::{ConcurrencyRule, Priority};
 use crate::rules::limits::{Counts, LimitRule};
+use crate::rules::permissions::PermissionRule;
 use crate::rules::requests::RequestRule;
 use crate::rules::response_headers::AnswerHeaders;
 use crate::rules::retry::RetryRule;
 use crate::testing::check::PolicyTest;
+use crate::values::pattern::{Pattern, Template};
 use crate::values::refusal::Refusal;
 use crate::values::request::Request;
 
@@ -53,6 +56,8 @@ pub struct Policy {
     pub canary: Option<CanaryRule>,
     /// The policy's own tests.
     pub tests: Vec<PolicyTest>,
+    /// Keys that the file calls by the names that they had before.
+    pub renamed: Vec<Renamed>,
     /// Field names, normalised, that only the gateway may write.
     identity_fields: Vec<String>,
 }
@@ -69,8 +74,9 @@ impl Policy {
             return Err(faults.into_list()); // what a broken text seems to lack says nothing
         }
         let root = Section::root(&document, &faults);
-        let policy = Self::read(&root, upstreams);
+        let mut policy = Self::read(&root, upstreams);
         root.finish();
+        policy.renamed = faults.renamed();
         let list = faults.into_list();
         if list.is_empty() { Ok(policy) } else { Err(list) }
     }
@@ -85,13 +91,13 @@ impl Policy {
             issuers: Issuer::read_all(root),
             breakers: BreakerRule::read_all(root),
             retries: RetryRule::read_all(root),
-            crowds: CrowdRule::read_all(root),
+            concurrency: ConcurrencyRule::read_all(root),
             upstreams,
         };
         for name in names.breakers.keys() {
             names.check_upstream(root, "breakers", name);
         }
-        for name in names.crowds.keys() {
+        for name in names.concurrency.keys() {
             names.check_upstream(root, "concurrency", name);
         }
         let names_service = root.has("permissions");
@@ -104,7 +110,8 @@ impl Policy {
         if routes.iter().next().is_none() {
             root.fault("routes", "required: at least one [[routes]]");
         }
-        let needs_service = routes.iter().any(|route| route.permission.is_some() || route.api_keys);
+        let needs_service =
+            routes.iter().any(|route| route.access.permission.is_some() || route.auth.api_keys);
         if needs_service {
             names.check_upstream(root, "permissions", &permissions.upstream);
         }
@@ -118,6 +125,7 @@ impl Policy {
             tests: PolicyTest::read_all(root),
             canary: CanaryRule::read(root.section("canary")),
             read_only: root.get_or("read_only", false),
+            renamed: Vec::new(),
             identity_fields: forwarded.map(|(_, field)| same_letters(field)).collect(),
             issuers: names.issuers.into_values().collect(),
             limits: names.limits.into_values().collect(),
@@ -139,9 +147,9 @@ impl Policy {
         self.permission_service.as_ref().map(|_| &self.permissions)
     }
 
-    /// Whether any route counts by a field of the body.
-    pub fn reads_bodies(&self) -> bool {
-        self.routes.iter().any(|route| route.reads_body())
+    /// The most bytes of a body on this route.
+    pub fn max_body(&self, route: &Route) -> u64 {
+        route.max_body.map_or(self.requests.max_body, |most| most.0)
     }
 
     /// The route of a request. What the permission service tells the gateway alone is nobody else's: no route leads
@@ -191,7 +199,7 @@ struct Names<'a> {
     issuers: HashMap<String, Arc<Issuer>>,
     breakers: HashMap<String, Arc<BreakerRule>>,
     retries: HashMap<String, Arc<RetryRule>>,
-    crowds: HashMap<String, Arc<CrowdRule>>,
+    concurrency: HashMap<String, Arc<ConcurrencyRule>>,
     upstreams: Option<&'a [String]>,
 }
 
@@ -269,12 +277,12 @@ fn read_route(section: Section<'_>, names: &Names<'_>, requests: &RequestRule, r
     }
     let methods = section.list::<Method>("methods", MOST_NAMED);
     let limits = resolve(&section, "limits", "limit", &names.limits, section.list("limits", MOST_NAMED));
-    let (subject_limits, client_limits): (Vec<_>, Vec<_>) =
-        limits.into_iter().partition(|limit| limit.needs_subject());
-    let (issuers, api_keys) = read_auth(&section, names);
+    let limits = RouteLimits::new(limits);
+    let auth = read_auth(&section, names);
     let counts_failed_logins = section.list("counts_failed_logins", MOST_NAMED);
-    check_limits(&section, &client_limits, &counts_failed_logins);
-    check_limits(&section, &subject_limits, &counts_failed_logins);
+    let before: Vec<_> = limits.client.iter().chain(&limits.field).cloned().collect();
+    check_limits(&section, &before, &counts_failed_logins);
+    check_limits(&section, &limits.subject, &counts_failed_logins);
     let roles = section.list("roles", MOST_ROLES);
     let permission = section.get::<String>("permission");
     let resource = section.get::<String>("resource");
@@ -290,8 +298,7 @@ fn read_route(section: Section<'_>, names: &Names<'_>, requests: &RequestRule, r
         let resource = resource.map_err(|allowed| section.fault("resource", allowed)).ok()?;
         Some(RequiredPermission { permission: permission.into(), resource })
     });
-    let reads_body = client_limits.iter().chain(&subject_limits).find(|limit| limit.reads_body());
-    let max_body = read_max_body(&section, reads_body.map(|limit| &*limit.name), requests);
+    let max_body = read_max_body(&section, limits.reader().map(|limit| &*limit.name), requests);
     let retry = resolve(
         &section,
         "retry",
@@ -307,20 +314,18 @@ fn read_route(section: Section<'_>, names: &Names<'_>, requests: &RequestRule, r
         if routes.has(&name) {
             section.fault("name", format!("route `{name}` is there already"));
         }
+        let name: Arc<str> = name.into();
         let route = Route {
-            name: name.into(),
+            access: AccessRule { route: Arc::clone(&name), roles, permission },
+            name,
             pattern,
             methods: methods.into_iter().map(|method| method.0.into()).collect(),
             breaker: names.breakers.get(&upstream).cloned(),
-            crowd: names.crowds.get(&upstream).cloned(),
+            concurrency: names.concurrency.get(&upstream).cloned(),
             priority,
             upstream: upstream.into(),
-            client_limits,
-            subject_limits,
-            issuers,
-            api_keys,
-            roles,
-            permission,
+            limits,
+            auth,
             when_open,
             writes,
             retry: retry.into_iter().next(),
@@ -358,11 +363,12 @@ fn check_limits(section: &Section<'_>, limits: &[Arc<LimitRule>], counts_failed_
                 format!("limit `{}` counts failures: the route needs `counts_failed_logins`", limit.name);
             section.fault("limits", message);
         }
-        let unmet =
-            |other: &&Arc<str>| !limits.iter().any(|limit| limit.name == **other && limit.spares.is_none());
-        if let Some(other) = limit.spares.as_ref().filter(unmet) {
+        let unmet = |other: &&Arc<str>| {
+            !limits.iter().any(|limit| limit.name == **other && limit.skip_if_full.is_none())
+        };
+        if let Some(other) = limit.skip_if_full.as_ref().filter(unmet) {
             let message = format!(
-                "limit `{}` spares who has not touched `{other}`: the route needs that limit, too, at the same stage",
+                "limit `{}` is skipped if `{other}` is full: the route needs that limit, too, at the same stage",
                 limit.name
             );
             section.fault("limits", message);
@@ -371,7 +377,7 @@ fn check_limits(section: &Section<'_>, limits: &[Arc<LimitRule>], counts_failed_
 }
 
 /// Whose tokens a route takes, and whether it takes API keys.
-fn read_auth(section: &Section<'_>, names: &Names<'_>) -> (Vec<Arc<Issuer>>, bool) {
+fn read_auth(section: &Section<'_>, names: &Names<'_>) -> AuthRule {
     let mut api_keys = false;
     let issuer = |scheme| match scheme {
         Scheme::Jwt(name) => Some(name),
@@ -386,7 +392,7 @@ fn read_auth(section: &Section<'_>, names: &Names<'_>) -> (Vec<Arc<Issuer>>, boo
         let allowed = "at least one of jwt:ISSUER, api_key; leave the key out for a route that is open";
         section.fault("auth", allowed);
     }
-    (issuers, api_keys)
+    AuthRule { issuers, api_keys }
 }
 
 /// The rules called `wanted`; a name that nobody has is a fault, for a skipped name is a missing rule.

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::document::units::{Bytes, Span};
-use crate::rules::authenticate::issuer::Issuer;
+use crate::rules::authenticate::AuthRule;
+use crate::rules::authorize::AccessRule;
 use crate::rules::breaker::BreakerRule;
-use crate::rules::concurrency::{CrowdRule, Priority};
+use crate::rules::concurrency::{ConcurrencyRule, Priority};
 use crate::rules::limits::LimitRule;
 use crate::rules::retry::RetryRule;
-use crate::values::path::{self, EncodedSlash};
+use crate::values::path;
+use crate::values::pattern::{Pattern, Segment, without_slash};
 use crate::values::refusal::{Code, Refusal};
 use crate::values::request::Request;
 use crate::values::stage::Stage;
@@ -32,18 +34,12 @@ pub struct Route {
     pub methods: Vec<Arc<str>>,
     /// Where its requests go.
     pub upstream: Arc<str>,
-    /// Limits checked before authentication.
-    pub client_limits: Vec<Arc<LimitRule>>,
-    /// Limits whose key is the subject.
-    pub subject_limits: Vec<Arc<LimitRule>>,
-    /// The issuers whose tokens are taken.
-    pub issuers: Vec<Arc<Issuer>>,
-    /// Whether API keys are taken. With neither anybody may come.
-    pub api_keys: bool,
-    /// Any of these roles; anybody when empty.
-    pub roles: Vec<String>,
-    /// The permission that the subject needs, and on what.
-    pub permission: Option<RequiredPermission>,
+    /// Its limits.
+    pub limits: RouteLimits,
+    /// Whose proofs it takes.
+    pub auth: AuthRule,
+    /// What its subject needs.
+    pub access: AccessRule,
     /// The breaker of its upstream.
     pub breaker: Option<Arc<BreakerRule>>,
     /// What its clients get while the breaker is open.
@@ -51,7 +47,7 @@ pub struct Route {
     /// Whether its requests change something; `None`: those that are not GET, HEAD or OPTIONS.
     pub writes: Option<bool>,
     /// How many requests its upstream is sent at a time.
-    pub crowd: Option<Arc<CrowdRule>>,
+    pub concurrency: Option<Arc<ConcurrencyRule>>,
     /// How much its requests matter when there are too many.
     pub priority: Priority,
     /// How its requests are tried again.
@@ -66,6 +62,36 @@ pub struct Route {
     pub request_timeout: Option<Span>,
 }
 
+/// The limits of a route, by what has to be known for them.
+#[derive(Clone, Debug, Default)]
+pub struct RouteLimits {
+    /// Those that are known by the head of a request.
+    pub client: Vec<Arc<LimitRule>>,
+    /// Those that count by the body, and those that lean on one that does.
+    pub field: Vec<Arc<LimitRule>>,
+    /// Those whose key is the subject.
+    pub subject: Vec<Arc<LimitRule>>,
+}
+
+impl RouteLimits {
+    /// Sorts the limits that a route names.
+    pub fn new(limits: Vec<Arc<LimitRule>>) -> Self {
+        let (subject, client): (Vec<_>, Vec<_>) = limits.into_iter().partition(|limit| limit.needs_subject());
+        let readers: Vec<_> = client.iter().filter(|limit| limit.reads_body()).cloned().collect();
+        let leans = |limit: &Arc<LimitRule>| {
+            let other = limit.skip_if_full.as_ref();
+            other.is_some_and(|other| readers.iter().any(|reader| reader.name == *other))
+        };
+        let (field, client) = client.into_iter().partition(|limit| limit.reads_body() || leans(limit));
+        Self { client, field, subject }
+    }
+
+    /// A limit that counts by the body, which is read for it.
+    pub fn reader(&self) -> Option<&LimitRule> {
+        self.field.iter().chain(&self.subject).find(|limit| limit.reads_body()).map(|limit| &**limit)
+    }
+}
+
 /// What clients get while the breaker is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenOpen {
@@ -77,42 +103,10 @@ pub enum WhenOpen {
 
 words! { WhenOpen { "fail" => Fail, "stale" => Stale } or "fail or stale" }
 
-/// The longest path pattern and resource, in bytes, and the most segments of a pattern: look-up goes as deep.
-const LONGEST_PATTERN: usize = 1_024;
-const MOST_SEGMENTS: usize = 64;
-
 /// The most methods of one path.
 const MOST_METHODS: usize = 64;
 
-/// `permission` and `resource` of a route.
-#[derive(Clone, Debug)]
-pub struct RequiredPermission {
-    /// `records:read`.
-    pub permission: Arc<str>,
-    /// What it is wanted on.
-    pub resource: Template,
-}
-
-/// A path pattern: `/v1/{name}/{*rest}`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern {
-    text: Arc<str>,
-    segments: Vec<Segment>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Segment {
-    Literal(String),
-    One(Arc<str>),
-    Rest(Arc<str>),
-}
-
 impl Route {
-    /// Whether a client has to prove who it is.
-    pub fn wants_proof(&self) -> bool {
-        self.api_keys || !self.issuers.is_empty()
-    }
-
     /// Whether a request with this method may change something.
     pub fn changes_something(&self, method: &str) -> bool {
         self.writes.unwrap_or(!matches!(method, "GET" | "HEAD" | "OPTIONS"))
@@ -120,150 +114,7 @@ impl Route {
 
     /// Whether a limit counts by a field of the body, so that the body is read before the request is judged.
     pub fn reads_body(&self) -> bool {
-        self.client_limits.iter().chain(&self.subject_limits).any(|limit| limit.reads_body())
-    }
-}
-
-impl Pattern {
-    /// Parses a pattern; the error says what is allowed.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let rest = text.strip_prefix('/').ok_or("a path begins with `/`")?;
-        if text.len() > LONGEST_PATTERN || rest.split('/').count() > MOST_SEGMENTS {
-            return Err(format!("a path has at most {LONGEST_PATTERN} bytes and {MOST_SEGMENTS} segments"));
-        }
-        let segments = without_slash(rest).split('/').map(Segment::parse).collect::<Result<Vec<_>, _>>()?;
-        if segments.iter().rev().skip(1).any(|segment| matches!(segment, Segment::Rest(_))) {
-            return Err("`{*rest}` is the last segment".to_owned());
-        }
-        if segments.iter().rev().skip(1).any(|segment| *segment == Segment::Literal(String::new())) {
-            return Err("a path has no empty segment, for `//` is one slash".to_owned());
-        }
-        let pattern = Self { text: text.into(), segments };
-        let mut names: Vec<_> = pattern.names().collect();
-        names.sort_unstable();
-        match names.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(format!("`{{{}}}` stands twice", pair[0])),
-            None => Ok(pattern),
-        }
-    }
-
-    /// The pattern as written.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// A path that it matches.
-    pub(crate) fn example(&self) -> String {
-        let segment = |segment: &Segment| match segment {
-            Segment::Literal(text) => text.clone(),
-            Segment::One(_) | Segment::Rest(_) => "x".to_owned(),
-        };
-        format!("/{}", self.segments.iter().map(segment).collect::<Vec<_>>().join("/"))
-    }
-
-    /// The pattern without its names: two of one shape match the same paths.
-    fn shape(&self) -> String {
-        let part = |segment: &Segment| match segment {
-            Segment::Literal(text) => format!("/{text}"),
-            Segment::One(_) => "/{}".to_owned(),
-            Segment::Rest(_) => "/{*}".to_owned(),
-        };
-        self.segments.iter().map(part).collect()
-    }
-
-    /// The names of its captures.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.segments.iter().filter_map(|segment| match segment {
-            Segment::Literal(_) => None,
-            Segment::One(name) | Segment::Rest(name) => Some(&**name),
-        })
-    }
-
-    /// What the path holds for `name`.
-    fn capture<'p>(&self, name: &str, path: &'p str) -> Option<&'p str> {
-        let mut rest = path.strip_prefix('/')?;
-        for segment in &self.segments {
-            let (head, tail) = rest.split_once('/').unwrap_or((rest, ""));
-            match segment {
-                Segment::One(other) if **other == *name => return Some(head),
-                Segment::Rest(other) if **other == *name => return Some(rest),
-                _ => rest = tail,
-            }
-        }
-        None
-    }
-}
-
-/// A path without the slash at its end, which never changes which route is taken: most services take both for the same.
-fn without_slash(path: &str) -> &str {
-    path.strip_suffix('/').unwrap_or(path)
-}
-
-impl Segment {
-    fn parse(text: &str) -> Result<Self, String> {
-        let Some(inner) = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) else {
-            // A literal that is not in its normal form would never match.
-            let path = format!("/{text}");
-            let normal = path::normalise(&path, EncodedSlash::Refuse).is_ok_and(|normal| normal == path);
-            return if normal && !text.contains('%') {
-                Ok(Self::Literal(text.to_owned()))
-            } else {
-                Err(format!("a segment is a plain word, `{{name}}` or `{{*rest}}` (got `{text}`)"))
-            };
-        };
-        let name = inner.strip_prefix('*').unwrap_or(inner);
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-            return Err(format!("a name holds letters, digits and `_` (got `{text}`)"));
-        }
-        Ok(if inner.starts_with('*') { Self::Rest(name.into()) } else { Self::One(name.into()) })
-    }
-}
-
-/// Text with captures: `notes/{collection}`.
-#[derive(Clone, Debug)]
-pub struct Template {
-    parts: Vec<Part>,
-}
-
-#[derive(Clone, Debug)]
-enum Part {
-    Text(String),
-    Capture(String),
-}
-
-impl Template {
-    /// Parses a template whose captures are named by `pattern`.
-    pub fn parse(text: &str, pattern: &Pattern) -> Result<Self, String> {
-        if text.len() > LONGEST_PATTERN {
-            return Err(format!("at most {LONGEST_PATTERN} bytes"));
-        }
-        let mut parts = Vec::new();
-        let mut rest = text;
-        while let Some((before, after)) = rest.split_once('{') {
-            let (name, tail) = after.split_once('}').ok_or("`{` without `}`")?;
-            if !pattern.names().any(|known| known == name) {
-                return Err(format!("`{{{name}}}` is not in the path `{}`", pattern.as_str()));
-            }
-            parts.extend([Part::Text(before.to_owned()), Part::Capture(name.to_owned())]);
-            rest = tail;
-        }
-        parts.push(Part::Text(rest.to_owned()));
-        Ok(Self { parts })
-    }
-
-    /// The text for `path`, which `pattern` matches. What is captured is decoded, as the service decodes it: one resource has
-    /// one name, however the path spells it.
-    pub fn fill(&self, pattern: &Pattern, path: &str) -> String {
-        let mut filled = String::new();
-        for part in &self.parts {
-            match part {
-                Part::Text(text) => filled.push_str(text),
-                Part::Capture(name) => {
-                    filled.push_str(&path::decoded(pattern.capture(name, path).unwrap_or_default()));
-                }
-            }
-        }
-        filled
+        self.limits.reader().is_some()
     }
 }
 
@@ -413,16 +264,13 @@ mod tests {
             pattern: Pattern::parse(path).unwrap(),
             methods: methods.iter().map(|method| (*method).into()).collect(),
             upstream: "backend".into(),
-            client_limits: Vec::new(),
-            subject_limits: Vec::new(),
-            issuers: Vec::new(),
-            api_keys: false,
-            roles: Vec::new(),
-            permission: None,
+            limits: RouteLimits::default(),
+            auth: AuthRule::default(),
+            access: AccessRule { route: name.into(), roles: Vec::new(), permission: None },
             breaker: None,
             when_open: WhenOpen::Fail,
             writes: None,
-            crowd: None,
+            concurrency: None,
             priority: Priority::Normal,
             retry: None,
             counts_failed_logins: Vec::new(),
@@ -484,25 +332,5 @@ mod tests {
         routes.add(route("write", "/a/{y}", &["PUT"])).unwrap();
         assert!(routes.add(route("again", "/a/{z}", &["GET"])).unwrap_err().contains("`read`"));
         assert!(routes.add(route("slash", "/a/{z}/", &["GET"])).unwrap_err().contains("`read`"));
-    }
-
-    #[test]
-    fn a_template_is_filled_from_the_path() {
-        let pattern = Pattern::parse("/v1/{c}/records/{*key}").unwrap();
-        let template = Template::parse("{c}:{key}!", &pattern).unwrap();
-        for path in ["/v1/notes/records/a/b", "/v1/n%6Ftes/records/a%2Fb"] {
-            assert_eq!(template.fill(&pattern, path), "notes:a/b!", "{path}");
-        }
-        let slash = template.fill(&pattern, "/v1/notes/records/a/b/");
-        assert_eq!(slash, "notes:a/b/!", "what is sent on is what is asked for");
-        assert_eq!(template.fill(&pattern, "/v1/a+b/records/c%2Bd%20e"), "a+b:c+d e!");
-        assert!(Template::parse("{other}", &pattern).is_err());
-    }
-
-    #[test]
-    fn what_is_no_pattern_is_refused() {
-        for path in ["a", "/a//b", "/{*rest}/b", "/{}", "/{a}/{a}", "/a{b}", "/%61", "/.."] {
-            assert!(Pattern::parse(path).is_err(), "{path}");
-        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use policy::Policy;
 use policy::pipeline::{admit, settle};
+use policy::progress::Progress;
 use policy::rules::breaker::Outcome;
 use policy::testing::check::{RequestLine, judge};
 use policy::testing::simulation::Simulation;
@@ -103,8 +104,8 @@ fn ask(
 ) -> (Result<(), Refusal>, Trail) {
     let headers: Vec<_> =
         token.iter().map(|token| ("Authorization".to_owned(), (*token).to_owned())).collect();
-    let (verdict, trail) = judge(policy, &line.parse().unwrap(), ip.parse().unwrap(), &headers, world);
-    (verdict.map(|_| ()), trail)
+    let (verdict, progress) = judge(policy, &line.parse().unwrap(), ip.parse().unwrap(), &headers, world);
+    (verdict.map(|_| ()), progress.trail)
 }
 
 fn code(policy: &Policy, world: &Simulation, ip: &str, line: &str, token: Option<&str>) -> Option<Code> {
@@ -181,7 +182,7 @@ fn a_shadow_limit_reports_and_never_refuses() {
     let line: RequestLine = "GET /open".parse().unwrap();
     let (verdict, _) = judge(&policy, &line, IpAddr::from([198, 51, 100, 1]), &[], &world);
     let quotas = verdict.unwrap().quotas;
-    let watched = quotas.iter().find(|quota| &*quota.rule.name == "watched").unwrap();
+    let watched = quotas.iter().find(|quota| &*quota.limit == "watched").unwrap();
     assert!(watched.exceeded);
 }
 
@@ -209,9 +210,8 @@ fn failed_logins_ban_and_a_success_clears() {
             headers: Headers::default(),
             body: None,
         };
-        let mut trail = Trail::default();
         world.advance(Duration::from_secs(1));
-        let admission = admit(&policy, &request, &world, &mut trail).now_or_never().unwrap();
+        let admission = admit(&policy, &request, &world, &mut Progress::default()).now_or_never().unwrap();
         admission.map(|admission| settle(&policy, admission, Outcome::Answered(status), &world)).is_ok()
     };
     for status in [401, 401, 200, 401, 401, 200] {
@@ -237,7 +237,7 @@ fn an_open_breaker_refuses_at_its_own_stage() {
         };
         world.advance(Duration::from_secs(1));
         let admission =
-            admit(&policy, &request, &world, &mut Trail::default()).now_or_never().unwrap().unwrap();
+            admit(&policy, &request, &world, &mut Progress::default()).now_or_never().unwrap().unwrap();
         settle(&policy, admission, Outcome::Unreachable, &world);
     }
     world.advance(Duration::from_secs(1));

@@ -187,7 +187,7 @@ impl Connection {
 
     /// From now on it speaks HTTP/2: headers go to `waiting`. What is returned holds why it was ended, if the client went
     /// too far.
-    pub(crate) fn open_http2(
+    pub(super) fn open_http2(
         &mut self,
         inbound: Inbound,
         waiting: Arc<Waiting>,

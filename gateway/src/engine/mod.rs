@@ -26,7 +26,7 @@ use crate::permissions::{Permissions, Revoked};
 use crate::request::retry::Backoff;
 use crate::request::websockets::Tunnels;
 use crate::resilience::breakers::Breakers;
-use crate::resilience::concurrency::Crowds;
+use crate::resilience::concurrency::ConcurrencyLimits;
 use crate::resilience::last_good::LastGood;
 use crate::resilience::retry_budget::Budgets;
 use crate::state::bans::BanList;
@@ -66,8 +66,8 @@ pub struct Gateway {
     pub tunnels: Tunnels,
     /// What is given again while a breaker is open.
     pub last_good: LastGood,
-    /// Who is sent to which upstream at a time.
-    pub crowds: Crowds,
+    /// How many requests each upstream has in flight.
+    pub concurrency: ConcurrencyLimits,
     /// What may be tried again.
     pub retry_budgets: Budgets,
     /// What upstreams did wrong, as far as it was logged.
@@ -111,7 +111,7 @@ impl Gateway {
             breakers: Breakers::new(metrics.clone()),
             tunnels: Tunnels::default(),
             last_good: LastGood::default(),
-            crowds: Crowds::default(),
+            concurrency: ConcurrencyLimits::default(),
             retry_budgets: Budgets::default(),
             fault_log: FaultLog::default(),
             metrics,

@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use policy::rules::authenticate::issuer::Issuer;
 use policy::rules::authenticate::token::Token;
-use policy::rules::authenticate::{Credential, Subject};
-use policy::rules::authorize::PermissionRule;
-use policy::rules::blocks::{AutoBlock, Ban};
-use policy::rules::breaker::{BreakerRule, Outcome};
+use policy::rules::authenticate::{Credential, HolderAway, KeyHolder, Proofs, Subject, VerifyFault};
+use policy::rules::authorize::{PermissionAway, Permissions, Question, Roles, RolesAway};
+use policy::rules::blocks::{AutoBlock, Ban, Bans};
+use policy::rules::breaker::{BreakerRule, Breakers, Outcome};
 use policy::rules::client::Client;
+use policy::rules::concurrency::{ConcurrencyRule, Overloaded, Permits, Priority};
+use policy::rules::limits::spend::{Buckets, Store as Which, StoreAway};
 use policy::rules::limits::{Charge, Charges, Readings};
+use policy::rules::permissions::PermissionRule;
 use policy::values::time::{Now, Timestamp};
-use policy::world::{
-    HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway, Store as Which, StoreAway,
-    VerifyFault, World,
-};
+use policy::world::World;
 use serde_json::json;
 use tracing::{Instrument as _, info_span, warn};
 
@@ -23,6 +23,7 @@ use super::{By, Gateway};
 use crate::clock;
 use crate::observe::audit::Actor;
 use crate::resilience::breakers::BreakerPass;
+use crate::resilience::concurrency::Permit;
 use crate::state::store::{Change, Store as _, Topic};
 
 /// Bans a client whose failed logins are too many.
@@ -68,16 +69,26 @@ async fn clear_failures(gateway: Arc<Gateway>, client: Client) {
 pub struct Handle(pub Arc<Gateway>);
 
 impl World for Handle {
-    type Pass = BreakerPass;
-
     fn now(&self) -> Now {
         Now { steady: clock::steady(), wall: clock::wall() }
     }
+}
 
+impl Bans for Handle {
     fn banned(&self, client: &Client, now: Timestamp) -> Option<Ban> {
         self.0.bans.find(client, now)
     }
 
+    fn login_failed(&self, client: &Client, rule: AutoBlock, now: Timestamp) {
+        tokio::spawn(count_failure(Arc::clone(&self.0), *client, rule, now));
+    }
+
+    fn login_succeeded(&self, client: &Client) {
+        tokio::spawn(clear_failures(Arc::clone(&self.0), *client));
+    }
+}
+
+impl Buckets for Handle {
     async fn spend(&self, store: Which, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreAway> {
         let gateway = &*self.0;
         if store != Which::Alone {
@@ -100,7 +111,9 @@ impl World for Handle {
             (Which::Shared | Which::Local | Which::Alone, _) => self.0.local.refund_now(&charges, now),
         }
     }
+}
 
+impl Proofs for Handle {
     fn recall(&self, token: &str) -> Option<Subject> {
         self.0.good_tokens.find(token, self.0.keys.generation())
     }
@@ -125,7 +138,9 @@ impl World for Handle {
         let span = info_span!("authenticate", palisade.stage = "authenticate", palisade.rule = &*issuer.name);
         self.0.keys.verify(issuer, token).instrument(span).await
     }
+}
 
+impl Permissions for Handle {
     async fn permitted(
         &self,
         rule: &PermissionRule,
@@ -149,6 +164,24 @@ impl World for Handle {
     ) -> Result<Roles, RolesAway> {
         self.0.permissions.roles(rule, user, issuer).await
     }
+}
+
+impl Permits for Handle {
+    type Permit = Option<Permit>;
+
+    async fn acquire(
+        &self,
+        upstream: &Arc<str>,
+        rule: Option<&ConcurrencyRule>,
+        priority: Priority,
+    ) -> Result<Option<Permit>, Overloaded> {
+        let Some(rule) = rule else { return Ok(None) };
+        self.0.concurrency.of(upstream).enter(rule, priority).await.map(Some)
+    }
+}
+
+impl Breakers for Handle {
+    type Pass = BreakerPass;
 
     fn enter(&self, breaker: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<BreakerPass, Duration> {
         self.0.breakers.enter(breaker, now)
@@ -156,13 +189,5 @@ impl World for Handle {
 
     fn settle(&self, pass: BreakerPass, outcome: Outcome, now: Timestamp) {
         pass.settle(outcome, now);
-    }
-
-    fn login_failed(&self, client: &Client, rule: AutoBlock, now: Timestamp) {
-        tokio::spawn(count_failure(Arc::clone(&self.0), *client, rule, now));
-    }
-
-    fn login_succeeded(&self, client: &Client) {
-        tokio::spawn(clear_failures(Arc::clone(&self.0), *client));
     }
 }

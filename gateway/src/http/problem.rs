@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
-use policy::rules::limits::Quota;
 use policy::rules::response_headers::{AnswerHeaders, Channel, Edit};
+use policy::values::quota::Quota;
 use policy::values::refusal::{Code, Refusal};
 use serde::Serialize;
 

@@ -16,9 +16,9 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, K
 use jsonwebtoken::{AlgorithmFamily, DecodingKey};
 use parking_lot::Mutex;
 use policy::Policy;
+use policy::rules::authenticate::VerifyFault;
 use policy::rules::authenticate::issuer::{Issuer, KeySource, without_secrets};
 use policy::rules::authenticate::token::{Algorithm, Token};
-use policy::world::VerifyFault;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tracing::{info, warn};

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use policy::rules::breaker::State;
-use policy::rules::limits::Quota;
+use policy::values::quota::Quota;
 use policy::values::refusal::{Code, Refusal};
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -167,7 +167,7 @@ impl Metrics {
     /// Counts the limits that had nothing left.
     pub fn limits_exceeded(&self, quotas: &[Quota]) {
         for quota in quotas.iter().filter(|quota| quota.exceeded) {
-            self.rate_limit_exceeded.with_label_values(&[&*quota.rule.name]).inc();
+            self.rate_limit_exceeded.with_label_values(&[&*quota.limit]).inc();
         }
     }
 

@@ -6,9 +6,10 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use ahash::RandomState;
-use policy::rules::authorize::PermissionRule;
+use policy::rules::authenticate::{HolderAway, KeyHolder};
+use policy::rules::authorize::{PermissionAway, Question, Roles, RolesAway};
+use policy::rules::permissions::PermissionRule;
 use policy::values::time::Timestamp;
-use policy::world::{HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;

@@ -40,11 +40,20 @@ pub(crate) async fn read(session: &mut Session, most: u64, patience: Duration) -
     Ok(body)
 }
 
-/// Reads what of a body has to be known before the upstream hears of it. Over HTTP/2 there may be less or more than was
-/// announced; a chunked body may turn out to be malformed, and when it is short and comes at once that is known soon; and
-/// where an assertion is `bound` to the body, a short one is read whole.
-pub(crate) async fn look_ahead(session: &mut Session, patience: Duration, bound: bool) -> Result<()> {
-    if announces_little(session.req_header(), bound) {
+/// What of a body is wanted before it is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// An assertion is bound to it.
+    pub(crate) bound: bool,
+    /// A short one is read whole: others wait for the request once it is sent.
+    pub(crate) whole: bool,
+}
+
+/// Reads what of a body has to be known before the upstream receives it. Over HTTP/2 there may be less or more than was
+/// announced, and a chunked body may turn out to be malformed: when it is short and comes at once that is known soon.
+pub(crate) async fn read_ahead(session: &mut Session, patience: Duration, wanted: Wanted) -> Result<()> {
+    let bound = wanted.bound;
+    if announces_little(session.req_header(), wanted.whole) {
         return read(session, KEPT, patience).await.map(drop);
     }
     if expects_continue(session) {
@@ -80,7 +89,7 @@ fn expects_continue(session: &Session) -> bool {
 }
 
 /// A body whose length is known and small, and that is read whole for that.
-fn announces_little(header: &RequestHeader, bound: bool) -> bool {
+fn announces_little(header: &RequestHeader, whole: bool) -> bool {
     let announced = forward::content_length(header).is_some_and(|length| length <= KEPT);
-    announced && (bound || header.version == Version::HTTP_2)
+    announced && (whole || header.version == Version::HTTP_2)
 }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use http::HeaderMap;
 use pingora_core::protocols::http::ServerSession as Session;
 use pingora_http::RequestHeader;
-use policy::pipeline::{Admission, admit, wants_body};
+use policy::pipeline::{AdmissionIn, Authorized, Routed, begin};
+use policy::progress::Progress;
 use policy::routes::Route;
 use policy::rules::authenticate::Subject;
 use policy::rules::breaker::Outcome;
@@ -15,7 +16,7 @@ use policy::rules::response_headers::Channel;
 use policy::values::path;
 use policy::values::refusal::{Code, Refusal};
 use policy::values::request::{Headers, JsonBody, Request};
-use policy::values::stage::{Stage, Trail};
+use policy::values::stage::Stage;
 use service::telemetry;
 use smallvec::SmallVec;
 use tracing::{Instrument as _, Span, field, info_span, warn};
@@ -28,8 +29,6 @@ use crate::http::problem;
 use crate::live_policy::reload::Loaded;
 use crate::request::forward;
 use crate::request::websockets::Open;
-use crate::resilience::breakers::BreakerPass;
-use crate::resilience::concurrency::{Place, Shed};
 use crate::resilience::last_good::{Asking, Keeping, Who};
 use crate::upstream::Turn;
 use crate::upstream::fault::UpstreamFault;
@@ -44,11 +43,12 @@ pub(crate) struct Exchange {
     /// The normal path and, after `?`, the query as it came.
     pub(crate) target: String,
     pub(crate) path_length: usize,
-    pub(crate) admission: Option<Admission<BreakerPass>>,
+    /// How far it came, and what was found on the way.
+    pub(crate) progress: Progress,
+    pub(crate) admission: Option<AdmissionIn<Handle>>,
     pub(crate) refusal: Option<Refusal>,
     /// Read before the request is judged, where a limit counts by a field of it.
     pub(crate) body: Option<JsonBody>,
-    pub(crate) max_judged_body: Option<u64>,
     /// Whether the client came over TLS.
     pub(crate) encrypted: bool,
     /// How the answer goes to the client.
@@ -63,8 +63,6 @@ pub(crate) struct Exchange {
     pub(crate) upstream_fault: Option<String>,
     /// Its answer, where it may be given again later.
     pub(crate) keeping: Option<Keeping>,
-    /// Its place among those that are sent to the upstream at a time.
-    pub(crate) place: Option<Place>,
     /// Once it is a WebSocket.
     pub(crate) tunnel: Option<Open>,
     /// How often it was sent to the upstream, and how long to wait before it is sent again.
@@ -109,10 +107,10 @@ impl Exchange {
             ),
             target: String::new(),
             path_length: 0,
+            progress: Progress::default(),
             admission: None,
             refusal: None,
             body: None,
-            max_judged_body: None,
             encrypted,
             channel: Channel { encrypted: is_safe, production },
             handshake: head::is_websocket(header),
@@ -121,7 +119,6 @@ impl Exchange {
             grpc_status: None,
             upstream_fault: None,
             keeping: None,
-            place: None,
             tunnel: None,
             tries: 0,
             first_try: None,
@@ -178,17 +175,11 @@ impl Exchange {
         let fault = header.extensions.get::<HeadFault>();
         let refused = fault.map(|fault| Refusal::new(Stage::Accept, fault.code, fault.detail));
         let normal = self.normalise(header);
-        refused.map_or(normal, Err)
-    }
-
-    /// The largest body of a request whose limits count by a field of it.
-    pub(crate) fn wants_body(&self, world: &Handle, header: &RequestHeader) -> Option<u64> {
-        if !self.rules().reads_bodies() {
-            return None;
-        }
-        let fields = fields_of(header);
-        let route = wants_body(self.rules(), &self.request(header, &fields), world)?;
-        Some(route.max_body.map_or(0, |most| most.0))
+        refused.map_or(normal, Err).inspect_err(|_| {
+            // Whose request it was is known all the same.
+            let fields = fields_of(header);
+            self.progress.client = self.rules().client.identify(&self.request(header, &fields)).ok();
+        })
     }
 
     pub(crate) fn request<'r>(
@@ -205,57 +196,76 @@ impl Exchange {
         }
     }
 
-    pub(crate) async fn judge(&mut self, world: &Handle, header: &RequestHeader) -> Result<(), Refusal> {
+    /// The first step of judging: what needs no body.
+    pub(crate) async fn begin_judging(
+        &mut self,
+        world: &Handle,
+        header: &RequestHeader,
+    ) -> Result<Routed, Refusal> {
+        let mut progress = std::mem::take(&mut self.progress);
         let fields = fields_of(header);
-        let request = self.request(header, &fields);
-        let mut trail = Trail::default();
-        let judged = admit(self.rules(), &request, world, &mut trail).instrument(self.span.clone()).await;
-        self.admission = Some(judged?);
-        self.check_announced_length(header)?;
-        self.take_place(&world.0).await
+        let (rules, request) = (self.rules(), self.request(header, &fields));
+        let begun = begin(rules, &request, world, &mut progress).instrument(self.span.clone()).await;
+        self.progress = progress;
+        begun
     }
 
-    /// Waits for a place among those that are sent to the upstream at a time.
-    async fn take_place(&mut self, gateway: &Gateway) -> Result<(), Refusal> {
-        let Some(admission) = &self.admission else { return Ok(()) };
-        let Route { crowd, upstream, priority, .. } = &*admission.route;
-        let Some(rule) = crowd else { return Ok(()) };
-        let place = gateway.crowds.of(upstream).enter(rule, *priority).await;
-        self.place = Some(place.map_err(|Shed| {
-            let detail = "the service has more to do than it can";
-            let wait = Some(Duration::from_secs(1));
-            Refusal::new(Stage::Break, Code::Overloaded, detail).by(upstream).retry_after(wait)
-        })?);
+    /// The second step: who is asking, and what it may do.
+    pub(crate) async fn authorize(
+        &mut self,
+        routed: Routed,
+        world: &Handle,
+        header: &RequestHeader,
+    ) -> Result<Authorized, Refusal> {
+        let mut progress = std::mem::take(&mut self.progress);
+        let fields = fields_of(header);
+        let (rules, request) = (self.rules(), self.request(header, &fields));
+        let judged =
+            routed.authorize(rules, &request, world, &mut progress).instrument(self.span.clone()).await;
+        self.progress = progress;
+        judged
+    }
+
+    /// The third step: a place among those in flight, and the breaker's consent.
+    pub(crate) async fn enter(
+        &mut self,
+        authorized: Authorized,
+        world: &Handle,
+        header: &RequestHeader,
+    ) -> Result<(), Refusal> {
+        let mut progress = std::mem::take(&mut self.progress);
+        let fields = fields_of(header);
+        let (rules, request) = (self.rules(), self.request(header, &fields));
+        let entered =
+            authorized.enter(rules, &request, world, &mut progress).instrument(self.span.clone()).await;
+        self.progress = progress;
+        self.admission = Some(entered?);
         Ok(())
     }
 
     /// Whether its upstream is the one that answers permission questions, which is shown an assertion.
     pub(crate) fn asks_permission_service(&self) -> bool {
-        let upstream = self.admission.as_ref().map(|admission| &admission.route.upstream);
+        let upstream = self.route().map(|route| &route.upstream);
         upstream.is_some() && upstream == self.rules().permission_service.as_ref()
     }
 
-    pub(crate) fn check_announced_length(&self, header: &RequestHeader) -> Result<(), Refusal> {
-        if forward::content_length(header).is_some_and(|length| length > self.max_body()) {
-            Err(self.body_too_large())
-        } else {
-            Ok(())
-        }
+    /// The rules that it is under, once they are known.
+    pub(crate) fn route(&self) -> Option<&Arc<Route>> {
+        self.progress.route.as_ref()
     }
 
     pub(crate) fn max_body(&self) -> u64 {
-        let route = self.admission.as_ref().and_then(|admission| admission.route.max_body);
-        route.map(|bytes| bytes.0).or(self.max_judged_body).unwrap_or(self.rules().requests.max_body)
+        self.route().map_or(self.rules().requests.max_body, |route| self.rules().max_body(route))
     }
 
     pub(crate) fn request_timeout(&self) -> Duration {
-        let route = self.admission.as_ref().and_then(|admission| admission.route.request_timeout);
-        route.map_or(self.rules().requests.request_timeout, |span| span.0)
+        let own = self.route().and_then(|route| route.request_timeout);
+        own.map_or(self.rules().requests.request_timeout, |span| span.0)
     }
 
     pub(crate) fn upstream_timeout(&self) -> Duration {
-        let route = self.admission.as_ref().and_then(|admission| admission.route.upstream_timeout);
-        route.map_or(self.rules().requests.upstream_timeout, |span| span.0)
+        let own = self.route().and_then(|route| route.upstream_timeout);
+        own.map_or(self.rules().requests.upstream_timeout, |span| span.0)
     }
 
     /// For one try: all of them together have the upstream's time.
@@ -271,16 +281,31 @@ impl Exchange {
         self.first_try.is_some_and(|first| first.elapsed() >= self.upstream_timeout())
     }
 
-    pub(crate) fn body_too_large(&self) -> Refusal {
-        let detail = format!("a body here has at most {} bytes", self.max_body());
-        Refusal::new(Stage::Forward, Code::BodyTooLarge, detail)
-    }
-
     /// Tells the breaker how it goes, as far as others should know before it is over.
     pub(crate) fn settle_early(&mut self, outcome: Outcome) {
         if let Some(admission) = &mut self.admission {
             admission.pass.settle_early(outcome, clock::steady());
         }
+    }
+
+    /// Others need not wait for a client that is slow: neither for the breaker's trial nor for a place in flight.
+    pub(crate) fn pause(&mut self) {
+        self.settle_early(Outcome::ClientLeft);
+        if let Some(permit) = self.admission.as_mut().and_then(|admission| admission.permit.as_mut()) {
+            permit.pause();
+        }
+    }
+
+    /// The body is there: the upstream works on the request.
+    pub(crate) fn resume(&mut self) {
+        if let Some(permit) = self.admission.as_mut().and_then(|admission| admission.permit.as_mut()) {
+            permit.resume();
+        }
+    }
+
+    /// Whether others may have to wait for this request, so that its body is read before it is sent.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.route().is_some_and(|route| route.breaker.is_some() || route.concurrency.is_some())
     }
 
     /// Keeps why the upstream's part failed, for the access log, and says so in the metric and the log.
@@ -304,7 +329,7 @@ impl Exchange {
     /// How a try went, for the address that it went to. An answer that is a failure counts as one, too.
     pub(crate) fn tell_address(&mut self, outcome: Outcome) {
         let failed = match (outcome, self.admission.as_ref().and_then(|one| one.route.breaker.as_ref())) {
-            (Outcome::ClientLeft, _) => return,
+            (Outcome::ClientLeft | Outcome::NotSent | Outcome::ReadOnly, _) => return,
             (Outcome::Answered(status), None) => status >= 500,
             (outcome, Some(rule)) => outcome.failed(rule) == Some(true),
             (_, None) => true,

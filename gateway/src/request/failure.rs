@@ -45,12 +45,12 @@ pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outc
     };
     match connection(session).and_then(Connection::fault) {
         Some(BodyFault::LATE) => return Some((Code::BodyTimeout, Outcome::ClientLeft)),
-        Some(BodyFault::TOO_LARGE) => return Some((Code::BodyTooLarge, Outcome::ClientLeft)),
+        Some(BodyFault::TOO_LARGE) => return Some((Code::BodyTooLarge, Outcome::NotSent)),
         Some(_) => return Some((Code::MalformedRequest, Outcome::ClientLeft)),
         None => {}
     }
     Some(match (fault.etype(), fault.esource()) {
-        (kind, _) if *kind == BODY_TOO_LARGE => (Code::BodyTooLarge, Outcome::ClientLeft),
+        (kind, _) if *kind == BODY_TOO_LARGE => (Code::BodyTooLarge, Outcome::NotSent),
         (kind, _) if *kind == BODY_MALFORMED => (Code::MalformedRequest, Outcome::ClientLeft),
         (kind, _) if *kind == BODY_TOO_SLOW => (Code::BodyTimeout, Outcome::ClientLeft),
         (ReadTimedout, ErrorSource::Downstream) => (Code::BodyTimeout, Outcome::ClientLeft),
@@ -63,14 +63,14 @@ pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outc
             (Code::UpstreamTimeout, Outcome::TimedOut)
         }
         (_, ErrorSource::Upstream) => (Code::UpstreamUnreachable, Outcome::Unreachable),
-        _ => (Code::Internal, Outcome::ClientLeft),
+        _ => (Code::Internal, Outcome::NotSent),
     })
 }
 
 /// The refusal that goes with a code; nothing of the upstream's insides is in it.
 pub(crate) fn describe(code: Code, session: &Session, exchange: &Exchange, fault: &Error) -> Refusal {
     let detail = match code {
-        Code::BodyTooLarge => return exchange.body_too_large(),
+        Code::BodyTooLarge => return Refusal::body_too_large(exchange.max_body()),
         Code::BodyTimeout => BodyFault::LATE.0,
         Code::MalformedRequest => {
             let noted = connection(session).and_then(Connection::fault).map(|fault| fault.0);
@@ -82,8 +82,8 @@ pub(crate) fn describe(code: Code, session: &Session, exchange: &Exchange, fault
         _ => "something went wrong here, not with the request",
     };
     let refusal = Refusal::new(Stage::Forward, code, detail);
-    match &exchange.admission {
-        Some(admission) if code.status() >= 500 => refusal.by(&admission.route.upstream),
+    match exchange.route() {
+        Some(route) if code.status() >= 500 => refusal.by(&route.upstream),
         _ => refusal,
     }
 }

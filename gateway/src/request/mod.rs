@@ -35,6 +35,7 @@ use crate::engine::{Gateway, Handle};
 use crate::http::problem;
 use crate::identity::assertion::Signer;
 use crate::observe::access::AccessLog;
+use crate::request::body::Wanted;
 use crate::request::exchange::Exchange;
 use crate::request::failure::{connection, describe, has_begun, is_http2, understand};
 use crate::request::respond::{end_call, refuse};
@@ -140,40 +141,65 @@ impl Proxy {
         Ok(())
     }
 
-    /// Judges a request, and reads of its body what must be known before the upstream hears of it.
+    /// Judges a request, and reads of its body what has to be known before the upstream hears of it: first what limits count
+    /// by, then its beginning. Nothing that others wait for is held meanwhile.
     async fn judge(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Result<(), Refusal>> {
         let world = Handle(Arc::clone(&self.gateway));
-        let mut judged = exchange.prepare(session.req_header());
+        if let Err(refusal) = exchange.prepare(session.req_header()) {
+            return Ok(Err(refusal));
+        }
         forward::clean_request(session.req_header_mut(), exchange.handshake)?;
-        if judged.is_ok() {
-            exchange.max_judged_body = exchange.wants_body(&world, session.req_header());
-            if let Some(most) = exchange.max_judged_body {
-                judged = exchange.check_announced_length(session.req_header());
-                if judged.is_ok() {
-                    if let Some(connection) = connection(session) {
-                        connection.set_body_limit(most);
-                    }
-                    let body = body::read(session, most, exchange.request_timeout()).await?;
-                    // What is no JSON object is the upstream's business.
-                    exchange.body = JsonBody::parse(&body);
+        let routed = match exchange.begin_judging(&world, session.req_header()).await {
+            Ok(routed) => routed,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let judged_body = routed.body_limit();
+        if let Some(most) = judged_body {
+            match self.read_judged_body(session, exchange, most).await {
+                // What is no JSON object is the upstream's business.
+                Ok(body) => exchange.body = JsonBody::parse(&body),
+                Err(fault) => {
+                    routed.withdraw(&world);
+                    return Err(fault);
                 }
             }
         }
-        if judged.is_ok() {
-            judged = exchange.judge(&world, session.req_header()).await;
+        let authorized = match exchange.authorize(routed, &world, session.req_header()).await {
+            Ok(authorized) => authorized,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        if judged_body.is_none()
+            && let Err(fault) = self.read_ahead(session, exchange).await
+        {
+            authorized.withdraw(&world);
+            return Err(fault);
         }
-        if judged.is_ok() {
-            if let Some(connection) = connection(session) {
-                let deadline = exchange.started + exchange.request_timeout();
-                connection.set_body_deadline(tokio::time::Instant::from_std(deadline));
-                connection.set_body_limit(exchange.max_body());
-            }
-            if exchange.max_judged_body.is_none() {
-                let bound = self.signer.is_some() && exchange.asks_permission_service();
-                body::look_ahead(session, exchange.request_timeout(), bound).await?;
-            }
+        Ok(exchange.enter(authorized, &world, session.req_header()).await)
+    }
+
+    /// Reads the body that limits count by.
+    async fn read_judged_body(
+        &self,
+        session: &mut Session,
+        exchange: &Exchange,
+        most: u64,
+    ) -> Result<Vec<u8>> {
+        if let Some(connection) = connection(session) {
+            connection.set_body_limit(most);
         }
-        Ok(judged)
+        body::read(session, most, exchange.request_timeout()).await
+    }
+
+    /// Reads the beginning of a body that nobody counts by; all of it, if it is short.
+    async fn read_ahead(&self, session: &mut Session, exchange: &Exchange) -> Result<()> {
+        if let Some(connection) = connection(session) {
+            let deadline = exchange.started + exchange.request_timeout();
+            connection.set_body_deadline(tokio::time::Instant::from_std(deadline));
+            connection.set_body_limit(exchange.max_body());
+        }
+        let bound = self.signer.is_some() && exchange.asks_permission_service();
+        let wanted = Wanted { bound, whole: bound || exchange.is_waited_for() };
+        body::read_ahead(session, exchange.request_timeout(), wanted).await
     }
 
     /// Something broke: the client is told, unless it is gone or an answer has begun.
@@ -186,12 +212,15 @@ impl Proxy {
             debug!(fault = %fault.etype().as_str(), "the client left");
             return;
         };
-        // An upstream that breaks off in the middle of its answer has failed, whatever its status said.
+        // An upstream that breaks off in the middle of its answer has failed, whatever its status said. A client that was told
+        // has had its guess, even if what we refuse afterwards is its own.
+        let outcome =
+            if outcome == Outcome::NotSent && has_begun(session) { Outcome::ClientLeft } else { outcome };
         exchange.outcome = Some(outcome);
-        if outcome != Outcome::ClientLeft {
+        if matches!(outcome, Outcome::Unreachable | Outcome::TimedOut) {
             exchange.upstream_failed(&self.gateway, fault);
-            exchange.settle_early(outcome);
         }
+        exchange.settle_early(outcome);
         let refusal = describe(code, session, exchange, fault);
         if has_begun(session) {
             // Over HTTP/1.1 the missing end says it.
@@ -215,7 +244,8 @@ impl Proxy {
         let written = session.response_written().map(|response| response.status.as_u16());
         self.observe(session, &exchange, written.unwrap_or(0));
         let Exchange { policy, admission, outcome, .. } = *exchange;
-        if let (Some(admission), Some(outcome)) = (admission, outcome) {
+        if let Some(admission) = admission {
+            let outcome = outcome.unwrap_or(Outcome::NotSent);
             settle(&policy.rules, admission, outcome, &Handle(Arc::clone(&self.gateway)));
         }
     }

@@ -2,6 +2,8 @@
 
 use http::Version;
 use pingora_core::protocols::http::ServerSession as Session;
+use policy::progress::Progress;
+use policy::rules::authenticate::Subject;
 use service::telemetry;
 
 use crate::clock;
@@ -16,7 +18,9 @@ impl Proxy {
         let metrics = &self.gateway.metrics;
         let admission = exchange.admission.as_ref();
         let refusal = exchange.refusal.as_ref();
-        let route = admission.map(|admission| &*admission.route.name);
+        let Progress { client, route, subject, .. } = &exchange.progress;
+        let route = route.as_ref().map(|route| &*route.name);
+        let subject = subject.as_ref();
         let header = session.req_header();
         let method = header.method.as_str();
         let took = exchange.started.elapsed();
@@ -33,9 +37,9 @@ impl Proxy {
         }
         if let Some(admission) = admission {
             metrics.limits_exceeded(&admission.quotas);
-            if let Some(method) = admission.subject.method() {
-                metrics.auth_requests.with_label_values(&[method, "ok"]).inc();
-            }
+        }
+        if let Some(method) = subject.and_then(Subject::method) {
+            metrics.auth_requests.with_label_values(&[method, "ok"]).inc();
         }
         let span = &exchange.span;
         telemetry::rename(span, format!("{} {route_label}", method_label(method)));
@@ -45,15 +49,15 @@ impl Proxy {
             span.record("palisade.stage", refusal.stage.as_str());
             span.record("palisade.rule", refusal.rule.as_deref().unwrap_or("none"));
         }
-        let client = admission.map_or(exchange.peer, |admission| admission.client.address).to_string();
+        let client = client.map_or(exchange.peer, |client| client.address).to_string();
         let usage = &self.gateway.usage;
         let now = clock::steady();
         usage.addresses.record(client.as_str(), now);
         usage.routes.record(route_label, now);
-        if let Some(user) = admission.and_then(|admission| admission.subject.identity()) {
+        if let Some(user) = subject.and_then(Subject::identity) {
             usage.users.record(counted(user), now);
         }
-        if let Some(key) = admission.and_then(|admission| admission.subject.key()) {
+        if let Some(key) = subject.and_then(Subject::key) {
             usage.api_keys.record(counted(key), now);
         }
         self.access.log(&Line {
@@ -64,7 +68,7 @@ impl Proxy {
             path: if exchange.path_length > 0 { exchange.path() } else { &exchange.target },
             protocol: if header.version == Version::HTTP_2 { "HTTP/2.0" } else { "HTTP/1.1" },
             route,
-            user: admission.and_then(|admission| admission.subject.identity()),
+            user: subject.and_then(Subject::identity),
             status,
             stage: refusal.map(|refusal| refusal.stage.as_str()),
             rule: refusal.and_then(|refusal| refusal.rule.as_deref()),

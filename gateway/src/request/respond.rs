@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderValue, Version};
 use pingora_core::Result;
 use pingora_core::protocols::http::{HttpTask, ServerSession as Session};
 use pingora_http::ResponseHeader;
+use policy::progress::Progress;
 use policy::values::refusal::Refusal;
 
 use crate::clock;
@@ -28,7 +29,12 @@ impl Proxy {
     ) -> Result<bool> {
         let request = session.req_header();
         let reads = request.method == http::Method::GET || request.method == http::Method::HEAD;
-        let Some((route, subject)) = refusal.stale.as_deref().filter(|_| reads) else { return Ok(false) };
+        let Progress { route: Some(route), subject: Some(subject), .. } = &exchange.progress else {
+            return Ok(false);
+        };
+        if !(reads && refusal.or_last_good) {
+            return Ok(false);
+        }
         let (asking, now) = (exchange.asking(route, subject, request), clock::steady());
         let Some(kept) = self.gateway.last_good.find(&asking, now) else { return Ok(false) };
         let mut header = (*kept.header).clone();

@@ -38,8 +38,7 @@ impl Proxy {
             outcome = called;
         }
         if header.remove_header(problem::READ_ONLY).is_some() {
-            // The service refuses to change something, but it is well: its breaker has nothing to count.
-            outcome = Outcome::ClientLeft;
+            outcome = Outcome::ReadOnly;
         }
         // A call of gRPC may still fail in its trailers: others wait for those, or for its first message.
         let is_told = !exchange.is_grpc || exchange.grpc_status.is_some();

@@ -1,23 +1,23 @@
-//! How many requests each upstream is working on, and who waits for a place.
+//! How many requests each upstream is working on, and who waits for a permit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use policy::rules::concurrency::{CrowdRule, Priority};
+use policy::rules::concurrency::{ConcurrencyRule, Overloaded, Priority};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// The crowds of the upstreams, by name.
+/// The limits of the upstreams, by name.
 #[derive(Default)]
-pub struct Crowds(Mutex<HashMap<Arc<str>, Arc<Crowd>>>);
+pub struct ConcurrencyLimits(Mutex<HashMap<Arc<str>, Arc<ConcurrencyLimit>>>);
 
-impl Crowds {
-    /// The crowd before an upstream.
-    pub fn of(&self, upstream: &Arc<str>) -> Arc<Crowd> {
+impl ConcurrencyLimits {
+    /// The limit before an upstream.
+    pub fn of(&self, upstream: &Arc<str>) -> Arc<ConcurrencyLimit> {
         let mut all = self.0.lock();
         match all.get(upstream) {
-            Some(crowd) => Arc::clone(crowd),
+            Some(limit) => Arc::clone(limit),
             None => Arc::clone(all.entry(Arc::clone(upstream)).or_default()),
         }
     }
@@ -25,7 +25,7 @@ impl Crowds {
 
 /// Requests in flight to one upstream, and those that wait.
 #[derive(Default)]
-pub struct Crowd(Mutex<State>);
+pub struct ConcurrencyLimit(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -38,36 +38,65 @@ struct State {
 struct Waiting {
     number: u64,
     priority: Priority,
-    /// Dropped: there is no place for it.
+    /// Dropped: there is no permit for it.
     called: oneshot::Sender<()>,
 }
 
 /// A request in flight, until this is dropped.
-pub struct Place(Arc<Crowd>);
+pub struct Permit {
+    limit: Arc<ConcurrencyLimit>,
+    /// While it is paused, another request has its place.
+    paused: bool,
+}
 
-/// There is no place.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Shed;
+impl Permit {
+    const fn new(limit: Arc<ConcurrencyLimit>) -> Self {
+        Self { limit, paused: false }
+    }
 
-impl Crowd {
-    /// Takes a place, waiting for one if need be.
-    pub async fn enter(self: &Arc<Self>, rule: &CrowdRule, priority: Priority) -> Result<Place, Shed> {
+    /// The request waits for its client: somebody else may be sent meanwhile.
+    pub fn pause(&mut self) {
+        if !std::mem::replace(&mut self.paused, true) {
+            self.limit.0.lock().hand_on();
+        }
+    }
+
+    /// The upstream works on the request again. It counts at once, even if there are more than `max_in_flight` then: those
+    /// that wait do so until there are fewer.
+    pub fn resume(&mut self) {
+        if std::mem::take(&mut self.paused) {
+            self.limit.0.lock().in_flight += 1;
+        }
+    }
+}
+
+impl ConcurrencyLimit {
+    /// Takes a permit, waiting for one if need be.
+    pub async fn enter(
+        self: &Arc<Self>,
+        rule: &ConcurrencyRule,
+        priority: Priority,
+    ) -> Result<Permit, Overloaded> {
         let (number, call) = {
             let mut state = self.0.lock();
-            if state.in_flight < rule.most && state.waiting.is_empty() {
+            if state.in_flight < rule.max_in_flight && state.waiting.is_empty() {
                 state.in_flight += 1;
-                return Ok(Place(Arc::clone(self)));
+                return Ok(Permit::new(Arc::clone(self)));
             }
             state.queue_up(rule, priority)?
         };
-        let mut leaving = Leaving { crowd: self, number: Some(number) };
-        let called = timeout(rule.wait, call).await;
+        let mut leaving = Leaving { limit: self, number: Some(number) };
+        let called = timeout(rule.max_wait, call).await;
         leaving.number = None;
         if matches!(called, Ok(Ok(()))) || !self.0.lock().leave(number) {
             // Called, perhaps in the moment in which the waiting ended; or shed, and then nobody called.
-            return if matches!(called, Ok(Err(_))) { Err(Shed) } else { Ok(Place(Arc::clone(self))) };
+            return if matches!(called, Ok(Err(_))) {
+                Err(Overloaded)
+            } else {
+                Ok(Permit::new(Arc::clone(self)))
+            };
         }
-        Err(Shed)
+        Err(Overloaded)
     }
 
     /// Requests in flight, and those that wait.
@@ -78,16 +107,16 @@ impl Crowd {
 }
 
 impl State {
-    /// A place in the queue: at the cost of the latest of those that matter less, if it is full.
+    /// A turn in the queue: at the cost of the latest of those that matter less, if it is full.
     fn queue_up(
         &mut self,
-        rule: &CrowdRule,
+        rule: &ConcurrencyRule,
         priority: Priority,
-    ) -> Result<(u64, oneshot::Receiver<()>), Shed> {
-        if self.waiting.len() >= usize::try_from(rule.queue).unwrap_or(usize::MAX) {
+    ) -> Result<(u64, oneshot::Receiver<()>), Overloaded> {
+        if self.waiting.len() >= usize::try_from(rule.max_queued).unwrap_or(usize::MAX) {
             let least = self.waiting.iter().map(|one| one.priority).min().filter(|least| *least < priority);
-            let least = least.ok_or(Shed)?;
-            let latest = self.waiting.iter().rposition(|one| one.priority == least).ok_or(Shed)?;
+            let least = least.ok_or(Overloaded)?;
+            let latest = self.waiting.iter().rposition(|one| one.priority == least).ok_or(Overloaded)?;
             self.waiting.remove(latest);
         }
         let (called, call) = oneshot::channel();
@@ -102,7 +131,7 @@ impl State {
         place.map(|place| self.waiting.remove(place)).is_some()
     }
 
-    /// Gives a place that is free now to the first of those that matter most.
+    /// Gives a permit that is free now to the first of those that matter most.
     fn hand_on(&mut self) {
         while let Some(most) = self.waiting.iter().map(|one| one.priority).max() {
             let Some(first) = self.waiting.iter().position(|one| one.priority == most) else { break };
@@ -114,22 +143,24 @@ impl State {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.0.lock().hand_on();
+        if !self.paused {
+            self.limit.0.lock().hand_on();
+        }
     }
 }
 
 /// Leaves the queue when whoever waits is gone.
 struct Leaving<'c> {
-    crowd: &'c Crowd,
+    limit: &'c ConcurrencyLimit,
     number: Option<u64>,
 }
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            let mut state = self.crowd.0.lock();
+            let mut state = self.limit.0.lock();
             if !state.leave(number) {
                 state.hand_on(); // it was called already
             }
@@ -142,55 +173,55 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn rule(most: u32, queue: u32) -> CrowdRule {
-        CrowdRule { most, queue, wait: Duration::from_millis(100) }
+    fn rule(most: u32, queue: u32) -> ConcurrencyRule {
+        ConcurrencyRule { max_in_flight: most, max_queued: queue, max_wait: Duration::from_millis(100) }
     }
 
     async fn enter(
-        crowd: &Arc<Crowd>,
-        rule: &CrowdRule,
+        limit: &Arc<ConcurrencyLimit>,
+        rule: &ConcurrencyRule,
         priority: Priority,
-    ) -> tokio::task::JoinHandle<Result<Place, Shed>> {
-        let (crowd, rule) = (Arc::clone(crowd), rule.clone());
-        let task = tokio::spawn(async move { crowd.enter(&rule, priority).await });
+    ) -> tokio::task::JoinHandle<Result<Permit, Overloaded>> {
+        let (limit, rule) = (Arc::clone(limit), rule.clone());
+        let task = tokio::spawn(async move { limit.enter(&rule, priority).await });
         tokio::task::yield_now().await;
         task
     }
 
     #[tokio::test(start_paused = true)]
     async fn those_that_matter_most_go_first_and_those_that_matter_least_are_shed() {
-        let (crowd, rule) = (Arc::new(Crowd::default()), rule(1, 2));
-        let first = crowd.enter(&rule, Priority::Low).await.unwrap();
-        let low = enter(&crowd, &rule, Priority::Low).await;
-        let normal = enter(&crowd, &rule, Priority::Normal).await;
-        assert_eq!(crowd.counts(), (1, 2));
-        let high = enter(&crowd, &rule, Priority::High).await;
-        assert_eq!(low.await.unwrap().err(), Some(Shed), "the queue is full, and it matters least");
+        let (limit, rule) = (Arc::new(ConcurrencyLimit::default()), rule(1, 2));
+        let first = limit.enter(&rule, Priority::Low).await.unwrap();
+        let low = enter(&limit, &rule, Priority::Low).await;
+        let normal = enter(&limit, &rule, Priority::Normal).await;
+        assert_eq!(limit.counts(), (1, 2));
+        let high = enter(&limit, &rule, Priority::High).await;
+        assert_eq!(low.await.unwrap().err(), Some(Overloaded), "the queue is full, and it matters least");
         assert_eq!(
-            crowd.enter(&rule, Priority::Normal).await.err(),
-            Some(Shed),
+            limit.enter(&rule, Priority::Normal).await.err(),
+            Some(Overloaded),
             "it matters no more than those"
         );
         drop(first);
         let high = high.await.unwrap().unwrap();
-        assert_eq!(crowd.counts(), (1, 1));
+        assert_eq!(limit.counts(), (1, 1));
         drop(high);
         drop(normal.await.unwrap().unwrap());
-        assert_eq!(crowd.counts(), (0, 0));
+        assert_eq!(limit.counts(), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_longer_and_who_leaves_takes_no_place_along() {
-        let (crowd, rule) = (Arc::new(Crowd::default()), rule(1, 5));
-        let first = crowd.enter(&rule, Priority::Normal).await.unwrap();
+        let (limit, rule) = (Arc::new(ConcurrencyLimit::default()), rule(1, 5));
+        let first = limit.enter(&rule, Priority::Normal).await.unwrap();
         let begun = tokio::time::Instant::now();
-        assert_eq!(crowd.enter(&rule, Priority::High).await.err(), Some(Shed));
-        assert_eq!(begun.elapsed(), rule.wait);
-        let leaves = enter(&crowd, &rule, Priority::High).await;
+        assert_eq!(limit.enter(&rule, Priority::High).await.err(), Some(Overloaded));
+        assert_eq!(begun.elapsed(), rule.max_wait);
+        let leaves = enter(&limit, &rule, Priority::High).await;
         leaves.abort();
         assert!(leaves.await.is_err());
-        assert_eq!(crowd.counts(), (1, 0));
+        assert_eq!(limit.counts(), (1, 0));
         drop(first);
-        assert_eq!(crowd.counts(), (0, 0));
+        assert_eq!(limit.counts(), (0, 0));
     }
 }

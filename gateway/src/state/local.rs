@@ -7,9 +7,9 @@ use parking_lot::Mutex;
 use policy::rules::blocks::AutoBlock;
 use policy::rules::limits::bucket::Bucket;
 use policy::rules::limits::gcra::Level;
+use policy::rules::limits::spend::StoreAway;
 use policy::rules::limits::{Charge, Charges, Readings, spend_all};
 use policy::values::time::Timestamp;
-use policy::world::StoreAway;
 use smallvec::SmallVec;
 
 use crate::clock;

@@ -8,9 +8,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use policy::rules::blocks::AutoBlock;
 use policy::rules::limits::bucket::Bucket;
+use policy::rules::limits::spend::StoreAway;
 use policy::rules::limits::{Charge, Charges, Readings};
 use policy::values::time::Timestamp;
-use policy::world::StoreAway;
 use serde::{Deserialize, Serialize};
 
 /// What a [`Change`] is about.

@@ -4,7 +4,6 @@
 //! fault that names the nearest key. Serde stops at the first fault and forgets where the others are, so this is a
 //! reader of our own on `toml`'s spanned tree.
 
-pub mod offered;
 pub mod units;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -81,13 +80,39 @@ pub struct Faults<'t> {
     most: usize,
     /// Faults beyond these.
     more: Cell<usize>,
+    renamed: RefCell<Vec<Renamed>>,
+}
+
+/// A key that stands in a policy under the name that it had before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renamed {
+    /// The line, counted from one.
+    pub line: usize,
+    /// Its path, with the old name.
+    pub key: String,
+    /// What it is called now.
+    pub now: &'static str,
+}
+
+impl fmt::Display for Renamed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: `{}` is called `{}` now", self.line, self.key, self.now)
+    }
 }
 
 impl<'t> Faults<'t> {
     /// No faults yet in `text`, which is called `file`.
     pub fn new(file: &'t str, text: &'t str) -> Self {
         let most = MOST_FAULTS;
-        Self { file, text, line_starts: OnceCell::new(), list: RefCell::default(), most, more: Cell::new(0) }
+        Self {
+            file,
+            text,
+            line_starts: OnceCell::new(),
+            list: RefCell::default(),
+            most,
+            more: Cell::new(0),
+            renamed: RefCell::default(),
+        }
     }
 
     /// The same, and of many faults the first `most` are listed.
@@ -109,6 +134,11 @@ impl<'t> Faults<'t> {
             key: clipped(key.into(), LONGEST_KEY),
             message: clipped(message.into(), LONGEST_MESSAGE),
         });
+    }
+
+    /// The keys that stand under the names that they had before.
+    pub fn renamed(&self) -> Vec<Renamed> {
+        self.renamed.borrow().clone()
     }
 
     /// Whether further faults are only counted: nobody need find words for them.
@@ -208,6 +238,21 @@ impl<'d> Section<'d> {
     pub fn get<T: FromToml>(&self, key: &'static str) -> Option<T> {
         let value = self.value(key)?;
         T::from_toml(value.get_ref()).map_err(|Unfit(message)| self.fault(key, message)).ok()
+    }
+
+    /// The name under which `key` stands: `key`, or `old`, which it was called before and which is noted. Both are a fault.
+    pub fn renamed(&self, key: &'static str, old: &'static str) -> &'static str {
+        if !self.table.contains_key(old) {
+            return key;
+        }
+        if self.table.contains_key(key) {
+            self.known.borrow_mut().push(old);
+            self.fault(old, format!("it is called `{key}` now, which stands here as well: leave it out"));
+            return key;
+        }
+        let (line, _) = self.faults.place(self.span_of(old).start);
+        self.faults.renamed.borrow_mut().push(Renamed { line, key: self.path(old), now: key });
+        old
     }
 
     /// The value of `key`, or a default.

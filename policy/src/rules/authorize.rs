@@ -6,76 +6,65 @@
 //! let through because a question could not be answered, unless the policy says that the last known answer counts
 //! (`on_failure = "stale"`).
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::document::Section;
-use crate::document::units::Span;
-use crate::routes::Route;
 use crate::rules::authenticate::Subject;
+use crate::rules::permissions::{OnPermissionFailure, PermissionRule};
+use crate::values::pattern::Template;
 use crate::values::refusal::{Code, Refusal};
 use crate::values::request::Request;
 use crate::values::stage::Stage;
-use crate::words;
-use crate::world::{Question, World};
 
-/// `[permissions]`: who answers permission questions and how long an answer is believed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PermissionRule {
-    /// The upstream that answers.
-    pub upstream: Arc<str>,
-    /// How long a yes is believed.
-    pub ttl: Duration,
-    /// How long a no is believed.
-    pub negative_ttl: Duration,
-    /// The most answers that are remembered.
-    pub capacity: u32,
-    /// Without news from the change feed for so long, nothing older is believed.
-    pub max_staleness: Duration,
-    /// What happens when nobody answers.
-    pub on_failure: OnPermissionFailure,
+/// May this user do this to that?
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// The route that asks.
+    pub rule: &'a str,
+    /// The subject.
+    pub user: &'a str,
+    /// Whose word that is, where there are several issuers: the token's `iss`.
+    pub issuer: Option<&'a str>,
+    /// What it wants to do.
+    pub permission: &'a str,
+    /// To what.
+    pub resource: &'a str,
 }
 
-/// What happens when nobody answers a permission question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnPermissionFailure {
-    /// 503.
-    Deny,
-    /// The last known answer counts; 503 when there is none.
-    Stale,
+/// A permission question that nobody answered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PermissionAway {
+    /// The last answer that was known, however old.
+    pub last_known: Option<bool>,
 }
 
-words! { OnPermissionFailure { "deny" => Deny, "stale" => Stale } or "deny or stale" }
+/// The roles that somebody has now; `None`: nobody whom the permission service knows, so that the token's word counts.
+pub type Roles = Option<Arc<[String]>>;
 
-impl PermissionRule {
-    pub(crate) fn read(section: Option<Section<'_>>) -> Self {
-        let secs = |seconds| Span(Duration::from_secs(seconds));
-        let Some(section) = section else {
-            return Self {
-                upstream: "backend".into(),
-                ttl: secs(300).0,
-                negative_ttl: secs(30).0,
-                capacity: 100_000,
-                max_staleness: secs(5).0,
-                on_failure: OnPermissionFailure::Deny,
-            };
-        };
-        let rule = Self {
-            upstream: section.get_or("upstream", "backend".to_owned()).into(),
-            ttl: section.get_or("ttl", secs(300)).0,
-            negative_ttl: section.get_or("negative_ttl", secs(30)).0,
-            capacity: section.get_checked("capacity", 100_000, |capacity| {
-                (1..=10_000_000)
-                    .contains(capacity)
-                    .then_some(())
-                    .ok_or(format!("from 1 to 10000000 (got {capacity})"))
-            }),
-            max_staleness: section.get_or("max_staleness", secs(5)).0,
-            on_failure: section.get_or("on_failure", OnPermissionFailure::Deny),
-        };
-        section.finish();
-        rule
-    }
+/// A question for somebody's roles that nobody answered.
+#[derive(Clone, Debug, Default)]
+pub struct RolesAway {
+    /// The last answer that was known, however old.
+    pub last_known: Option<Roles>,
+}
+
+/// What authorization asks of the outside. An implementation never waits without a bound.
+pub trait Permissions: Sync {
+    /// Whether the user may.
+    fn permitted(
+        &self,
+        rule: &PermissionRule,
+        question: &Question<'_>,
+    ) -> impl Future<Output = Result<bool, PermissionAway>> + Send;
+
+    /// The roles that the user, of that issuer where there are several, has now.
+    fn roles(
+        &self,
+        rule: &PermissionRule,
+        user: &str,
+        issuer: Option<&str>,
+    ) -> impl Future<Output = Result<Roles, RolesAway>> + Send;
 }
 
 /// How it is known that a request may go on.
@@ -97,16 +86,36 @@ fn covers(scopes: &[(String, String)], permission: &str, resource: &str) -> bool
 
 /// A subject that may, with the roles that it has now, and how that is known.
 #[derive(Debug)]
-pub struct Authorized {
+pub struct Allowed {
     /// Who.
     pub subject: Subject,
     /// How it is known.
     pub permission: Permission,
 }
 
-impl Route {
+/// `roles`, `permission` and `resource` of a route: what a subject needs.
+#[derive(Clone, Debug)]
+pub struct AccessRule {
+    /// The route's name.
+    pub route: Arc<str>,
+    /// Any of these roles; anybody when empty.
+    pub roles: Vec<String>,
+    /// The permission that the subject needs, and on what.
+    pub permission: Option<RequiredPermission>,
+}
+
+/// `permission` and `resource` of a route.
+#[derive(Clone, Debug)]
+pub struct RequiredPermission {
+    /// `records:read`.
+    pub permission: Arc<str>,
+    /// What it is wanted on.
+    pub resource: Template,
+}
+
+impl AccessRule {
     fn refuse(&self, code: Code, detail: String) -> Refusal {
-        Refusal::new(Stage::Authorize, code, detail).by(&self.name)
+        Refusal::new(Stage::Authorize, code, detail).by(&self.route)
     }
 
     fn unavailable(&self, what: &str) -> Refusal {
@@ -116,16 +125,16 @@ impl Route {
 
     /// Checks the roles, then the scopes of an API key, then the permission. `service` is the permission service, where the
     /// policy names one.
-    pub async fn authorize<W: World>(
+    pub async fn authorize<W: Permissions>(
         &self,
         service: Option<&PermissionRule>,
         subject: Subject,
         request: &Request<'_>,
         world: &W,
-    ) -> Result<Authorized, Refusal> {
-        let Authorized { subject, permission } = match service {
+    ) -> Result<Allowed, Refusal> {
+        let Allowed { subject, permission } = match service {
             Some(rule) => self.with_current_roles(rule, subject, world).await?,
-            None => Authorized { subject, permission: Permission::Granted },
+            None => Allowed { subject, permission: Permission::Granted },
         };
         if !self.roles.is_empty() && !self.roles.iter().any(|role| subject.roles().contains(role)) {
             let detail = format!("needs one of the roles {}", self.roles.join(", "));
@@ -134,16 +143,16 @@ impl Route {
         let beyond = || self.refuse(Code::ScopeMissing, "this API key is not for that".to_owned());
         let Some(needed) = &self.permission else {
             let limited = !subject.scopes().is_empty();
-            return if limited { Err(beyond()) } else { Ok(Authorized { subject, permission }) };
+            return if limited { Err(beyond()) } else { Ok(Allowed { subject, permission }) };
         };
-        let resource = needed.resource.fill(&self.pattern, request.path);
+        let resource = needed.resource.fill(request.path);
         if !subject.scopes().is_empty() && !covers(subject.scopes(), &needed.permission, &resource) {
             return Err(beyond());
         }
         // A route with a permission has `auth`, and its policy a permission service: it is refused otherwise.
         let rule = service.ok_or_else(|| self.unavailable("permission"))?;
         let question = Question {
-            rule: &self.name,
+            rule: &self.route,
             user: subject.id().unwrap_or_default(),
             issuer: subject.issuer(),
             permission: &needed.permission,
@@ -157,7 +166,7 @@ impl Route {
             },
         };
         if allowed {
-            return Ok(Authorized { subject, permission: answered });
+            return Ok(Allowed { subject, permission: answered });
         }
         let detail = format!("needs the permission {} on {resource}", needed.permission);
         Err(self.refuse(Code::PermissionDenied, detail))
@@ -165,15 +174,15 @@ impl Route {
 
     /// The subject with the roles that it has now: one that was taken away opens nothing, whatever the token says. Where
     /// the permission service does not know somebody, the token's word counts. Nobody is asked where no roles count.
-    async fn with_current_roles<W: World>(
+    async fn with_current_roles<W: Permissions>(
         &self,
         rule: &PermissionRule,
         subject: Subject,
         world: &W,
-    ) -> Result<Authorized, Refusal> {
+    ) -> Result<Allowed, Refusal> {
         let counts = !self.roles.is_empty() || subject.forwards_roles();
         let Some(user) = subject.id().filter(|_| counts && subject.has_token()) else {
-            return Ok(Authorized { subject, permission: Permission::Granted });
+            return Ok(Allowed { subject, permission: Permission::Granted });
         };
         let (roles, permission) = match world.roles(rule, user, subject.issuer()).await {
             Ok(roles) => (roles, Permission::Granted),
@@ -184,10 +193,7 @@ impl Route {
                 _ => (Some([].into()), Permission::Granted),
             },
         };
-        Ok(Authorized {
-            subject: roles.map_or(subject.clone(), |roles| subject.with_roles(&roles)),
-            permission,
-        })
+        Ok(Allowed { subject: roles.map_or(subject.clone(), |roles| subject.with_roles(&roles)), permission })
     }
 }
 

@@ -18,7 +18,6 @@ use crate::values::network_table::NetworkTable;
 use crate::values::refusal::{Code, Refusal};
 use crate::values::stage::Stage;
 use crate::values::time::Timestamp;
-use crate::world::World;
 
 /// The most deny files, and the most networks in all of them together.
 const MOST_FILES: usize = 64;
@@ -85,6 +84,18 @@ impl AutoBlock {
     }
 }
 
+/// What blocking asks of the outside. An implementation never waits without a bound.
+pub trait Bans: Sync {
+    /// The ban that this client is under, if any, by the wall clock.
+    fn banned(&self, client: &Client, now: Timestamp) -> Option<Ban>;
+
+    /// Counts a failed login of this client, which may ban it.
+    fn login_failed(&self, client: &Client, rule: AutoBlock, now: Timestamp);
+
+    /// Forgets the failed logins of this client.
+    fn login_succeeded(&self, client: &Client);
+}
+
 impl BlockRule {
     pub(crate) fn read(section: Option<Section<'_>>) -> Self {
         let Some(section) = section else { return Self::default() };
@@ -123,7 +134,7 @@ impl BlockRule {
     }
 
     /// Lets the client pass, or says for how long it may not.
-    pub fn pass<W: World>(&self, client: &Client, world: &W, now: Timestamp) -> Result<(), Refusal> {
+    pub fn pass<W: Bans>(&self, client: &Client, world: &W, now: Timestamp) -> Result<(), Refusal> {
         if self.exempts(client.address) {
             return Ok(());
         }

@@ -80,6 +80,10 @@ pub enum Outcome {
     TimedOut,
     /// The client went away first, which says nothing about the upstream.
     ClientLeft,
+    /// It was refused here after it had been admitted, or something broke here.
+    NotSent,
+    /// The service is read-only and would not change anything. It is well.
+    ReadOnly,
 }
 
 impl Outcome {
@@ -88,9 +92,21 @@ impl Outcome {
         match self {
             Self::Answered(status) => Some(rule.statuses.contains(&u32::from(status))),
             Self::Unreachable | Self::TimedOut => Some(true),
-            Self::ClientLeft => None,
+            Self::ClientLeft | Self::NotSent | Self::ReadOnly => None,
         }
     }
+}
+
+/// What the breaker stage asks of the outside. An implementation never waits without a bound.
+pub trait Breakers: Sync {
+    /// Proof that the breaker lets a request through; dropped unused, it frees its place.
+    type Pass: Send;
+
+    /// Asks the breaker, if there is one; refused with the time after which to try again.
+    fn enter(&self, breaker: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<Self::Pass, Duration>;
+
+    /// Tells the breaker how the request ended.
+    fn settle(&self, pass: Self::Pass, outcome: Outcome, now: Timestamp);
 }
 
 /// The state, as operators and metrics name it.

@@ -3,6 +3,7 @@
 //! answers more than one that is given everything.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,16 +27,35 @@ words! { Priority { "low" => Low, "normal" => Normal, "high" => High } or "low, 
 
 /// `[concurrency.UPSTREAM]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CrowdRule {
+pub struct ConcurrencyRule {
     /// Requests in flight.
-    pub most: u32,
+    pub max_in_flight: u32,
     /// Requests that wait.
-    pub queue: u32,
+    pub max_queued: u32,
     /// For how long.
-    pub wait: Duration,
+    pub max_wait: Duration,
 }
 
-impl CrowdRule {
+/// There are too many requests in flight, and too many that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overloaded;
+
+/// What the concurrency stage asks of the outside. An implementation never waits without a bound.
+pub trait Permits: Sync {
+    /// A place among the requests in flight, until it is dropped.
+    type Permit: Send;
+
+    /// A place among the requests that are sent to `upstream` at a time, if `rule` bounds them; waits no longer than that
+    /// says.
+    fn acquire(
+        &self,
+        upstream: &Arc<str>,
+        rule: Option<&ConcurrencyRule>,
+        priority: Priority,
+    ) -> impl Future<Output = Result<Self::Permit, Overloaded>> + Send;
+}
+
+impl ConcurrencyRule {
     pub(crate) fn read_all(root: &Section<'_>) -> HashMap<String, Arc<Self>> {
         let sections = root.named_sections("concurrency");
         sections
@@ -45,13 +65,15 @@ impl CrowdRule {
     }
 
     fn read(section: Section<'_>) -> Option<Self> {
-        let most = section.require::<u32>("most", "how many requests in flight");
-        if most == Some(0) {
-            section.fault("most", "at least 1 (got 0)");
+        let key = section.renamed("max_in_flight", "most");
+        let max_in_flight = section.require::<u32>(key, "how many requests in flight");
+        if max_in_flight == Some(0) {
+            section.fault(key, "at least 1 (got 0)");
         }
-        let queue = section.get_or("queue", 100);
-        let wait = section.get_or("wait", Span(Duration::from_millis(100))).0;
+        let max_queued = section.get_or(section.renamed("max_queued", "queue"), 100);
+        let max_wait =
+            section.get_or(section.renamed("max_wait", "wait"), Span(Duration::from_millis(100))).0;
         section.finish();
-        Some(Self { most: most?, queue, wait })
+        Some(Self { max_in_flight: max_in_flight?, max_queued, max_wait })
     }
 }

@@ -11,6 +11,7 @@ pub mod canary;
 pub mod client;
 pub mod concurrency;
 pub mod limits;
+pub mod permissions;
 pub mod requests;
 pub mod response_headers;
 pub mod retry;

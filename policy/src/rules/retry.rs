@@ -99,7 +99,7 @@ impl RetryRule {
         let worth_it = match outcome {
             Outcome::Answered(status) => self.statuses.contains(&u32::from(status)),
             Outcome::Unreachable | Outcome::TimedOut => true,
-            Outcome::ClientLeft => false,
+            Outcome::ClientLeft | Outcome::NotSent | Outcome::ReadOnly => false,
         };
         let asked_for = retry_after.unwrap_or_default();
         if !worth_it || tried >= self.attempts || asked_for > self.max {

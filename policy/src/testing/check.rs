@@ -13,14 +13,15 @@ use serde_json::json;
 
 use crate::document::{Fault, Faults, Section};
 use crate::from_toml_str;
-use crate::pipeline::{Admission, admit};
+use crate::pipeline::{AdmissionIn, admit};
 use crate::policy::Policy;
+use crate::progress::Progress;
 use crate::rules::authenticate::KEY_FIELD;
 use crate::testing::simulation::{SIGNATURE, Simulation};
 use crate::values::path;
 use crate::values::refusal::{Code, Refusal};
 use crate::values::request::{Headers, Request};
-use crate::values::stage::{Stage, Trail};
+use crate::values::stage::Stage;
 use crate::values::time::Timestamp;
 use crate::world::World;
 
@@ -162,7 +163,7 @@ impl PolicyTest {
             body: None,
         };
         let route = policy.routes.find(&request).ok();
-        let Some(issuer) = route.as_ref().and_then(|route| route.issuers.first()) else {
+        let Some(issuer) = route.as_ref().and_then(|route| route.auth.issuers.first()) else {
             return (KEY_FIELD.to_owned(), world.give_key(subject, &self.roles, &[]));
         };
         let header = json!({"alg": issuer.algorithms[0].as_str()});
@@ -204,7 +205,7 @@ impl PolicyTest {
 }
 
 /// What becomes of a request.
-pub type Verdict = Result<Admission<<Simulation as World>::Pass>, Refusal>;
+pub type Verdict = Result<AdmissionIn<Simulation>, Refusal>;
 
 /// Judges a request that is never sent: the path is normalised, then the pipeline decides.
 pub fn judge(
@@ -213,20 +214,20 @@ pub fn judge(
     ip: IpAddr,
     headers: &[(String, String)],
     world: &Simulation,
-) -> (Verdict, Trail) {
-    let mut trail = Trail::default();
+) -> (Verdict, Progress) {
+    let mut progress = Progress::default();
     let normal = match path::normalise(&line.path, policy.requests.encoded_slash) {
         Ok(normal) => normal,
         Err(fault) => {
             let refusal = Refusal::new(Stage::Identify, Code::MalformedTarget, fault.to_string());
-            return (trail.stage(Stage::Identify, Err(refusal)), trail);
+            return (progress.stage(Stage::Identify, Err(refusal)), progress);
         }
     };
     let fields: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
     let request =
         Request { peer: ip, method: &line.method, path: &normal, headers: Headers::new(&fields), body: None };
-    let verdict = at_once(admit(policy, &request, world, &mut trail));
-    (verdict, trail)
+    let verdict = at_once(admit(policy, &request, world, &mut progress));
+    (verdict, progress)
 }
 
 /// The result of a future that never waits.

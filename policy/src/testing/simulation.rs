@@ -9,17 +9,20 @@ use ipnet::IpNet;
 
 use crate::rules::authenticate::issuer::Issuer;
 use crate::rules::authenticate::token::Token;
-use crate::rules::authenticate::{Credential, KEY_PREFIX, Subject};
-use crate::rules::authorize::PermissionRule;
-use crate::rules::blocks::{AutoBlock, Ban};
-use crate::rules::breaker::{Breaker, BreakerRule, Outcome, Pass};
-use crate::rules::client::Client;
-use crate::rules::limits::bucket::Bucket;
-use crate::rules::limits::{Charge, Charges, Readings, spend_all};
-use crate::values::time::{Now, Timestamp};
-use crate::world::{
-    HolderAway, KeyHolder, PermissionAway, Question, Roles, RolesAway, Store, StoreAway, VerifyFault, World,
+use crate::rules::authenticate::{
+    Credential, HolderAway, KEY_PREFIX, KeyHolder, Proofs, Subject, VerifyFault,
 };
+use crate::rules::authorize::{PermissionAway, Permissions, Question, Roles, RolesAway};
+use crate::rules::blocks::{AutoBlock, Ban, Bans};
+use crate::rules::breaker::{Breaker, BreakerRule, Breakers, Outcome, Pass};
+use crate::rules::client::Client;
+use crate::rules::concurrency::{ConcurrencyRule, Overloaded, Permits, Priority};
+use crate::rules::limits::bucket::Bucket;
+use crate::rules::limits::spend::{Buckets, Store, StoreAway};
+use crate::rules::limits::{Charge, Charges, Readings, spend_all};
+use crate::rules::permissions::PermissionRule;
+use crate::values::time::{Now, Timestamp};
+use crate::world::World;
 
 /// A simulated world.
 #[derive(Debug, Default)]
@@ -120,18 +123,35 @@ impl Simulation {
 }
 
 impl World for Simulation {
-    type Pass = Option<(Arc<BreakerRule>, Pass)>;
-
     fn now(&self) -> Now {
         let state = self.state();
         Now { steady: state.now, wall: state.now - state.wall_behind }
     }
+}
 
+impl Bans for Simulation {
     fn banned(&self, client: &Client, now: Timestamp) -> Option<Ban> {
         let until = *self.state().bans.get(&client.network)?;
         Some(Ban { until: Some(until) }).filter(|ban| ban.holds(now))
     }
 
+    fn login_failed(&self, client: &Client, rule: AutoBlock, now: Timestamp) {
+        let mut state = self.state();
+        let now = now - state.wall_behind;
+        let failures = state.failures.entry(client.network).or_default();
+        *failures += 1;
+        if *failures >= rule.failures {
+            state.failures.remove(&client.network);
+            state.bans.insert(client.network, now + rule.duration);
+        }
+    }
+
+    fn login_succeeded(&self, client: &Client) {
+        self.state().failures.remove(&client.network);
+    }
+}
+
+impl Buckets for Simulation {
     async fn spend(&self, store: Store, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreAway> {
         let mut state = self.state();
         state.asked.push("spend".to_owned());
@@ -159,7 +179,9 @@ impl World for Simulation {
             }
         }
     }
+}
 
+impl Proofs for Simulation {
     fn recall(&self, _: &str) -> Option<Subject> {
         None
     }
@@ -180,7 +202,9 @@ impl World for Simulation {
         self.state().asked.push("verify".to_owned());
         if token.signature == SIGNATURE { Ok(()) } else { Err(VerifyFault::Forged) }
     }
+}
 
+impl Permissions for Simulation {
     async fn permitted(&self, _: &PermissionRule, question: &Question<'_>) -> Result<bool, PermissionAway> {
         let mut state = self.state();
         state.asked.push("permitted".to_owned());
@@ -198,6 +222,23 @@ impl World for Simulation {
         }
         Ok(state.roles.get(user).cloned())
     }
+}
+
+impl Permits for Simulation {
+    type Permit = ();
+
+    async fn acquire(
+        &self,
+        _: &Arc<str>,
+        _: Option<&ConcurrencyRule>,
+        _: Priority,
+    ) -> Result<(), Overloaded> {
+        Ok(())
+    }
+}
+
+impl Breakers for Simulation {
+    type Pass = Option<(Arc<BreakerRule>, Pass)>;
 
     fn enter(&self, rule: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<Self::Pass, Duration> {
         let mut state = self.state();
@@ -212,20 +253,5 @@ impl World for Simulation {
         if let Some(breaker) = self.state().breakers.get_mut(&rule.name) {
             breaker.settle(&rule, pass, outcome, now);
         }
-    }
-
-    fn login_failed(&self, client: &Client, rule: AutoBlock, now: Timestamp) {
-        let mut state = self.state();
-        let now = now - state.wall_behind;
-        let failures = state.failures.entry(client.network).or_default();
-        *failures += 1;
-        if *failures >= rule.failures {
-            state.failures.remove(&client.network);
-            state.bans.insert(client.network, now + rule.duration);
-        }
-    }
-
-    fn login_succeeded(&self, client: &Client) {
-        self.state().failures.remove(&client.network);
     }
 }

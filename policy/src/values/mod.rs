@@ -5,6 +5,8 @@
 pub mod backoff;
 pub mod network_table;
 pub mod path;
+pub mod pattern;
+pub mod quota;
 pub mod refusal;
 pub mod request;
 pub mod stage;

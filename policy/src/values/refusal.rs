@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::routes::{Route, WhenOpen};
-use crate::rules::authenticate::Subject;
-use crate::rules::limits::Quota;
+use crate::values::quota::Quota;
 use crate::values::stage::Stage;
+use crate::values::time::whole_seconds;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $status:literal $code:literal $title:literal,)+) => {
@@ -116,8 +115,8 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// The methods that the route takes, for `Allow`.
     pub allow: Box<[Arc<str>]>,
-    /// Whose last good answer will do instead: the route and the subject.
-    pub stale: Option<Box<(Arc<Route>, Subject)>>,
+    /// Whether the last good answer will do instead.
+    pub or_last_good: bool,
     /// The limits of the request, for `RateLimit` and `RateLimit-Policy`.
     pub quotas: Vec<Quota>,
 }
@@ -133,9 +132,14 @@ impl Refusal {
             reason: None,
             retry_after: None,
             allow: Box::default(),
-            stale: None,
+            or_last_good: false,
             quotas: Vec::new(),
         }
+    }
+
+    /// A body that is larger than `most` bytes, announced or counted.
+    pub fn body_too_large(most: u64) -> Self {
+        Self::new(Stage::Forward, Code::BodyTooLarge, format!("a body here has at most {most} bytes"))
     }
 
     /// Names the rule that refused.
@@ -159,11 +163,10 @@ impl Refusal {
         self
     }
 
-    /// Says whose last good answer will do, where the route wants that while its breaker is open.
+    /// Says whether the last good answer will do instead.
     #[must_use]
-    pub(crate) fn or_last_good(mut self, route: &Arc<Route>, subject: &Subject) -> Self {
-        let wanted = self.code == Code::BreakerOpen && route.when_open == WhenOpen::Stale;
-        self.stale = wanted.then(|| Box::new((Arc::clone(route), subject.clone())));
+    pub(crate) fn or_last_good(mut self, will_do: bool) -> Self {
+        self.or_last_good = will_do;
         self
     }
 
@@ -176,9 +179,4 @@ impl Refusal {
     pub fn retry_after_secs(&self) -> Option<u64> {
         self.retry_after.map(whole_seconds)
     }
-}
-
-/// Whole seconds, rounded up and at least one.
-pub fn whole_seconds(wait: Duration) -> u64 {
-    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }

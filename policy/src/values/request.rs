@@ -21,6 +21,13 @@ pub struct Request<'a> {
     pub body: Option<&'a JsonBody>,
 }
 
+impl Request<'_> {
+    /// The length that the body announces; it is a number, or the request was refused before.
+    pub fn content_length(&self) -> Option<u64> {
+        std::str::from_utf8(self.headers.first("content-length")?).ok()?.parse().ok()
+    }
+}
+
 /// Header fields; names are compared without regard to case.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Headers<'a>(&'a [(&'a str, &'a [u8])]);

@@ -15,12 +15,18 @@ pub enum Stage {
     Route,
     /// Limits whose key is known before the subject: address, header, route, global.
     LimitClient,
+    /// Limits whose key is in the body.
+    LimitField,
     /// Who is asking: a token or a key.
     Authenticate,
     /// Limits whose key is the subject.
     LimitSubject,
     /// Roles, then the permission.
     Authorize,
+    /// The length that a body announces; where a limit counts by the body, before it is read.
+    Length,
+    /// Read-only mode, and how many requests the upstream has in flight.
+    Concurrency,
     /// Circuit breaker.
     Break,
     /// Body limit, timeouts, the upstream.
@@ -32,46 +38,53 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The order of enforcement. It is a security property: `pipeline::admit` follows it line by line.
-    pub const ORDER: [Self; 12] = [
+    /// The order of enforcement. It is a security property: `pipeline` follows it line by line.
+    pub const ORDER: [Self; 15] = [
         Self::Accept,
         Self::Identify,
         Self::Block,
         Self::Route,
         Self::LimitClient,
+        Self::LimitField,
         Self::Authenticate,
         Self::LimitSubject,
         Self::Authorize,
+        Self::Length,
+        Self::Concurrency,
         Self::Break,
         Self::Forward,
         Self::Answer,
         Self::Observe,
     ];
 
-    /// The stages that `pipeline::admit` decides; the others belong to the wire.
-    pub const JUDGED: [Self; 8] = [
+    /// The stages that `pipeline` decides; the others belong to the wire.
+    pub const JUDGED: [Self; 11] = [
         Self::Identify,
         Self::Block,
         Self::Route,
         Self::LimitClient,
+        Self::LimitField,
         Self::Authenticate,
         Self::LimitSubject,
         Self::Authorize,
+        Self::Length,
+        Self::Concurrency,
         Self::Break,
     ];
 
-    /// The name in answers, metrics, spans and policy tests. Both limit stages are called `limit`.
+    /// The name in answers, metrics, spans and policy tests. All limit stages are called `limit`; a length is
+    /// part of `forward`, concurrency of `break`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Accept => "accept",
             Self::Identify => "identify",
             Self::Block => "block",
             Self::Route => "route",
-            Self::LimitClient | Self::LimitSubject => "limit",
+            Self::LimitClient | Self::LimitField | Self::LimitSubject => "limit",
             Self::Authenticate => "authenticate",
             Self::Authorize => "authorize",
-            Self::Break => "break",
-            Self::Forward => "forward",
+            Self::Concurrency | Self::Break => "break",
+            Self::Length | Self::Forward => "forward",
             Self::Answer => "answer",
             Self::Observe => "observe",
         }
@@ -86,9 +99,12 @@ impl Stage {
             Self::Route => "route and method",
             Self::LimitClient => "limits by ip, header, route, global",
             Self::Authenticate => "token or API key",
+            Self::LimitField => "limits by field",
             Self::LimitSubject => "limits by user, api_key",
             Self::Authorize => "roles, then permission",
-            Self::Break => "read-only mode, circuit breaker",
+            Self::Length => "announced length of the body",
+            Self::Concurrency => "read-only mode, requests in flight",
+            Self::Break => "circuit breaker",
             Self::Forward => "body limit, timeouts, upstream",
             Self::Answer => "security headers, request id",
             Self::Observe => "metrics, access log, span",

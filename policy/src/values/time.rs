@@ -66,3 +66,8 @@ impl Sub<Duration> for Timestamp {
         Self(self.0.saturating_sub(nanos(earlier)))
     }
 }
+
+/// Whole seconds, rounded up and at least one.
+pub fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+}

@@ -190,7 +190,7 @@ async fn every_value_that_is_offered_is_switched_on_by_a_test() {
     for (path, words) in settings_of("backend-sqlite").await {
         offered.insert(path.replace("backend-sqlite ", "backend "), words);
     }
-    for (path, words) in policy::document::offered::OFFERED {
+    for (path, words) in policy::offered::OFFERED {
         offered.insert(format!("policy {path}"), words.iter().map(|word| (*word).to_owned()).collect());
     }
     let help =

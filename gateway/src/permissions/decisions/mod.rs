@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ahash::RandomState;
 use parking_lot::Mutex;
-use policy::rules::authorize::PermissionRule;
+use policy::rules::permissions::PermissionRule;
 use policy::values::time::Timestamp;
 use smallvec::SmallVec;
 use tokio::sync::watch;

@@ -1,5 +1,5 @@
 use super::*;
-use policy::rules::authorize::OnPermissionFailure;
+use policy::rules::permissions::OnPermissionFailure;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use std::time::Duration;

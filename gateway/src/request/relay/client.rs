@@ -28,6 +28,16 @@ pub(super) enum Listens {
     No,
 }
 
+impl Listens {
+    pub(super) const fn to(waits_for_body: bool, read_whole: bool) -> Self {
+        match (waits_for_body, read_whole) {
+            (true, _) => Self::ForBody,
+            (false, true) => Self::ForEnd,
+            (false, false) => Self::No,
+        }
+    }
+}
+
 /// Gives a client what it was told, and listens to it meanwhile: one that takes nothing before it has sent everything is
 /// not waited for. Over HTTP/2 there is nothing left to give. Nothing is lost when this is dropped before it is done.
 pub(super) async fn client_event(session: &mut Session, listens: Listens) -> Result<FromClient> {

@@ -32,6 +32,10 @@ use crate::upstream::fault::UpstreamFault;
 /// For the rest of a request whose answer is whole, while the upstream takes nothing.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
+/// A client has so long for its body, and a millisecond more for every so many bytes, before others are sent in its place.
+const SLOW_BODY: Duration = Duration::from_secs(1);
+const BYTES_A_MS: u64 = 10;
+
 /// How a try ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Try {
@@ -196,7 +200,8 @@ impl Proxy {
         let write_timeout = exchange.rules().requests.write_timeout;
         let body_deadline = time::Instant::from_std(exchange.started + exchange.request_timeout());
         let mut alarm = pin!(sleep_until(body_deadline));
-        let mut told_at = time::Instant::now();
+        let begun = time::Instant::now();
+        let (mut told_at, mut waited_for) = (begun, true);
         let (mut answered, mut full, mut header) = (false, false, None);
         loop {
             let told = !session.has_pending_downstream_proxy_tasks();
@@ -206,19 +211,17 @@ impl Proxy {
                 return Ok(Try::Answered);
             }
             let waits_for_body = !read_whole && hop.takes_more() && !hop.is_sending();
+            let next_body_alarm =
+                if waited_for { body_deadline.min(slow_at(begun, exchange)) } else { body_deadline };
             // While a client is slow to take its answer, an upstream may be slow as well.
             alarm.as_mut().reset(match (told, waits_for_body, answered) {
-                (true, true, _) => body_deadline,
+                (true, true, _) => next_body_alarm,
                 (true, false, false) => time::Instant::now() + patience,
                 (true, false, true) => time::Instant::now() + AFTERWARDS.min(patience),
                 (false, true, _) => body_deadline.min(told_at + write_timeout),
                 (false, false, _) => told_at + write_timeout,
             });
-            let listens = match (waits_for_body, read_whole) {
-                (true, _) => Listens::ForBody,
-                (false, true) => Listens::ForEnd,
-                (false, false) => Listens::No,
-            };
+            let listens = Listens::to(waits_for_body, read_whole);
             tokio::select! {
                 biased; // what is there of an answer is told together, and nothing of one that breaks off at once
                 event = hop.next(room), if hop.is_sending() || (room && !answered) => {
@@ -257,12 +260,20 @@ impl Proxy {
                         taken => taken?,
                     };
                     read_whole = piece.is_none() || session.is_body_done();
+                    if read_whole && !std::mem::replace(&mut waited_for, true) {
+                        exchange.resume();
+                    }
                     let piece = piece.unwrap_or_default();
                     if !piece.is_empty() || read_whole {
                         hop.send(piece, read_whole);
                     }
                 }
                 () = &mut alarm => {
+                    if told && waits_for_body && waited_for && time::Instant::now() < body_deadline {
+                        waited_for = false;
+                        exchange.pause();
+                        continue;
+                    }
                     // Whoever has the whole answer has lost nothing.
                     return if answered && told { Ok(Try::Answered) } else { late(hop, told, waits_for_body) };
                 }
@@ -310,6 +321,11 @@ impl Proxy {
         };
         Ok(if is_whole { Answer::Whole } else { Answer::GoesOn })
     }
+}
+
+/// When a client is slow with its body.
+fn slow_at(begun: time::Instant, exchange: &Exchange) -> time::Instant {
+    begun + SLOW_BODY + Duration::from_millis(exchange.received / BYTES_A_MS)
 }
 
 /// Ends the answer, with its trailers where the client can be told of them.

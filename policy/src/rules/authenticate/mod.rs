@@ -10,21 +10,20 @@ pub(crate) mod claims;
 pub mod issuer;
 pub mod token;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::routes::Route;
 use crate::rules::authenticate::claims::{TokenRefusal, plain};
 use crate::rules::authenticate::issuer::Issuer;
 use crate::rules::authenticate::token::{MAX_TOKEN, Token, TokenFault};
-use crate::rules::authorize::PermissionRule;
+use crate::rules::permissions::PermissionRule;
 use crate::values::refusal::{Code, Refusal};
 use crate::values::request::Request;
 use crate::values::stage::Stage;
 use crate::values::time::Timestamp;
-use crate::world::{KeyHolder, VerifyFault, World};
 
 /// What every API key begins with.
 pub const KEY_PREFIX: &str = "pal_";
@@ -77,6 +76,62 @@ pub struct Credential<'a> {
     pub issued_at: Option<Timestamp>,
     /// Whether it is an API key, which is as old as its owner wants it.
     pub is_key: bool,
+}
+
+/// Why a signature was not found good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyFault {
+    /// It is not the key's.
+    Forged,
+    /// No such key.
+    UnknownKey,
+    /// The keys could not be had.
+    Away,
+}
+
+/// Whose an API key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyHolder {
+    /// The key's own id.
+    pub id: String,
+    /// Its owner.
+    pub user: String,
+    /// The owner's roles.
+    pub roles: Vec<String>,
+    /// Permissions and resources that the key is limited to; a resource may end in `*`. None: no limit.
+    pub scopes: Vec<(String, String)>,
+    /// When it ends.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Nobody can say whose an API key is.
+#[derive(Clone, Copy, Debug)]
+pub struct HolderAway;
+
+/// What authentication asks of the outside. An implementation never waits without a bound.
+pub trait Proofs: Sync {
+    /// The subject of a token that was found good before, if it is remembered.
+    fn recall(&self, token: &str) -> Option<Subject>;
+
+    /// Remembers that a token was found good.
+    fn remember(&self, token: &str, subject: &Subject);
+
+    /// Whether this was revoked.
+    fn revoked(&self, credential: &Credential<'_>) -> bool;
+
+    /// Whose API key this is; nobody's, when it is unknown, has ended, or its owner is not active.
+    fn key_holder(
+        &self,
+        rule: &PermissionRule,
+        key: &str,
+    ) -> impl Future<Output = Result<Option<Arc<KeyHolder>>, HolderAway>> + Send;
+
+    /// Whether the issuer's key made this signature.
+    fn verify(
+        &self,
+        issuer: &Arc<Issuer>,
+        token: &Token<'_>,
+    ) -> impl Future<Output = Result<(), VerifyFault>> + Send;
 }
 
 impl Subject {
@@ -208,11 +263,11 @@ impl Subject {
     }
 
     /// Whether a token that was found good before is good for this route now.
-    fn serves(&self, route: &Route, now: Timestamp) -> bool {
+    fn serves(&self, rule: &AuthRule, now: Timestamp) -> bool {
         match self.0.as_ref().map(|known| &known.proof) {
             // The clock may have been set back since.
             Some(Proven::ByToken { issuer, begins, ends, .. }) => {
-                *ends > now && *begins <= now && route.issuers.iter().any(|ours| Arc::ptr_eq(ours, issuer))
+                *ends > now && *begins <= now && rule.issuers.iter().any(|ours| Arc::ptr_eq(ours, issuer))
             }
             _ => false,
         }
@@ -229,9 +284,23 @@ fn refuse(code: Code, detail: &str) -> Refusal {
     Refusal::new(Stage::Authenticate, code, detail)
 }
 
-impl Route {
+/// `auth` of a route: whose proofs it takes. With none anybody may come.
+#[derive(Clone, Debug, Default)]
+pub struct AuthRule {
+    /// The issuers whose tokens are taken.
+    pub issuers: Vec<Arc<Issuer>>,
+    /// Whether API keys are taken.
+    pub api_keys: bool,
+}
+
+impl AuthRule {
+    /// Whether a client has to prove who it is.
+    pub fn wants_proof(&self) -> bool {
+        self.api_keys || !self.issuers.is_empty()
+    }
+
     /// Finds out who is asking, as the route's `auth` wants it.
-    pub async fn authenticate<W: World>(
+    pub async fn authenticate<W: Proofs>(
         &self,
         rule: &PermissionRule,
         request: &Request<'_>,
@@ -253,7 +322,7 @@ impl Route {
         }
     }
 
-    async fn by_token<W: World>(&self, text: &str, world: &W, now: Timestamp) -> Result<Subject, Refusal> {
+    async fn by_token<W: Proofs>(&self, text: &str, world: &W, now: Timestamp) -> Result<Subject, Refusal> {
         if text.len() <= MAX_TOKEN
             && let Some(subject) = world.recall(text).filter(|subject| subject.serves(self, now))
         {
@@ -279,7 +348,7 @@ impl Route {
         verdict.inspect(|subject| world.remember(text, subject))
     }
 
-    async fn by_key<W: World>(
+    async fn by_key<W: Proofs>(
         &self,
         rule: &PermissionRule,
         key: &str,
@@ -373,7 +442,7 @@ impl Route {
     }
 }
 
-async fn judge<W: World>(
+async fn judge<W: Proofs>(
     issuer: &Arc<Issuer>,
     token: &Token<'_>,
     world: &W,

@@ -7,7 +7,7 @@
 pub mod bucket;
 pub mod gcra;
 pub mod lease;
-pub(crate) mod spend;
+pub mod spend;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -25,7 +25,7 @@ use crate::values::request::{Member, Request};
 use crate::words;
 use serde_json::Value;
 
-pub use crate::rules::limits::spend::{Charge, Charges, Quota, Readings, Reserved, spend_all};
+pub use crate::rules::limits::spend::{Charge, Charges, Readings, Reserved, spend_all};
 
 /// What a limit counts by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,8 +138,8 @@ pub struct LimitRule {
     pub mode: Mode,
     /// What takes a token for good.
     pub counts: Counts,
-    /// A limit: a request that finds its bucket there full is not held by this one.
-    pub spares: Option<Arc<str>>,
+    /// Another limit: a request that finds its bucket there full skips this one.
+    pub skip_if_full: Option<Arc<str>>,
     /// What to do while the store is away.
     pub on_store_failure: OnStoreFailure,
 }
@@ -178,7 +178,7 @@ impl LimitRule {
         let scope = section.get_or("scope", Scope::Shared);
         let mode = section.get_or("mode", Mode::Enforce);
         let counts = section.get_or("counts", Counts::Requests);
-        let spares = section.get::<String>("spares").map(Arc::from);
+        let skip_if_full = section.get::<String>(section.renamed("skip_if_full", "spares")).map(Arc::from);
         let on_store_failure = section.get_or("on_store_failure", OnStoreFailure::Local);
         if key.as_ref().is_some_and(|key| key.0.is_empty()) {
             section.fault("key", "at least one key");
@@ -193,7 +193,7 @@ impl LimitRule {
             scope,
             mode,
             counts,
-            spares,
+            skip_if_full,
             on_store_failure,
         })
     }

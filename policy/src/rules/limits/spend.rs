@@ -1,5 +1,6 @@
 //! Spending: what a request takes from the buckets of its limits, all of it or nothing, and what it gets back.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +11,11 @@ use crate::rules::client::Client;
 use crate::rules::limits::bucket::Bucket;
 use crate::rules::limits::gcra::Reading;
 use crate::rules::limits::{Counts, LimitRule, Mode, OnStoreFailure, Scope};
-use crate::values::refusal::{Code, Refusal, whole_seconds};
+use crate::values::quota::Quota;
+use crate::values::refusal::{Code, Refusal};
 use crate::values::request::Request;
 use crate::values::stage::Stage;
 use crate::values::time::Timestamp;
-use crate::world::{Store, World};
 
 /// One token to be taken from one bucket.
 #[derive(Clone, Debug)]
@@ -30,6 +31,36 @@ pub type Readings = SmallVec<[Reading; 2]>;
 
 /// Charges of one request; rarely more than a few.
 pub type Charges = SmallVec<[Charge; 4]>;
+
+/// Which buckets are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Store {
+    /// Those of all replicas together.
+    Shared,
+    /// This replica's own.
+    Local,
+    /// This replica's share of the shared ones while the store is away.
+    Alone,
+}
+
+/// The store is away.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreAway;
+
+/// What limits ask of the outside. An implementation never waits without a bound.
+pub trait Buckets: Sync {
+    /// Takes one token from every bucket, or none from any when one that enforces is empty. One reading for each
+    /// charge, in order.
+    fn spend(
+        &self,
+        store: Store,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Readings, StoreAway>> + Send;
+
+    /// Gives back what was taken. It may happen later, and is lost when the store is away.
+    fn refund(&self, store: Store, charges: Charges);
+}
 
 /// Takes one token from every bucket of `charges`, or none from any when one that enforces is empty. `arrival` reads
 /// the stored number of a charge by its place, `keep` writes it.
@@ -55,38 +86,17 @@ pub fn spend_all(
     readings
 }
 
-/// What a limit has left for this client, for `RateLimit` and `RateLimit-Policy`.
-#[derive(Clone, Debug)]
-pub struct Quota {
-    /// The limit.
-    pub rule: Arc<LimitRule>,
-    /// What is left now.
-    pub remaining: u32,
-    /// How long until there is one more.
-    pub next: Duration,
-    /// Whether this limit had nothing left for the request.
-    pub exceeded: bool,
-}
-
-impl Quota {
-    fn new(charge: &Charge, reading: Reading) -> Self {
-        Self {
-            rule: Arc::clone(&charge.rule),
-            remaining: reading.remaining,
-            next: reading.next,
-            exceeded: !reading.conforms,
-        }
-    }
-
-    /// `"login";q=5;w=60`, draft-ietf-httpapi-ratelimit-headers.
-    pub fn policy_field(&self) -> String {
-        format!("\"{}\";q={};w={}", self.rule.name, self.rule.rate.count, self.rule.rate.per.as_secs())
-    }
-
-    /// `"login";r=0;t=12`.
-    pub fn field(&self) -> String {
-        let seconds = if self.next.is_zero() { 0 } else { whole_seconds(self.next) };
-        format!("\"{}\";r={};t={seconds}", self.rule.name, self.remaining)
+fn quota(charge: &Charge, reading: Reading) -> Quota {
+    let LimitRule { name, rate, gcra, mode, .. } = &*charge.rule;
+    Quota {
+        limit: Arc::clone(name),
+        count: rate.count,
+        per: rate.per,
+        remaining: reading.remaining,
+        next: reading.next,
+        exceeded: !reading.conforms,
+        enforced: *mode == Mode::Enforce,
+        was_full: reading.conforms && reading.remaining + 1 == gcra.burst(),
     }
 }
 
@@ -110,7 +120,7 @@ pub(crate) struct Demand<'a> {
 
 impl Demand<'_> {
     /// Takes a token from every bucket, or gives everything back that the request has `spent` and refuses it.
-    pub(crate) async fn meet<W: World>(
+    pub(crate) async fn meet<W: Buckets>(
         self,
         mut spent: Spent,
         world: &W,
@@ -131,18 +141,18 @@ impl Demand<'_> {
     }
 
     /// First the limits that hold everybody, then those that spare who has not touched another one.
-    async fn spend<W: World>(&self, spent: &mut Spent, world: &W, now: Timestamp) -> Result<(), Refusal> {
-        let holds_all = |rule: &&Arc<LimitRule>| rule.spares.is_none();
+    async fn spend<W: Buckets>(&self, spent: &mut Spent, world: &W, now: Timestamp) -> Result<(), Refusal> {
+        let holds_all = |rule: &&Arc<LimitRule>| rule.skip_if_full.is_none();
         self.pay(self.rules.iter().filter(holds_all), spent, world, now).await?;
         let due: SmallVec<[&Arc<LimitRule>; 2]> = self
             .rules
             .iter()
-            .filter(|rule| rule.spares.as_ref().is_some_and(|other| !spent.untouched(other)))
+            .filter(|rule| rule.skip_if_full.as_ref().is_some_and(|other| !spent.was_full(other)))
             .collect();
         self.pay(due.into_iter(), spent, world, now).await
     }
 
-    async fn pay<W: World>(
+    async fn pay<W: Buckets>(
         &self,
         rules: impl Iterator<Item = &Arc<LimitRule>>,
         spent: &mut Spent,
@@ -163,7 +173,7 @@ impl Demand<'_> {
     }
 
     /// Pays at `store`; what is to be paid comes back when that is away.
-    async fn spend_at<W: World>(
+    async fn spend_at<W: Buckets>(
         &self,
         store: Store,
         charges: Charges,
@@ -175,9 +185,9 @@ impl Demand<'_> {
             return Ok(None);
         }
         let Ok(readings) = world.spend(store, &charges, now).await else { return Ok(Some(charges)) };
-        let quotas = charges.iter().zip(&readings).map(|(charge, reading)| Quota::new(charge, *reading));
+        let quotas = charges.iter().zip(&readings).map(|(charge, reading)| quota(charge, *reading));
         spent.quotas.extend(quotas);
-        let refused = |quota: &&Quota| quota.exceeded && quota.rule.mode == Mode::Enforce;
+        let refused = |quota: &&Quota| quota.exceeded && quota.enforced;
         // Of several that refuse, the one to wait longest for: who waits for it is admitted by all.
         if let Some(quota) = spent.quotas.iter().filter(refused).max_by_key(|quota| quota.next) {
             Err(self.refusal(quota, &spent.quotas))
@@ -188,7 +198,7 @@ impl Demand<'_> {
     }
 
     /// The store is away: each limit says what that means.
-    async fn spend_alone<W: World>(
+    async fn spend_alone<W: Buckets>(
         &self,
         mut charges: Charges,
         spent: &mut Spent,
@@ -211,8 +221,10 @@ impl Demand<'_> {
     }
 
     fn refusal(&self, quota: &Quota, quotas: &[Quota]) -> Refusal {
-        let mut refusal = Refusal::new(self.stage, Code::RateLimited, quota.rule.detail())
-            .by(&quota.rule.name)
+        let rule = self.rules.iter().find(|rule| rule.name == quota.limit);
+        let detail = rule.map(|rule| rule.detail()).unwrap_or_default();
+        let mut refusal = Refusal::new(self.stage, Code::RateLimited, detail)
+            .by(&quota.limit)
             .retry_after(Some(quota.next));
         refusal.quotas = quotas.to_vec();
         refusal
@@ -220,16 +232,22 @@ impl Demand<'_> {
 }
 
 impl Spent {
-    fn give_back<W: World>(&mut self, world: &W) {
+    /// Gives back what limits that count failures were paid; the others have counted a request.
+    pub(crate) fn give_back_failures<W: Buckets>(&mut self, world: &W) {
+        for (store, charges) in self.reserved() {
+            world.refund(store, charges);
+        }
+    }
+
+    fn give_back<W: Buckets>(&mut self, world: &W) {
         for (store, charges) in self.paid.drain(..) {
             world.refund(store, charges);
         }
     }
 
     /// Whether the bucket of the limit `name` was full before this request.
-    fn untouched(&self, name: &str) -> bool {
-        let full = |quota: &Quota| quota.remaining + 1 == quota.rule.gcra.burst();
-        self.quotas.iter().any(|quota| *quota.rule.name == *name && !quota.exceeded && full(quota))
+    fn was_full(&self, name: &str) -> bool {
+        self.quotas.iter().any(|quota| *quota.limit == *name && quota.was_full)
     }
 
     /// What was paid to limits that count failures, to be given back when the request turns out to be none.

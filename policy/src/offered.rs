@@ -3,9 +3,9 @@
 
 use crate::routes::WhenOpen;
 use crate::rules::authenticate::token::Algorithm;
-use crate::rules::authorize::OnPermissionFailure;
 use crate::rules::concurrency::Priority;
 use crate::rules::limits::{Counts, Mode, OnStoreFailure, Scope};
+use crate::rules::permissions::OnPermissionFailure;
 use crate::rules::response_headers;
 use crate::rules::retry::Growth;
 use crate::values::path::EncodedSlash;
