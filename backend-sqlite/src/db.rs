@@ -19,8 +19,8 @@ use tracing::{Span, info_span, warn};
 
 use crate::changes::Followers;
 use crate::config::{DatabaseConfig, Synchronous};
-use crate::metrics::Metrics;
 use crate::mode::{self, Mode};
+use crate::observe::metrics::Metrics;
 use crate::sql::{self, Statement};
 
 /// Why the database did not answer.

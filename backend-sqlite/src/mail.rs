@@ -11,8 +11,8 @@ use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 use tracing::{info, warn};
 use url::Url;
 
+use crate::config::secrets::Secret;
 use crate::config::{MailConfig, Profile};
-use crate::secrets::Secret;
 
 /// The secret that opens the SMTP server, beside the user in `mail.url`.
 pub(crate) const SMTP_PASSWORD: &str = "SMTP_PASSWORD";

@@ -8,7 +8,6 @@ mod api_keys;
 mod assertion;
 mod auth;
 mod changes;
-mod cli;
 mod config;
 mod db;
 mod extract;
@@ -18,7 +17,6 @@ mod identity;
 mod lockout;
 mod login_guard;
 mod mail;
-mod metrics;
 mod mode;
 mod observe;
 mod openapi;
@@ -33,7 +31,6 @@ mod reset;
 mod resource;
 mod roles;
 mod routes;
-mod secrets;
 mod serve;
 mod sessions;
 mod sql;
@@ -48,8 +45,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use service::telemetry::Start;
 
-use crate::cli::{Cli, Command};
 use crate::config::Config;
+use crate::config::cli::{Cli, Command};
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {

@@ -13,8 +13,8 @@ use rusqlite::params;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::config::secrets::Secrets;
 use crate::db::Database;
-use crate::secrets::Secrets;
 use crate::sql;
 
 /// Who the tokens are from and for.

@@ -6,10 +6,10 @@ use std::io::Read as _;
 use anyhow::{Context as _, bail};
 
 use crate::accounts::{self, Added, NewUser, User};
-use crate::cli::{DatabasePlace, UserCommand};
+use crate::config::cli::{DatabasePlace, UserCommand};
 use crate::config::{Config, Profile};
 use crate::db::{Database, Session};
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 use crate::password;
 use crate::tokens::random_token;
 use crate::users::{NAME, is_name};

@@ -16,7 +16,7 @@ use tracing::warn;
 use self::bucket::{Bucket, Rule};
 pub(crate) use self::place::{Hash, HashKey, Place, Whereabouts};
 use crate::config::Lockout;
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 use crate::problem::Problem;
 
 /// An account knows a place for so long after the last login from there, in seconds: half a year.
