@@ -4,10 +4,10 @@ use rusqlite::params;
 
 use crate::api_keys;
 use crate::changes::{self, Subject};
-use crate::db::{Result, Session};
 use crate::lockout;
 use crate::sessions;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result, Session};
 use crate::tokens::now;
 
 /// One account.

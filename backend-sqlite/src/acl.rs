@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 
 use crate::accounts;
 use crate::changes::{self, Subject};
-use crate::db::{Result as DbResult, Session};
 use crate::extract::{Body, PageQuery, Path, Query};
 use crate::identity::Administrator;
 use crate::problem::{Problem, Result};
 use crate::resource::Grant;
 use crate::serve::App;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result as DbResult, Session};
 
 /// Whether an entry allows or denies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]

@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use crate::accounts;
 use crate::auth::internal;
 use crate::changes::{self, Subject};
-use crate::db::{Result as DbResult, Session};
 use crate::extract::{Body, Path};
 use crate::identity::{Account, Gateway, Holder};
 use crate::permissions;
@@ -23,7 +22,8 @@ use crate::problem::{Problem, Result};
 use crate::reauthentication::{self, Proof};
 use crate::resource::Grant;
 use crate::serve::App;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result as DbResult, Session};
 use crate::tokens::{fingerprint, now, random_token, seconds};
 
 /// What every key begins with, so that scanners of source code and the gateway know it for one.

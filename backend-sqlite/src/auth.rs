@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 use crate::accounts::{self, Added, NewUser, User};
-use crate::db::{Result as DbResult, Session};
 use crate::extract::Body;
 use crate::identity::Caller;
 use crate::lockout;
@@ -20,7 +19,8 @@ use crate::problem::{Problem, Result};
 use crate::proof::{self, Attempt, Owner, Proven};
 use crate::serve::App;
 use crate::sessions;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result as DbResult, Session};
 use crate::tokens::NewPair;
 use crate::users::{NAME, check_email, created, is_name};
 

@@ -15,11 +15,11 @@ use rusqlite::params;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::db::{self, Database, Session};
 use crate::extract::Query;
 use crate::problem::Result;
 use crate::serve::App;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{self, Database, Session};
 use crate::tokens::now;
 
 /// How long a change waits for the gateways.
@@ -61,7 +61,7 @@ pub(crate) enum Subject<'a> {
 }
 
 /// Numbers a change, in the transaction that makes it.
-pub(crate) fn note(session: &Session<'_>, subject: Subject<'_>) -> db::Result<i64> {
+pub(crate) fn note(session: &Session<'_>, subject: Subject<'_>) -> storage::Result<i64> {
     let (kind, name, permission, resource, until) = match subject {
         Subject::User(id) => ("user", id, None, None, None),
         Subject::Role(name) => ("role", name, None, None, None),
@@ -79,12 +79,12 @@ pub(crate) fn note(session: &Session<'_>, subject: Subject<'_>) -> db::Result<i6
 }
 
 /// The number of the last change.
-pub(crate) fn revision(session: &Session<'_>) -> db::Result<i64> {
+pub(crate) fn revision(session: &Session<'_>) -> storage::Result<i64> {
     Ok(session.row(sql::REVISION, [], |row| row.get(0))?.unwrap_or_default())
 }
 
 /// Forgets what no gateway needs any more.
-pub(crate) fn sweep(session: &Session<'_>) -> db::Result<usize> {
+pub(crate) fn sweep(session: &Session<'_>) -> storage::Result<usize> {
     let last = revision(session)?;
     session.run(sql::DROP_OLD_CHANGES, params![last - REMEMBERED, now()])
 }
@@ -175,7 +175,7 @@ pub(crate) async fn feed(State(app): State<App>, Query(since): Query<Since>) -> 
     }
 }
 
-fn news_since(session: &Session<'_>, known: Option<i64>, run: String) -> db::Result<News> {
+fn news_since(session: &Session<'_>, known: Option<i64>, run: String) -> storage::Result<News> {
     // INVARIANT: the revision is read before the changes. One that comes between the two is told twice, never missed.
     let last = revision(session)?;
     let Some(known) = known.filter(|known| (last - REMEMBERED..=last).contains(known)) else {

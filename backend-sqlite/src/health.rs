@@ -14,7 +14,7 @@ use crate::identity::Administrator;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::sessions;
-use crate::sql;
+use crate::storage::sql;
 
 /// `GET /health/live`: the process answers.
 pub(crate) async fn live() -> Json<serde_json::Value> {

@@ -7,9 +7,9 @@
 use rusqlite::params;
 
 use crate::config::Lockout;
-use crate::db::{Result, Session};
 use crate::login_guard::{Hash, HashKey, KNOWN_FOR, MOST_PLACES, Place};
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result, Session};
 use crate::tokens::{now, seconds};
 
 /// A name, and the place from which somebody tries.

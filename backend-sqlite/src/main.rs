@@ -1,6 +1,6 @@
 //! Palisade's persistence backend: accounts, roles, permissions and JSON records on SQLite.
 //!
-//! [`routes`] says what answers where; [`db`] is the only door to SQLite and [`sql`] holds every statement.
+//! [`routes`] says what answers where; [`storage`] is the only door to SQLite and [`storage::sql`] holds every statement.
 
 mod accounts;
 mod acl;
@@ -9,7 +9,6 @@ mod assertion;
 mod auth;
 mod changes;
 mod config;
-mod db;
 mod extract;
 mod health;
 mod healthcheck;
@@ -17,7 +16,6 @@ mod identity;
 mod lockout;
 mod login_guard;
 mod mail;
-mod mode;
 mod observe;
 mod openapi;
 mod outbox;
@@ -33,7 +31,7 @@ mod roles;
 mod routes;
 mod serve;
 mod sessions;
-mod sql;
+mod storage;
 mod tokens;
 mod totp;
 mod user_command;

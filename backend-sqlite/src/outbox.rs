@@ -10,12 +10,12 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::accounts::{self, User};
-use crate::db::{Result as DbResult, Session};
 use crate::mail::{self, Fault};
 use crate::problem::{Problem, Result};
 use crate::reset::{Forgot, LIFETIME};
 use crate::serve::App;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result as DbResult, Session};
 use crate::tokens::{fingerprint, now, random_bytes, random_token};
 
 /// Requests that wait at most; whoever asks for one more is told to come back.

@@ -15,12 +15,12 @@ use std::time::Instant;
 
 use crate::accounts::{self, User};
 use crate::changes;
-use crate::db::{self, Session};
 use crate::extract::{Body, Path};
 use crate::identity::{Administrator, Gateway};
 use crate::problem::{Problem, Result};
 use crate::serve::App;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{self, Session};
 use crate::tokens;
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -99,7 +99,7 @@ async fn answers(app: &App, questions: Vec<Question>) -> Result<Vec<TracedAnswer
         questions
             .iter()
             .map(|one| judge(session, one, &settings.require_totp_for))
-            .collect::<db::Result<Vec<_>>>()
+            .collect::<storage::Result<Vec<_>>>()
     });
     let answers = answers.await?;
     for traced in &answers {
@@ -111,7 +111,11 @@ async fn answers(app: &App, questions: Vec<Question>) -> Result<Vec<TracedAnswer
     Ok(answers)
 }
 
-fn judge(session: &Session<'_>, question: &Question, second_factor: &[String]) -> db::Result<TracedAnswer> {
+fn judge(
+    session: &Session<'_>,
+    question: &Question,
+    second_factor: &[String],
+) -> storage::Result<TracedAnswer> {
     // INVARIANT: the revision is read before anything else. A change in between makes the answer newer than it says,
     // never older.
     let revision = changes::revision(session)?;
@@ -128,7 +132,7 @@ fn judge(session: &Session<'_>, question: &Question, second_factor: &[String]) -
 }
 
 /// The account that is meant: another issuer's subject is nobody here, whatever its id.
-fn account_of(session: &Session<'_>, id: &str, issuer: Option<&str>) -> db::Result<Option<User>> {
+fn account_of(session: &Session<'_>, id: &str, issuer: Option<&str>) -> storage::Result<Option<User>> {
     if issuer.is_some_and(|issuer| issuer != tokens::ISSUER) {
         return Ok(None);
     }
@@ -176,7 +180,7 @@ fn decide(
     question: &Question,
     (counting, all): (&[String], &[String]),
     groups: &[String],
-) -> db::Result<(bool, String)> {
+) -> storage::Result<(bool, String)> {
     let [roles, all, groups] = [counting, all, groups].map(|names| json!(names).to_string());
     let Question { user, permission, resource, .. } = question;
     let entry: Option<(String, String, String, String)> =
@@ -198,7 +202,7 @@ fn decide(
 }
 
 /// The roles of an account, its own and those of its groups.
-pub(crate) fn all_roles(session: &Session<'_>, user: &str) -> db::Result<Vec<String>> {
+pub(crate) fn all_roles(session: &Session<'_>, user: &str) -> storage::Result<Vec<String>> {
     session.rows(sql::EFFECTIVE_ROLES, [user], |row| row.get(0))
 }
 
@@ -209,7 +213,7 @@ pub(crate) fn counting_roles(roles: &[String], user: &User, second_factor: &[Str
 }
 
 /// The groups of an account.
-pub(crate) fn groups(session: &Session<'_>, user: &str) -> db::Result<Vec<String>> {
+pub(crate) fn groups(session: &Session<'_>, user: &str) -> storage::Result<Vec<String>> {
     session.rows(sql::GROUPS_OF_USER, [user], |row| row.get(0))
 }
 

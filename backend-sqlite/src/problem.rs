@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::db::DbError;
+use crate::storage::DbError;
 
 /// The code of a refusal to write; the gateway is told by a field, so that it does not take this for a failure.
 const READ_ONLY: &str = "read_only";

@@ -5,12 +5,12 @@
 use axum::http::StatusCode;
 
 use crate::accounts::{self, User};
-use crate::db::{Result as DbResult, Session};
 use crate::lockout::{self, Failed, Try};
 use crate::login_guard::{Ticket, Whereabouts};
 use crate::password;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
+use crate::storage::{Result as DbResult, Session};
 use crate::totp;
 
 /// What somebody sends to prove who it is.

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::db::{Result as DbResult, Session};
 use crate::extract::{Body, Bytes, PageQuery, Path, Query};
 use crate::problem::{Problem, Result};
 use crate::serve::App;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result as DbResult, Session};
 use crate::tokens::now;
 use crate::users::{NAME, is_name};
 

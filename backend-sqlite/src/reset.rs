@@ -9,7 +9,6 @@ use serde::Deserialize;
 
 use crate::accounts::{self, User};
 use crate::auth::accepted;
-use crate::db::{Result as DbResult, Session};
 use crate::extract::Body;
 use crate::identity::Caller;
 use crate::outbox;
@@ -17,7 +16,8 @@ use crate::password;
 use crate::problem::{Problem, Result};
 use crate::proof::{self, Attempt, Proven};
 use crate::serve::App;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result as DbResult, Session};
 use crate::tokens::{fingerprint, now};
 
 /// A token to reset a password is good for so long, in seconds.

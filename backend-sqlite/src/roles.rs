@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 
 use crate::accounts;
 use crate::changes::{self, Subject};
-use crate::db::{Result as DbResult, Session};
 use crate::extract::{Body, Path};
 use crate::identity::Administrator;
 use crate::problem::{Problem, Result};
 use crate::resource::Grant;
 use crate::serve::App;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result as DbResult, Session};
 use crate::users::{MOST, NAME, Roles, is_name, too_many, unknown_role};
 
 /// The role that may do everything; it stays as it is.

@@ -19,12 +19,12 @@ use tracing::{info, warn};
 use crate::assertion::Verifier;
 use crate::config::secrets::Secrets;
 use crate::config::{AccountRules, Config, Profile, ServerConfig};
-use crate::db::{Database, Session};
 use crate::login_guard::{HashKey, LoginGuard};
 use crate::mail::{self, Mail};
 use crate::observe::metrics::Metrics;
 use crate::outbox::{self, Outbox};
 use crate::routes::router;
+use crate::storage::{Database, Session};
 use crate::tokens::Signer;
 use crate::{changes, lockout, sessions};
 

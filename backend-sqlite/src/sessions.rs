@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 use crate::accounts::{self, User};
 use crate::changes::{self, Subject};
-use crate::db::{Result as DbResult, Session};
 use crate::extract::Path;
 use crate::identity::Account;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result as DbResult, Session};
 use crate::tokens::{NewPair, fingerprint, now, seconds};
 
 /// The most sessions of one account; a further login ends the one that was used least lately.

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::secrets::Secrets;
-use crate::db::Database;
-use crate::sql;
+use crate::storage::Database;
+use crate::storage::sql;
 
 /// Who the tokens are from and for.
 pub(crate) const ISSUER: &str = "palisade";

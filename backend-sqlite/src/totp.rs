@@ -12,7 +12,6 @@ use totp_rs::{Builder, Totp};
 use crate::accounts::{self, User};
 use crate::auth::internal;
 use crate::changes::{self, Subject};
-use crate::db::{Result as DbResult, Session};
 use crate::extract::{Body, Optional};
 use crate::identity::{Account, Holder};
 use crate::lockout::{self, Failed};
@@ -20,7 +19,8 @@ use crate::problem::{Problem, Result};
 use crate::proof::{self, Admitted};
 use crate::reauthentication::{self, Proof};
 use crate::serve::App;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result as DbResult, Session};
 use crate::tokens::{fingerprint, now, random_bytes};
 
 /// What authenticator apps show beside the account.

@@ -8,9 +8,9 @@ use anyhow::{Context as _, bail};
 use crate::accounts::{self, Added, NewUser, User};
 use crate::config::cli::{DatabasePlace, UserCommand};
 use crate::config::{Config, Profile};
-use crate::db::{Database, Session};
 use crate::observe::metrics::Metrics;
 use crate::password;
+use crate::storage::{Database, Session};
 use crate::tokens::random_token;
 use crate::users::{NAME, is_name};
 
@@ -53,7 +53,7 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
             let listed = database.read(|session| {
                 let (users, _) = accounts::page(session, "", usize::MAX)?;
                 let with_roles = |user: User| Ok((accounts::roles(session, &user.id)?, user));
-                users.into_iter().map(with_roles).collect::<crate::db::Result<Vec<_>>>()
+                users.into_iter().map(with_roles).collect::<crate::storage::Result<Vec<_>>>()
             });
             for (roles, user) in listed.await? {
                 let state = if user.active { "active" } else { "inactive" };

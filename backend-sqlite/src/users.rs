@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use crate::accounts::{self, Added, NewUser, User};
 use crate::changes::{self, Subject};
-use crate::db::{Result as DbResult, Session};
 use crate::extract::{Body, PageQuery, Path, Query};
 use crate::identity::Administrator;
 use crate::lockout;
@@ -21,7 +20,8 @@ use crate::permissions;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::sessions;
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result as DbResult, Session};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use aws_lc_rs::hmac;
 use axum::http::{HeaderMap, HeaderValue, header};
 
-use crate::db::{Result, Session};
-use crate::sql;
+use crate::storage::sql;
+use crate::storage::{Result, Session};
 use crate::tokens::random_token;
 
 /// The cookie that a device is known by.

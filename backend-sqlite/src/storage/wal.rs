@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::schema::wal_of;
+use super::migrations::wal_of;
 use super::{BUSY_TIMEOUT, Database, Inner, Place, Result};
 
 /// A log that has grown beyond this is cut to it at the next checkpoint, in bytes. SQLite moves it into the database every

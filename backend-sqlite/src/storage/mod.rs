@@ -4,7 +4,9 @@
 //! other programs (a backup, an operator's shell), and is retried. Statements run on blocking threads inside the
 //! caller's span.
 
-mod schema;
+mod migrations;
+mod mode;
+pub(crate) mod sql;
 mod wal;
 
 use std::cell::Cell;
@@ -17,11 +19,11 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Params,
 use tokio::sync::Semaphore;
 use tracing::{Span, info_span, warn};
 
+use self::mode::Mode;
+use self::sql::Statement;
 use crate::changes::Followers;
 use crate::config::{DatabaseConfig, Synchronous};
-use crate::mode::{self, Mode};
 use crate::observe::metrics::Metrics;
-use crate::sql::{self, Statement};
 
 /// Why the database did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -270,12 +272,12 @@ impl Drop for Place {
 impl Pool {
     /// The first connection of a writer, which makes the file where there is none.
     fn open(&self) -> anyhow::Result<Connection> {
-        schema::check_parts(&self.path)?;
+        migrations::check_parts(&self.path)?;
         make_private(&self.path)?;
         let mut connection = Connection::open_with_flags(&self.path, self.flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         // Before there is a write-ahead log: a file that has one has its schema.
-        schema::prepare(&mut connection, &self.path)?;
+        migrations::prepare(&mut connection, &self.path)?;
         Ok(self.set_up(connection)?)
     }
 

@@ -7,7 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tracing::warn;
 
 use super::Result;
-use crate::sql;
+use crate::storage::sql;
 
 /// Refuses a file whose write-ahead log alone is there: SQLite would take it for a new database and delete the log.
 pub(super) fn check_parts(path: &Path) -> anyhow::Result<()> {

@@ -9,11 +9,11 @@ pub(crate) struct Statement {
 
 /// The schema's steps, in order; `user_version` counts those that were taken.
 pub(crate) const MIGRATIONS: [&str; 5] = [
-    include_str!("sql/0001_init.sql"),
-    include_str!("sql/0002_identity.sql"),
-    include_str!("sql/0003_login_guard.sql"),
-    include_str!("sql/0004_reset_requests.sql"),
-    include_str!("sql/0005_totp_steps.sql"),
+    include_str!("migrations/0001_init.sql"),
+    include_str!("migrations/0002_identity.sql"),
+    include_str!("migrations/0003_login_guard.sql"),
+    include_str!("migrations/0004_reset_requests.sql"),
+    include_str!("migrations/0005_totp_steps.sql"),
 ];
 
 macro_rules! statements {
