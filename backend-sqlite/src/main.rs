@@ -1,41 +1,19 @@
 //! Palisade's persistence backend: accounts, roles, permissions and JSON records on SQLite.
 //!
-//! [`routes`] says what answers where; [`storage`] is the only door to SQLite and [`storage::sql`] holds every statement.
+//! [`api::routes`] says what answers where; [`storage`] is the only door to SQLite and [`storage::sql`] holds every statement.
 
-mod accounts;
-mod acl;
-mod api_keys;
-mod assertion;
-mod auth;
-mod changes;
+mod api;
 mod config;
-mod extract;
-mod health;
 mod healthcheck;
-mod identity;
-mod lockout;
-mod login_guard;
+mod http;
 mod mail;
+mod model;
 mod observe;
-mod openapi;
 mod outbox;
-mod password;
-mod permissions;
 mod problem;
-mod proof;
-mod reauthentication;
-mod records;
-mod reset;
-mod resource;
-mod roles;
-mod routes;
 mod serve;
-mod sessions;
 mod storage;
-mod tokens;
-mod totp;
 mod user_command;
-mod users;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

@@ -9,14 +9,14 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use crate::accounts::{self, User};
+use crate::api::passwords::{Forgot, LIFETIME};
 use crate::mail::{self, Fault};
+use crate::model::access_tokens::{fingerprint, now, random_bytes, random_token};
+use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
-use crate::reset::{Forgot, LIFETIME};
 use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
-use crate::tokens::{fingerprint, now, random_bytes, random_token};
 
 /// Requests that wait at most; whoever asks for one more is told to come back.
 const MOST_WAITING: i64 = 10_000;
@@ -155,7 +155,7 @@ async fn begin(app: &App, due: &Due, token: &str) -> anyhow::Result<Option<User>
     let (hash, id, request, tries) = (fingerprint(token), due.user.clone(), due.request, due.tries);
     let pause = pause(tries, f64::from(random_bytes::<1>()?[0]) / 255.0);
     let begin = move |session: &Session<'_>| {
-        let user = accounts::by_id(session, &id)?.filter(|user| user.active && user.email.is_some());
+        let user = users::by_id(session, &id)?.filter(|user| user.active && user.email.is_some());
         if user.is_none() {
             session.run(sql::DROP_RESET_REQUEST, [request])?;
             return Ok(None);
@@ -215,8 +215,8 @@ fn find_accounts(session: &Session<'_>) -> DbResult<()> {
     session.run(sql::DROP_SENT_RESET_REQUESTS, [now() - AT_MOST_ONCE_IN, now()])?;
     while let Some((request, username, email, asked_at)) = next_unresolved(session)? {
         let users = match (username, email) {
-            (Some(name), _) => accounts::by_name(session, &name)?.into_iter().collect(),
-            (None, Some(email)) => accounts::by_email(session, &email)?,
+            (Some(name), _) => users::by_name(session, &name)?.into_iter().collect(),
+            (None, Some(email)) => users::by_email(session, &email)?,
             (None, None) => Vec::new(),
         };
         for user in users.iter().filter(|user| user.active && user.email.is_some()) {

@@ -16,17 +16,17 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::assertion::Verifier;
+use crate::api::routes::router;
 use crate::config::secrets::Secrets;
 use crate::config::{AccountRules, Config, Profile, ServerConfig};
-use crate::login_guard::{HashKey, LoginGuard};
+use crate::http::assertion::Verifier;
 use crate::mail::{self, Mail};
+use crate::model::access_tokens::Signer;
+use crate::model::login_guard::{HashKey, LoginGuard};
+use crate::model::{changes, lockout, sessions};
 use crate::observe::metrics::Metrics;
 use crate::outbox::{self, Outbox};
-use crate::routes::router;
 use crate::storage::{Database, Session};
-use crate::tokens::Signer;
-use crate::{changes, lockout, sessions};
 
 /// What the handlers share.
 #[derive(Clone)]

@@ -14,8 +14,8 @@ use service::settings::{check_listen, check_path};
 use service::telemetry::{LogFormat, TelemetrySettings};
 use url::Url;
 
-use crate::accounts::User;
-use crate::tokens::{now, seconds};
+use crate::model::access_tokens::{now, seconds};
+use crate::model::users::User;
 
 /// What begins an environment variable of ours.
 const PREFIX: &str = "PALISADE_BACKEND__";
@@ -238,7 +238,7 @@ impl AccountsConfig {
     pub(crate) fn rules(&self, profile: Profile) -> AccountRules {
         let production = profile == Profile::Production;
         let expiry = self.password_expiry.or(production.then_some(Duration::from_hours(90 * 24)));
-        let admins = || if production { vec![crate::roles::ADMIN.to_owned()] } else { Vec::new() };
+        let admins = || if production { vec![crate::api::roles::ADMIN.to_owned()] } else { Vec::new() };
         AccountRules {
             password: PasswordRule { min_length: self.password_min_length, strong: production },
             password_expiry: expiry.filter(|expiry| !expiry.is_zero()),

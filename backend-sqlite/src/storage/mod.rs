@@ -21,8 +21,8 @@ use tracing::{Span, info_span, warn};
 
 use self::mode::Mode;
 use self::sql::Statement;
-use crate::changes::Followers;
 use crate::config::{DatabaseConfig, Synchronous};
+use crate::model::changes::Followers;
 use crate::observe::metrics::Metrics;
 
 /// Why the database did not answer.

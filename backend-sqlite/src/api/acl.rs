@@ -10,12 +10,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::accounts;
-use crate::changes::{self, Subject};
-use crate::extract::{Body, PageQuery, Path, Query};
-use crate::identity::Administrator;
+use crate::http::extract::{Body, PageQuery, Path, Query};
+use crate::http::identity::Administrator;
+use crate::model::changes::{self, Subject};
+use crate::model::grants::Grant;
+use crate::model::users;
 use crate::problem::{Problem, Result};
-use crate::resource::Grant;
 use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
@@ -58,7 +58,7 @@ pub(crate) struct ByResource {
 fn find_principal<'p>(session: &Session<'_>, text: &'p str) -> DbResult<Option<(&'p str, &'p str)>> {
     let Some((kind, name)) = text.split_once(':') else { return Ok(None) };
     let there = match kind {
-        "user" => accounts::by_id(session, name)?.is_some(),
+        "user" => users::by_id(session, name)?.is_some(),
         "role" => session.row(sql::ROLE_EXISTS, [name], |_| Ok(()))?.is_some(),
         "group" => session.row(sql::GROUP_EXISTS, [name], |_| Ok(()))?.is_some(),
         _ => false,

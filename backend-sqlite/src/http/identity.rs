@@ -1,19 +1,19 @@
-//! Who asks, by the word of the gateway ([`crate::assertion`]). What other header fields say about that is not looked at.
+//! Who asks, by the word of the gateway ([`crate::http::assertion`]). What other header fields say about that is not looked at.
 
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 
-use crate::accounts::{self, User};
-use crate::assertion::{Assertion, not_the_gateway};
-use crate::login_guard::Whereabouts;
-use crate::permissions;
+use crate::api::roles::ADMIN;
+use crate::http::assertion::{Assertion, not_the_gateway};
+use crate::model::access_tokens;
+use crate::model::login_guard::Whereabouts;
+use crate::model::permissions;
+use crate::model::sessions::Origin;
+use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
-use crate::roles::ADMIN;
 use crate::serve::App;
-use crate::sessions::Origin;
-use crate::tokens;
 
 /// Who asks, as the gateway found out.
 pub(crate) struct Caller {
@@ -35,7 +35,7 @@ fn assertion(parts: &Parts) -> Result<Assertion> {
 
 /// Whether the subject may be an account of ours: another issuer's is not, whatever its id.
 fn is_ours(said: &Assertion) -> bool {
-    said.sub_issuer.as_deref().is_none_or(|issuer| issuer == tokens::ISSUER)
+    said.sub_issuer.as_deref().is_none_or(|issuer| issuer == access_tokens::ISSUER)
 }
 
 fn user_agent(headers: &HeaderMap) -> String {
@@ -78,7 +78,7 @@ impl FromRequestParts<App> for Account {
             || Problem::new(StatusCode::FORBIDDEN, "account_missing", "needs an account of this service");
         let said = assertion(parts)?;
         let id = said.sub.clone().filter(|_| is_ours(&said)).ok_or_else(missing)?;
-        let user = app.database.read(move |session| accounts::by_id(session, &id)).await?;
+        let user = app.database.read(move |session| users::by_id(session, &id)).await?;
         user.filter(|user| user.active).map(Self).ok_or_else(missing)
     }
 }
@@ -128,7 +128,7 @@ impl FromRequestParts<App> for Administrator {
         }
         let settings = std::sync::Arc::clone(&app.accounts);
         let holds = app.database.read(move |session| {
-            let Some(user) = accounts::by_id(session, &id)? else { return Ok(true) };
+            let Some(user) = users::by_id(session, &id)? else { return Ok(true) };
             let all = permissions::all_roles(session, &id)?;
             let roles = permissions::counting_roles(&all, &user, &settings.require_totp_for);
             Ok(user.active && roles.iter().any(|role| role == ADMIN))

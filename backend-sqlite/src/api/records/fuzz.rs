@@ -1,13 +1,13 @@
 //! Fuzz target: what a client sends about records, `make fuzz`.
 
-#[path = "../../../tests/src/mutate.rs"]
+#[path = "../../../../tests/src/mutate.rs"]
 #[expect(unreachable_pub, reason = "it is public where the other targets use it")]
 mod mutate;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
 use super::{Batch, Conditions, Write, check_key, json_as_it_came};
-use crate::extract::PageQuery;
+use crate::http::extract::PageQuery;
 
 /// Any bytes as a value, a batch, a key, a cursor and a condition.
 fn records(bytes: &[u8]) {

@@ -13,15 +13,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::time::Instant;
 
-use crate::accounts::{self, User};
-use crate::changes;
-use crate::extract::{Body, Path};
-use crate::identity::{Administrator, Gateway};
+use crate::http::extract::{Body, Path};
+use crate::http::identity::{Administrator, Gateway};
+use crate::model::access_tokens;
+use crate::model::changes;
+use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{self, Session};
-use crate::tokens;
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -133,10 +133,10 @@ fn judge(
 
 /// The account that is meant: another issuer's subject is nobody here, whatever its id.
 fn account_of(session: &Session<'_>, id: &str, issuer: Option<&str>) -> storage::Result<Option<User>> {
-    if issuer.is_some_and(|issuer| issuer != tokens::ISSUER) {
+    if issuer.is_some_and(|issuer| issuer != access_tokens::ISSUER) {
         return Ok(None);
     }
-    accounts::by_id(session, id)
+    users::by_id(session, id)
 }
 
 /// Whose roles the gateway asks for.
@@ -226,7 +226,7 @@ pub(crate) async fn effective(
     let settings = std::sync::Arc::clone(&app.accounts);
     let listed = app.database.read(move |session| {
         let revision = changes::revision(session)?;
-        let Some(user) = accounts::by_id(session, &id)? else { return Ok(None) };
+        let Some(user) = users::by_id(session, &id)? else { return Ok(None) };
         let roles = counting_roles(&all_roles(session, &id)?, &user, &settings.require_totp_for);
         let groups = groups(session, &id)?;
         let mut permissions = Vec::new();

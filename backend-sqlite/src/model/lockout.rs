@@ -7,10 +7,10 @@
 use rusqlite::params;
 
 use crate::config::Lockout;
-use crate::login_guard::{Hash, HashKey, KNOWN_FOR, MOST_PLACES, Place};
+use crate::model::access_tokens::{now, seconds};
+use crate::model::login_guard::{Hash, HashKey, KNOWN_FOR, MOST_PLACES, Place};
 use crate::storage::sql;
 use crate::storage::{Result, Session};
-use crate::tokens::{now, seconds};
 
 /// A name, and the place from which somebody tries.
 #[derive(Clone, Copy, Debug)]

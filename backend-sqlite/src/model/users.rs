@@ -2,13 +2,13 @@
 
 use rusqlite::params;
 
-use crate::api_keys;
-use crate::changes::{self, Subject};
-use crate::lockout;
-use crate::sessions;
+use crate::api::api_keys;
+use crate::model::access_tokens::now;
+use crate::model::changes::{self, Subject};
+use crate::model::lockout;
+use crate::model::sessions;
 use crate::storage::sql;
 use crate::storage::{Result, Session};
-use crate::tokens::now;
 
 /// One account.
 #[derive(Clone, Debug)]

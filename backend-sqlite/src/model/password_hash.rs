@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use zxcvbn::Score;
 
-use crate::auth::internal;
+use crate::api::auth::internal;
 use crate::config::PasswordRule;
 use crate::problem::Problem;
 

@@ -9,20 +9,20 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-use crate::accounts::{self, Added, NewUser, User};
-use crate::extract::Body;
-use crate::identity::Caller;
-use crate::lockout;
-use crate::password;
-use crate::permissions;
+use crate::api::users::{NAME, check_email, created, is_name};
+use crate::http::extract::Body;
+use crate::http::identity::Caller;
+use crate::http::proof::{self, Attempt, Owner, Proven};
+use crate::model::access_tokens::NewPair;
+use crate::model::lockout;
+use crate::model::password_hash;
+use crate::model::permissions;
+use crate::model::sessions;
+use crate::model::users::{self, Added, NewUser, User};
 use crate::problem::{Problem, Result};
-use crate::proof::{self, Attempt, Owner, Proven};
 use crate::serve::App;
-use crate::sessions;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
-use crate::tokens::NewPair;
-use crate::users::{NAME, check_email, created, is_name};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -64,7 +64,7 @@ pub(crate) async fn register(State(app): State<App>, Body(new): Body<Register>) 
     }
     let email = check_email(new.email)?;
     let about = vec![new.username.clone(), email.clone().unwrap_or_default()];
-    let password_hash = password::accept(app.accounts.password, new.password, about).await?;
+    let password_hash = password_hash::accept(app.accounts.password, new.password, about).await?;
     let user = NewUser {
         username: new.username.clone(),
         email,
@@ -72,7 +72,7 @@ pub(crate) async fn register(State(app): State<App>, Body(new): Body<Register>) 
         password_hash,
         roles: Vec::new(),
     };
-    let added: Added = app.database.write(move |session| accounts::add(session, &user)).await?;
+    let added: Added = app.database.write(move |session| users::add(session, &user)).await?;
     app.metrics.user_operations.with_label_values(&["register"]).inc();
     created(added, &new.username)
 }
@@ -129,7 +129,7 @@ pub(crate) async fn login(
             "the password is too old: change it with POST /v1/auth/change-password",
         ));
     }
-    let better = password::better_hash(password, &user.password_hash).await?;
+    let better = password_hash::better_hash(password, &user.password_hash).await?;
     let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
     let (whereabouts, device) = caller.whereabouts.with_device(device_is_known).map_err(internal)?;
     let place = app.login_guard.key().place(&whereabouts);

@@ -15,12 +15,12 @@ use rusqlite::params;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::extract::Query;
+use crate::http::extract::Query;
+use crate::model::access_tokens::now;
 use crate::problem::Result;
 use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{self, Database, Session};
-use crate::tokens::now;
 
 /// How long a change waits for the gateways.
 const AT_MOST: Duration = Duration::from_millis(100);
@@ -283,7 +283,7 @@ pub(crate) async fn sweep_for_ever(database: Database) {
             .write(|session| {
                 sweep(session)?;
                 session.run(sql::DROP_OLD_SESSIONS, [now() - 3_600])?;
-                crate::lockout::sweep(session)
+                crate::model::lockout::sweep(session)
             })
             .await;
         tokio::time::sleep(EVERY).await;

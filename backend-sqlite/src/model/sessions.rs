@@ -9,15 +9,15 @@ use axum::http::StatusCode;
 use rusqlite::params;
 use serde_json::{Value, json};
 
-use crate::accounts::{self, User};
-use crate::changes::{self, Subject};
-use crate::extract::Path;
-use crate::identity::Account;
+use crate::http::extract::Path;
+use crate::http::identity::Account;
+use crate::model::access_tokens::{NewPair, fingerprint, now, seconds};
+use crate::model::changes::{self, Subject};
+use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
-use crate::tokens::{NewPair, fingerprint, now, seconds};
 
 /// The most sessions of one account; a further login ends the one that was used least lately.
 const MOST: i64 = 100;
@@ -62,7 +62,7 @@ pub(crate) fn turn(
         end(session, &known.session)?;
         return Ok(None);
     }
-    let user = accounts::by_id(session, &known.user)?.filter(may_go_on);
+    let user = users::by_id(session, &known.user)?.filter(may_go_on);
     let Some(user) = user.filter(|_| known.expires_at > now()) else { return Ok(None) };
     session.run(sql::USE_UP_REFRESH_TOKEN, [&hash])?;
     session.run(sql::USE_SESSION, params![known.session, now(), pair.refresh_expires_at])?;

@@ -10,16 +10,16 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::accounts::{self, Added, NewUser, User};
-use crate::changes::{self, Subject};
-use crate::extract::{Body, PageQuery, Path, Query};
-use crate::identity::Administrator;
-use crate::lockout;
-use crate::password;
-use crate::permissions;
+use crate::http::extract::{Body, PageQuery, Path, Query};
+use crate::http::identity::Administrator;
+use crate::model::changes::{self, Subject};
+use crate::model::lockout;
+use crate::model::password_hash;
+use crate::model::permissions;
+use crate::model::sessions;
+use crate::model::users::{self, Added, NewUser, User};
 use crate::problem::{Problem, Result};
 use crate::serve::App;
-use crate::sessions;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
 
@@ -101,7 +101,7 @@ pub(crate) async fn create(
     }
     let email = check_email(new.email)?;
     let about = vec![new.username.clone(), email.clone().unwrap_or_default()];
-    let password_hash = password::accept(app.accounts.password, new.password, about).await?;
+    let password_hash = password_hash::accept(app.accounts.password, new.password, about).await?;
     let user = NewUser {
         username: new.username.clone(),
         email,
@@ -109,7 +109,7 @@ pub(crate) async fn create(
         password_hash,
         roles: new.roles,
     };
-    let added = app.database.write(move |session| accounts::add(session, &user)).await?;
+    let added = app.database.write(move |session| users::add(session, &user)).await?;
     app.metrics.user_operations.with_label_values(&["create"]).inc();
     created(added, &new.username)
 }
@@ -122,7 +122,7 @@ fn view(session: &Session<'_>, user: &User) -> DbResult<Value> {
         "active": user.active,
         "locked": lockout::is_locked_somewhere(session, &user.username)?,
         "totp": user.totp_secret.is_some(),
-        "roles": accounts::roles(session, &user.id)?,
+        "roles": users::roles(session, &user.id)?,
         "groups": permissions::groups(session, &user.id)?,
     }))
 }
@@ -137,8 +137,8 @@ pub(crate) async fn list(
     let (limit, after) = (page.limit()?, page.after()?);
     let listed = app.database.read(move |session| {
         let (users, more) = match &by.username {
-            Some(name) => (accounts::by_name(session, name)?.into_iter().collect(), false),
-            None => accounts::page(session, &after, limit)?,
+            Some(name) => (users::by_name(session, name)?.into_iter().collect(), false),
+            None => users::page(session, &after, limit)?,
         };
         let next = users.last().filter(|_| more).map(|user| PageQuery::cursor(&user.username));
         let items = users.iter().map(|user| view(session, user)).collect::<DbResult<Vec<_>>>()?;
@@ -159,7 +159,7 @@ pub(crate) async fn show(
 ) -> Result<Json<Value>> {
     let user = app
         .database
-        .read(move |session| accounts::by_id(session, &id)?.map(|user| view(session, &user)).transpose());
+        .read(move |session| users::by_id(session, &id)?.map(|user| view(session, &user)).transpose());
     user.await?.map(Json).ok_or_else(|| Problem::not_found("user"))
 }
 
@@ -171,7 +171,7 @@ async fn change(
     work: impl Fn(&Session<'_>, &User) -> DbResult<Result<()>> + Send + 'static,
 ) -> Result<Json<Value>> {
     let changed = app.database.write(move |session| {
-        let Some(user) = accounts::by_id(session, &id)? else { return Ok(Err(Problem::not_found("user"))) };
+        let Some(user) = users::by_id(session, &id)? else { return Ok(Err(Problem::not_found("user"))) };
         match work(session, &user)? {
             Ok(()) => changes::note(session, Subject::User(&user.id)).map(Ok),
             Err(problem) => Ok(Err(problem)),
@@ -193,7 +193,7 @@ pub(crate) async fn set_roles(
         return Err(too_many("roles"));
     }
     change(&app, "set_roles", id, move |session, user| {
-        if let Some(unknown) = accounts::unknown_role(session, &body.roles)? {
+        if let Some(unknown) = users::unknown_role(session, &body.roles)? {
             return Ok(Err(unknown_role(&unknown)));
         }
         session.run(sql::CLEAR_ROLES_OF_USER, [&user.id])?;

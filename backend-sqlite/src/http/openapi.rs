@@ -14,9 +14,9 @@ use aide::transform::TransformOperation;
 use axum::Router;
 use schemars::{JsonSchema, json_schema};
 
-use crate::auth::{LoggedIn, Tokens};
-use crate::extract::{Body, Bytes, Optional, Path, Query};
-use crate::identity::{Account, Administrator, Caller, Holder};
+use crate::api::auth::{LoggedIn, Tokens};
+use crate::http::extract::{Body, Bytes, Optional, Path, Query};
+use crate::http::identity::{Account, Administrator, Caller, Holder};
 use crate::problem::Problem;
 
 /// The name of the way in which a client proves who it is.

@@ -4,14 +4,14 @@
 
 use axum::http::StatusCode;
 
-use crate::accounts::{self, User};
-use crate::lockout::{self, Failed, Try};
-use crate::login_guard::{Ticket, Whereabouts};
-use crate::password;
+use crate::api::second_factor;
+use crate::model::lockout::{self, Failed, Try};
+use crate::model::login_guard::{Ticket, Whereabouts};
+use crate::model::password_hash;
+use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::storage::{Result as DbResult, Session};
-use crate::totp;
 
 /// What somebody sends to prove who it is.
 pub(crate) struct Attempt {
@@ -87,12 +87,12 @@ pub(crate) async fn judge(app: &App, attempt: Attempt) -> Result<Judged> {
     let Admitted { one, device_is_known, ticket } = admit(app, &name, &whereabouts).await?;
     let compare = async {
         let find = move |session: &Session<'_>| {
-            let user = accounts::by_name(session, &name)?.filter(|user| user.active);
+            let user = users::by_name(session, &name)?.filter(|user| user.active);
             Ok(if lockout::is_locked(session, &one)? { None } else { user })
         };
         let user = app.database.read(find).await?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
-        let right = password::verify_async(password, stored).await?;
+        let right = password_hash::verify_async(password, stored).await?;
         Ok(user.filter(|_| right))
     };
     match compare.await {
@@ -139,7 +139,7 @@ impl Judged {
             let Some(user) = unchanged(session, user.as_ref())? else { return refuse() };
             if user.totp_secret.is_some() {
                 let Some(code) = &totp else { return Ok(Decision::TotpRequired) };
-                if !totp::use_code(session, &user, code)? {
+                if !second_factor::use_code(session, &user, code)? {
                     return refuse();
                 }
             }
@@ -175,6 +175,6 @@ pub(crate) fn count(app: &App, failed: Failed) {
 /// The account as it is now, unless its password was changed while it was judged.
 pub(crate) fn unchanged(session: &Session<'_>, judged: Option<&User>) -> DbResult<Option<User>> {
     let Some(judged) = judged else { return Ok(None) };
-    let now = accounts::by_id(session, &judged.id)?;
+    let now = users::by_id(session, &judged.id)?;
     Ok(now.filter(|now| now.active && now.password_hash == judged.password_hash))
 }

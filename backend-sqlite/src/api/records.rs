@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::extract::{Body, Bytes, PageQuery, Path, Query};
+use crate::api::users::{NAME, is_name};
+use crate::http::extract::{Body, Bytes, PageQuery, Path, Query};
+use crate::model::access_tokens::now;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
-use crate::tokens::now;
-use crate::users::{NAME, is_name};
 
 /// The longest key, in bytes.
 const MAX_KEY: usize = 512;
@@ -386,7 +386,8 @@ pub(crate) async fn list(
         let value = RawValue::from_string(value).map_err(anyhow::Error::from)?;
         Ok(Item { key, value, etag: etag(version) })
     };
-    let items = rows.into_iter().map(item).collect::<anyhow::Result<_>>().map_err(crate::auth::internal)?;
+    let items =
+        rows.into_iter().map(item).collect::<anyhow::Result<_>>().map_err(crate::api::auth::internal)?;
     Ok(Json(Page { items, next }))
 }
 

@@ -10,13 +10,13 @@ use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use jsonwebtoken::jwk::JwkSet;
 
-use crate::openapi::{self, says};
+use super::{acl, api_keys, auth, health, passwords, records, roles, second_factor, users};
+use crate::http::assertion;
+use crate::http::openapi::{self, says};
+use crate::model::{changes, permissions, sessions};
+use crate::observe;
 use crate::problem::Problem;
 use crate::serve::App;
-use crate::{
-    acl, api_keys, assertion, auth, changes, health, observe, permissions, records, reset, roles, sessions,
-    totp, users,
-};
 
 /// The largest body, in bytes; the gateway has its own, smaller or larger.
 const MAX_BODY: usize = 4 * 1024 * 1024;
@@ -100,25 +100,31 @@ fn accounts_routes() -> ApiRouter<App> {
         .api_route("/v1/auth/logout", post_with(auth::logout, says("End the session of a refresh token.")))
         .api_route(
             "/v1/auth/forgot-password",
-            post_with(reset::forgot, says("Ask for a mail to reset a password.")),
+            post_with(passwords::forgot, says("Ask for a mail to reset a password.")),
         )
         .api_route(
             "/v1/auth/reset-password",
-            post_with(reset::reset, says("Reset a password with the token from the mail.")),
+            post_with(passwords::reset, says("Reset a password with the token from the mail.")),
         )
         .api_route(
             "/v1/auth/change-password",
-            post_with(reset::change, says("Change a password, with the old one as the proof.")),
+            post_with(passwords::change, says("Change a password, with the old one as the proof.")),
         )
         .api_route(
             "/v1/auth/totp/enroll",
-            post_with(totp::enroll, says("Begin a second factor: a secret for an authenticator app.")),
+            post_with(
+                second_factor::enroll,
+                says("Begin a second factor: a secret for an authenticator app."),
+            ),
         )
         .api_route(
             "/v1/auth/totp/confirm",
-            post_with(totp::confirm, says("Confirm a second factor with its first code.")),
+            post_with(second_factor::confirm, says("Confirm a second factor with its first code.")),
         )
-        .api_route("/v1/auth/totp/disable", post_with(totp::disable, says("Take the second factor off.")))
+        .api_route(
+            "/v1/auth/totp/disable",
+            post_with(second_factor::disable, says("Take the second factor off.")),
+        )
         .api_route(
             "/v1/auth/sessions",
             get_with(sessions::list, says("One's own sessions."))

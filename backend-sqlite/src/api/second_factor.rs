@@ -9,19 +9,19 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use totp_rs::{Builder, Totp};
 
-use crate::accounts::{self, User};
-use crate::auth::internal;
-use crate::changes::{self, Subject};
-use crate::extract::{Body, Optional};
-use crate::identity::{Account, Holder};
-use crate::lockout::{self, Failed};
+use crate::api::auth::internal;
+use crate::http::extract::{Body, Optional};
+use crate::http::identity::{Account, Holder};
+use crate::http::proof::{self, Admitted};
+use crate::http::reauthentication::{self, Proof};
+use crate::model::access_tokens::{fingerprint, now, random_bytes};
+use crate::model::changes::{self, Subject};
+use crate::model::lockout::{self, Failed};
+use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
-use crate::proof::{self, Admitted};
-use crate::reauthentication::{self, Proof};
 use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
-use crate::tokens::{fingerprint, now, random_bytes};
 
 /// What authenticator apps show beside the account.
 const ISSUER: &str = "Palisade";
@@ -130,7 +130,7 @@ pub(crate) async fn confirm(
     let codes = codes.map_err(internal)?;
     let shown = codes.clone();
     let confirmed = app.database.write(move |session| {
-        let Some(user) = accounts::by_id(session, &user.id)? else { return Ok(Err(wrong_code())) };
+        let Some(user) = users::by_id(session, &user.id)? else { return Ok(Err(wrong_code())) };
         if user.totp_secret.is_some() {
             return Ok(Err(enrolled()));
         }
@@ -184,7 +184,7 @@ async fn disable_with_code(app: &App, holder: &Holder, code: String) -> Result<(
     let Admitted { one, ticket, .. } = proof::admit(app, &user.username, &caller.whereabouts).await?;
     let (rule, id) = (app.accounts.lockout, user.id.clone());
     let disabled = app.database.write(move |session| {
-        let user = accounts::by_id(session, &id)?.filter(|user| user.totp_secret.is_some());
+        let user = users::by_id(session, &id)?.filter(|user| user.totp_secret.is_some());
         let Some(user) = user else { return Ok(Disabled::Never) };
         if lockout::is_locked(session, &one)? || !use_code(session, &user, &code)? {
             return lockout::failed(session, &one, &rule).map(Disabled::Failed);

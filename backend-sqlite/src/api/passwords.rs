@@ -7,18 +7,18 @@ use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::accounts::{self, User};
-use crate::auth::accepted;
-use crate::extract::Body;
-use crate::identity::Caller;
+use crate::api::auth::accepted;
+use crate::http::extract::Body;
+use crate::http::identity::Caller;
+use crate::http::proof::{self, Attempt, Proven};
+use crate::model::access_tokens::{fingerprint, now};
+use crate::model::password_hash;
+use crate::model::users::{self, User};
 use crate::outbox;
-use crate::password;
 use crate::problem::{Problem, Result};
-use crate::proof::{self, Attempt, Proven};
 use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
-use crate::tokens::{fingerprint, now};
 
 /// A token to reset a password is good for so long, in seconds.
 pub(crate) const LIFETIME: i64 = 30 * 60;
@@ -83,11 +83,11 @@ pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> R
     let known = hash.clone();
     let user = app.database.read(move |session| owner(session, &known)).await?.ok_or_else(invalid)?;
     let about = vec![user.username, user.email.unwrap_or_default()];
-    let password_hash = password::accept(app.accounts.password, reset.password, about).await?;
+    let password_hash = password_hash::accept(app.accounts.password, reset.password, about).await?;
     let done = app.database.write(move |session| {
         let Some(user) = owner(session, &hash)? else { return Ok(Err(invalid())) };
         session.row(sql::TAKE_RESET_TOKEN, [&hash], |_| Ok(()))?;
-        accounts::reset_password(session, &user, &password_hash)?;
+        users::reset_password(session, &user, &password_hash)?;
         session.run(sql::VERIFY_EMAIL, [&user.id])?; // which is where the token was sent
         Ok(Ok(user.username))
     });
@@ -101,7 +101,7 @@ fn owner(session: &Session<'_>, hash: &[u8]) -> DbResult<Option<User>> {
     let found: Option<(String, i64)> =
         session.row(sql::RESET_TOKEN, [hash], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let Some((id, _)) = found.filter(|(_, ends)| *ends > now()) else { return Ok(None) };
-    Ok(accounts::by_id(session, &id)?.filter(|user| user.active))
+    Ok(users::by_id(session, &id)?.filter(|user| user.active))
 }
 
 /// `POST /v1/auth/change-password`: the old password is the proof, so that one that has expired can be changed. It is
@@ -119,7 +119,7 @@ pub(crate) async fn change(
     // ask for. And before a code of the second factor is used up.
     let mut hash = None;
     if judged.is_right() {
-        match password::accept(app.accounts.password, new_password, about).await {
+        match password_hash::accept(app.accounts.password, new_password, about).await {
             Ok(accepted) => hash = Some(accepted),
             Err(problem) => {
                 judged.withdraw();
@@ -133,7 +133,7 @@ pub(crate) async fn change(
     };
     let set = app.database.write(move |session| {
         let user = proof::unchanged(session, Some(&user))?;
-        let set = if revoke_api_keys { accounts::reset_password } else { accounts::set_password };
+        let set = if revoke_api_keys { users::reset_password } else { users::set_password };
         user.map(|user| set(session, &user, &hash)).transpose()
     });
     if set.await?.is_none() {

@@ -9,16 +9,16 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::accounts;
-use crate::changes::{self, Subject};
-use crate::extract::{Body, Path};
-use crate::identity::Administrator;
+use crate::api::users::{MOST, NAME, Roles, is_name, too_many, unknown_role};
+use crate::http::extract::{Body, Path};
+use crate::http::identity::Administrator;
+use crate::model::changes::{self, Subject};
+use crate::model::grants::Grant;
+use crate::model::users;
 use crate::problem::{Problem, Result};
-use crate::resource::Grant;
 use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
-use crate::users::{MOST, NAME, Roles, is_name, too_many, unknown_role};
 
 /// The role that may do everything; it stays as it is.
 pub(crate) const ADMIN: &str = "admin";
@@ -134,7 +134,7 @@ pub(crate) async fn set_members(
     }
     let changed = app.database.write(move |session| {
         for id in &body.users {
-            if accounts::by_id(session, id)?.is_none() {
+            if users::by_id(session, id)?.is_none() {
                 let detail = format!("there is no user `{id}`");
                 return Ok(Err(Problem::unprocessable("unknown_user", detail)));
             }
@@ -168,7 +168,7 @@ pub(crate) async fn set_group_roles(
         return Err(too_many("roles"));
     }
     let changed = app.database.write(move |session| {
-        if let Some(unknown) = accounts::unknown_role(session, &body.roles)? {
+        if let Some(unknown) = users::unknown_role(session, &body.roles)? {
             return Ok(Err(unknown_role(&unknown)));
         }
         session.run(sql::ADD_GROUP, [&group])?;

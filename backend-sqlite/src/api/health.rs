@@ -9,11 +9,11 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::json;
 use std::sync::atomic::Ordering;
 
-use crate::accounts;
-use crate::identity::Administrator;
+use crate::http::identity::Administrator;
+use crate::model::sessions;
+use crate::model::users;
 use crate::problem::{Problem, Result};
 use crate::serve::App;
-use crate::sessions;
 use crate::storage::sql;
 
 /// `GET /health/live`: the process answers.
@@ -64,7 +64,7 @@ pub(crate) async fn metrics(State(app): State<App>, headers: HeaderMap) -> Resul
     app.metrics.db_pool_idle.set(i64::try_from(idle).unwrap_or(i64::MAX));
     let in_use = app.pool_places.saturating_sub(free);
     app.metrics.db_pool_in_use.set(i64::try_from(in_use).unwrap_or(i64::MAX));
-    if let Ok(users) = app.database.read(accounts::count).await {
+    if let Ok(users) = app.database.read(users::count).await {
         app.metrics.users.set(users);
     }
     if let Ok(sessions) = app.database.read(sessions::count).await {

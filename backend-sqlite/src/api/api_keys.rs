@@ -12,19 +12,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::accounts;
-use crate::auth::internal;
-use crate::changes::{self, Subject};
-use crate::extract::{Body, Path};
-use crate::identity::{Account, Gateway, Holder};
-use crate::permissions;
+use crate::api::auth::internal;
+use crate::http::extract::{Body, Path};
+use crate::http::identity::{Account, Gateway, Holder};
+use crate::http::reauthentication::{self, Proof};
+use crate::model::access_tokens::{fingerprint, now, random_token, seconds};
+use crate::model::changes::{self, Subject};
+use crate::model::grants::Grant;
+use crate::model::permissions;
+use crate::model::users;
 use crate::problem::{Problem, Result};
-use crate::reauthentication::{self, Proof};
-use crate::resource::Grant;
 use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
-use crate::tokens::{fingerprint, now, random_token, seconds};
 
 /// What every key begins with, so that scanners of source code and the gateway know it for one.
 const PREFIX: &str = "pal_";
@@ -198,7 +198,7 @@ pub(crate) async fn verify(
             })?;
         let found = found.filter(|(.., ends)| ends.is_none_or(|ends| ends > now()));
         let Some((id, owner, kept, expires_at)) = found else { return Ok(KeyHolder { revision, key: None }) };
-        let Some(user) = accounts::by_id(session, &owner)?.filter(|user| user.active) else {
+        let Some(user) = users::by_id(session, &owner)?.filter(|user| user.active) else {
             return Ok(KeyHolder { revision, key: None });
         };
         let all = permissions::all_roles(session, &owner)?;

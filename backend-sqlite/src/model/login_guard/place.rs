@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use aws_lc_rs::hmac;
 use axum::http::{HeaderMap, HeaderValue, header};
 
+use crate::model::access_tokens::random_token;
 use crate::storage::sql;
 use crate::storage::{Result, Session};
-use crate::tokens::random_token;
 
 /// The cookie that a device is known by.
 const COOKIE: &str = "palisade_device";
