@@ -14,9 +14,6 @@ use url::Url;
 use crate::config::secrets::Secret;
 use crate::config::{MailConfig, Profile};
 
-/// The secret that opens the SMTP server, beside the user in `mail.url`.
-pub(crate) const SMTP_PASSWORD: &str = "SMTP_PASSWORD";
-
 /// For one exchange with the SMTP server.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 

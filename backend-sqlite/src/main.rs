@@ -3,6 +3,7 @@
 //! [`api::routes`] says what answers where; [`storage`] is the only door to SQLite and [`storage::sql`] holds every statement.
 
 mod api;
+mod clock;
 mod config;
 mod healthcheck;
 mod http;
@@ -11,6 +12,7 @@ mod model;
 mod observe;
 mod outbox;
 mod problem;
+mod random;
 mod serve;
 mod storage;
 mod user_command;

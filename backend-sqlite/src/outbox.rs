@@ -10,11 +10,12 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::api::passwords::{Forgot, LIFETIME};
+use crate::clock::now;
+use crate::http::app::App;
 use crate::mail::{self, Fault};
-use crate::model::access_tokens::{fingerprint, now, random_bytes, random_token};
 use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
-use crate::serve::App;
+use crate::random::{fingerprint, random_bytes, random_token};
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
 

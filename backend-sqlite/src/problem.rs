@@ -109,3 +109,14 @@ impl From<DbError> for Problem {
         }
     }
 }
+
+/// An error that says nothing to the client and everything to the log.
+#[expect(clippy::needless_pass_by_value, reason = "what `map_err` takes")]
+pub(crate) fn internal(error: anyhow::Error) -> Problem {
+    tracing::error!(error = format!("{error:#}"), "a request failed");
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal_error",
+        "something went wrong here, not with the request",
+    )
+}

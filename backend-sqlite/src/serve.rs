@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use service::listener::{self, Limits};
@@ -17,32 +17,17 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::api::routes::router;
-use crate::config::secrets::Secrets;
-use crate::config::{AccountRules, Config, Profile, ServerConfig};
+use crate::config::secrets::{SMTP_PASSWORD, Secrets};
+use crate::config::{Config, Profile, ServerConfig};
+use crate::http::app::App;
 use crate::http::assertion::Verifier;
 use crate::mail::{self, Mail};
 use crate::model::access_tokens::Signer;
 use crate::model::login_guard::{HashKey, LoginGuard};
 use crate::model::{changes, lockout, sessions};
 use crate::observe::metrics::Metrics;
-use crate::outbox::{self, Outbox};
+use crate::outbox;
 use crate::storage::{Database, Session};
-
-/// What the handlers share.
-#[derive(Clone)]
-pub(crate) struct App {
-    pub(crate) database: Database,
-    pub(crate) signer: Arc<Signer>,
-    pub(crate) secrets: Arc<Secrets>,
-    pub(crate) metrics: Metrics,
-    pub(crate) leaving: Arc<AtomicBool>,
-    pub(crate) accounts: Arc<AccountRules>,
-    pub(crate) login_guard: Arc<LoginGuard>,
-    pub(crate) mail: Arc<Mail>,
-    pub(crate) outbox: Arc<Outbox>,
-    pub(crate) verifier: Arc<Option<Verifier>>,
-    pub(crate) pool_places: usize,
-}
 
 /// Serves until SIGTERM or Ctrl-C, then lets requests in flight finish.
 pub(crate) async fn serve(
@@ -55,7 +40,7 @@ pub(crate) async fn serve(
         .secret("JWT_KEY")
         .secret("JWT_SECRET")
         .secret("METRICS_TOKEN")
-        .secret(mail::SMTP_PASSWORD)
+        .secret(SMTP_PASSWORD)
         .part("mail.url", !config.mail.url.is_empty())
         .part("telemetry.otlp_endpoint", !config.telemetry.otlp_endpoint.is_empty())
         .log(profile.as_str(), env!("CARGO_PKG_VERSION"));

@@ -8,10 +8,10 @@ use anyhow::{Context as _, bail};
 use crate::api::users::{NAME, is_name};
 use crate::config::cli::{DatabasePlace, UserCommand};
 use crate::config::{Config, Profile};
-use crate::model::access_tokens::random_token;
 use crate::model::password_hash;
 use crate::model::users::{self, Added, NewUser, User};
 use crate::observe::metrics::Metrics;
+use crate::random::random_token;
 use crate::storage::{Database, Session};
 
 pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, String>) -> anyhow::Result<()> {

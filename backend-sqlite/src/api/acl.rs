@@ -10,13 +10,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::http::app::App;
 use crate::http::extract::{Body, PageQuery, Path, Query};
 use crate::http::identity::Administrator;
 use crate::model::changes::{self, Subject};
 use crate::model::grants::Grant;
 use crate::model::users;
 use crate::problem::{Problem, Result};
-use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
 

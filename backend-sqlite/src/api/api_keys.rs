@@ -12,17 +12,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::api::auth::internal;
+use crate::clock::{now, seconds};
+use crate::http::app::App;
 use crate::http::extract::{Body, Path};
 use crate::http::identity::{Account, Gateway, Holder};
 use crate::http::reauthentication::{self, Proof};
-use crate::model::access_tokens::{fingerprint, now, random_token, seconds};
 use crate::model::changes::{self, Subject};
 use crate::model::grants::Grant;
 use crate::model::permissions;
 use crate::model::users;
-use crate::problem::{Problem, Result};
-use crate::serve::App;
+use crate::problem::{Problem, Result, internal};
+use crate::random::{fingerprint, random_token};
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 use crate::api::users::{NAME, check_email, created, is_name};
+use crate::http::app::App;
 use crate::http::extract::Body;
 use crate::http::identity::Caller;
 use crate::http::proof::{self, Attempt, Owner, Proven};
@@ -19,8 +20,7 @@ use crate::model::password_hash;
 use crate::model::permissions;
 use crate::model::sessions;
 use crate::model::users::{self, Added, NewUser, User};
-use crate::problem::{Problem, Result};
-use crate::serve::App;
+use crate::problem::{Problem, Result, internal};
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
 
@@ -121,7 +121,7 @@ pub(crate) async fn login(
             return Err(proven.refusal());
         }
     };
-    if app.accounts.has_expired(&user) {
+    if user.has_expired_password(app.accounts.password_expiry) {
         count("password_expired");
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
@@ -160,7 +160,8 @@ pub(crate) async fn refresh(State(app): State<App>, Body(refresh): Body<Refresh>
     let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
     let (state, next) = (app.clone(), pair.clone());
     let turned = app.database.write(move |session| {
-        let may_go_on = |user: &User| user.active && !state.accounts.has_expired(user);
+        let may_go_on =
+            |user: &User| user.active && !user.has_expired_password(state.accounts.password_expiry);
         let user = sessions::turn(session, &refresh.refresh_token, &next, may_go_on)?;
         user.map(|(user, auth_time)| standing(session, &state, user, auth_time)).transpose()
     });
@@ -188,17 +189,6 @@ fn tokens(app: &App, standing: &Standing, pair: NewPair) -> Result<Json<Tokens>>
         expires_in: app.signer.expires_in(),
         totp_enrollment_required: standing.totp_enrollment_required,
     }))
-}
-
-/// An error that says nothing to the client and everything to the log.
-#[expect(clippy::needless_pass_by_value, reason = "what `map_err` takes")]
-pub(crate) fn internal(error: anyhow::Error) -> Problem {
-    tracing::error!(error = format!("{error:#}"), "a request failed");
-    Problem::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal_error",
-        "something went wrong here, not with the request",
-    )
 }
 
 /// The answer to a body that is fine, where there is nothing to say.

@@ -9,11 +9,11 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::json;
 use std::sync::atomic::Ordering;
 
+use crate::http::app::App;
 use crate::http::identity::Administrator;
 use crate::model::sessions;
 use crate::model::users;
 use crate::problem::{Problem, Result};
-use crate::serve::App;
 use crate::storage::sql;
 
 /// `GET /health/live`: the process answers.

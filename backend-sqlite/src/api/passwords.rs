@@ -8,15 +8,16 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::api::auth::accepted;
+use crate::clock::now;
+use crate::http::app::App;
 use crate::http::extract::Body;
 use crate::http::identity::Caller;
 use crate::http::proof::{self, Attempt, Proven};
-use crate::model::access_tokens::{fingerprint, now};
 use crate::model::password_hash;
 use crate::model::users::{self, User};
 use crate::outbox;
 use crate::problem::{Problem, Result};
-use crate::serve::App;
+use crate::random::fingerprint;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
 

@@ -11,10 +11,10 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::api::users::{NAME, is_name};
+use crate::clock::now;
+use crate::http::app::App;
 use crate::http::extract::{Body, Bytes, PageQuery, Path, Query};
-use crate::model::access_tokens::now;
 use crate::problem::{Problem, Result};
-use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
 
@@ -387,7 +387,7 @@ pub(crate) async fn list(
         Ok(Item { key, value, etag: etag(version) })
     };
     let items =
-        rows.into_iter().map(item).collect::<anyhow::Result<_>>().map_err(crate::api::auth::internal)?;
+        rows.into_iter().map(item).collect::<anyhow::Result<_>>().map_err(crate::problem::internal)?;
     Ok(Json(Page { items, next }))
 }
 

@@ -10,18 +10,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::api::users::{MOST, NAME, Roles, is_name, too_many, unknown_role};
+use crate::config::ADMIN;
+use crate::http::app::App;
 use crate::http::extract::{Body, Path};
 use crate::http::identity::Administrator;
 use crate::model::changes::{self, Subject};
 use crate::model::grants::Grant;
 use crate::model::users;
 use crate::problem::{Problem, Result};
-use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
-
-/// The role that may do everything; it stays as it is.
-pub(crate) const ADMIN: &str = "admin";
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -1,5 +1,7 @@
 //! What answers where.
 
+use std::sync::Arc;
+
 use aide::axum::ApiRouter;
 use aide::axum::routing::{delete_with, get_with, post_with, put_with};
 use axum::body::Bytes;
@@ -11,12 +13,12 @@ use axum::{Json, Router, middleware};
 use jsonwebtoken::jwk::JwkSet;
 
 use super::{acl, api_keys, auth, health, passwords, records, roles, second_factor, users};
+use crate::http::app::App;
 use crate::http::assertion;
 use crate::http::openapi::{self, says};
 use crate::model::{changes, permissions, sessions};
 use crate::observe;
 use crate::problem::Problem;
-use crate::serve::App;
 
 /// The largest body, in bytes; the gateway has its own, smaller or larger.
 const MAX_BODY: usize = 4 * 1024 * 1024;
@@ -47,7 +49,7 @@ pub(crate) fn router(app: App) -> serde_json::Result<Router> {
         .route("/internal/roles", post(permissions::roles))
         .route("/internal/api-keys", post(api_keys::verify))
         .route("/internal/changes", get(changes::feed))
-        .route_layer(middleware::from_fn_with_state(app.clone(), assertion::from_gateway));
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&app.verifier), assertion::from_gateway));
     let router = public
         .merge(behind_gateway)
         .fallback(async || Problem::not_found("address"))
@@ -58,7 +60,7 @@ pub(crate) fn router(app: App) -> serde_json::Result<Router> {
                 "this address does not take this method",
             )
         })
-        .layer(middleware::from_fn_with_state(app.clone(), observe::observe))
+        .layer(middleware::from_fn_with_state(app.metrics.clone(), observe::observe))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(app);
     Ok(router)

@@ -9,17 +9,17 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use totp_rs::{Builder, Totp};
 
-use crate::api::auth::internal;
+use crate::clock::now;
+use crate::http::app::App;
 use crate::http::extract::{Body, Optional};
 use crate::http::identity::{Account, Holder};
 use crate::http::proof::{self, Admitted};
 use crate::http::reauthentication::{self, Proof};
-use crate::model::access_tokens::{fingerprint, now, random_bytes};
 use crate::model::changes::{self, Subject};
 use crate::model::lockout::{self, Failed};
 use crate::model::users::{self, User};
-use crate::problem::{Problem, Result};
-use crate::serve::App;
+use crate::problem::{Problem, Result, internal};
+use crate::random::{fingerprint, random_bytes};
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
 

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::http::app::App;
 use crate::http::extract::{Body, PageQuery, Path, Query};
 use crate::http::identity::Administrator;
 use crate::model::changes::{self, Subject};
@@ -19,7 +20,6 @@ use crate::model::permissions;
 use crate::model::sessions;
 use crate::model::users::{self, Added, NewUser, User};
 use crate::problem::{Problem, Result};
-use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Profile;
+use super::Profile;
 
 /// Palisade's persistence backend: accounts, roles, permissions and JSON records on SQLite.
 #[derive(Debug, Parser)]

@@ -7,6 +7,6 @@ pub(crate) mod secrets;
 mod settings;
 
 pub(crate) use self::settings::{
-    AccountRules, Config, DatabaseConfig, Lockout, MailConfig, PasswordRule, Profile, ServerConfig,
+    ADMIN, AccountRules, Config, DatabaseConfig, Lockout, MailConfig, PasswordRule, Profile, ServerConfig,
     Synchronous,
 };

@@ -7,8 +7,10 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
 
-use crate::config::Profile;
-use crate::mail::SMTP_PASSWORD;
+use super::Profile;
+
+/// The secret that opens the SMTP server, beside the user in `mail.url`.
+pub(crate) const SMTP_PASSWORD: &str = "SMTP_PASSWORD";
 
 /// Text that no log, error or debug print ever shows.
 #[derive(Clone)]

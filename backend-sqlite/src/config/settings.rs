@@ -14,9 +14,6 @@ use service::settings::{check_listen, check_path};
 use service::telemetry::{LogFormat, TelemetrySettings};
 use url::Url;
 
-use crate::model::access_tokens::{now, seconds};
-use crate::model::users::User;
-
 /// What begins an environment variable of ours.
 const PREFIX: &str = "PALISADE_BACKEND__";
 
@@ -31,6 +28,9 @@ const MOST_CONNECTIONS: u32 = 1_000;
 
 /// The longest that a password may be asked to be, in characters.
 const LONGEST_MINIMUM: usize = 128;
+
+/// The role that may do everything; it stays as it is.
+pub(crate) const ADMIN: &str = "admin";
 
 /// Where the program runs; it changes defaults and what must be there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -238,7 +238,7 @@ impl AccountsConfig {
     pub(crate) fn rules(&self, profile: Profile) -> AccountRules {
         let production = profile == Profile::Production;
         let expiry = self.password_expiry.or(production.then_some(Duration::from_hours(90 * 24)));
-        let admins = || if production { vec![crate::api::roles::ADMIN.to_owned()] } else { Vec::new() };
+        let admins = || if production { vec![ADMIN.to_owned()] } else { Vec::new() };
         AccountRules {
             password: PasswordRule { min_length: self.password_min_length, strong: production },
             password_expiry: expiry.filter(|expiry| !expiry.is_zero()),
@@ -246,14 +246,6 @@ impl AccountsConfig {
             require_totp_for: self.require_totp_for.clone().unwrap_or_else(admins),
             lockout: self.lockout,
         }
-    }
-}
-
-impl AccountRules {
-    /// Whether the password of an account is too old.
-    pub(crate) fn has_expired(&self, user: &User) -> bool {
-        let ends = |most| user.password_changed_at.saturating_add(seconds(most));
-        self.password_expiry.is_some_and(|most| ends(most) <= now())
     }
 }
 

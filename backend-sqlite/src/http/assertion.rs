@@ -6,6 +6,7 @@
 //! was overheard on the way.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, to_bytes};
@@ -23,7 +24,6 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::problem::{Problem, Result};
-use crate::serve::App;
 
 /// The field that carries the assertion.
 const FIELD: &str = "x-palisade-assertion";
@@ -136,8 +136,12 @@ impl Accepted {
 }
 
 /// Refuses whoever does not show the gateway's word for this very request.
-pub(crate) async fn from_gateway(State(app): State<App>, request: Request, next: Next) -> Result<Response> {
-    let said = app.verifier.as_ref().as_ref().and_then(|verifier| verifier.assertion(&request));
+pub(crate) async fn from_gateway(
+    State(verifier): State<Arc<Option<Verifier>>>,
+    request: Request,
+    next: Next,
+) -> Result<Response> {
+    let said = Option::as_ref(&verifier).and_then(|verifier| verifier.assertion(&request));
     let Some(said) = said else { return Err(not_the_gateway()) };
     let (parts, body) = request.into_parts();
     let body = if let Some(digest) = &said.body_sha256 {

@@ -5,7 +5,8 @@ use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 
-use crate::api::roles::ADMIN;
+use crate::config::ADMIN;
+use crate::http::app::App;
 use crate::http::assertion::{Assertion, not_the_gateway};
 use crate::model::access_tokens;
 use crate::model::login_guard::Whereabouts;
@@ -13,7 +14,6 @@ use crate::model::permissions;
 use crate::model::sessions::Origin;
 use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
-use crate::serve::App;
 
 /// Who asks, as the gateway found out.
 pub(crate) struct Caller {

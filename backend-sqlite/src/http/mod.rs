@@ -2,6 +2,7 @@
 //!
 //! Floor 5: it may import `model` and what is below.
 
+pub(crate) mod app;
 pub(crate) mod assertion;
 pub(crate) mod extract;
 pub(crate) mod identity;

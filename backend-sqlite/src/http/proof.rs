@@ -5,12 +5,12 @@
 use axum::http::StatusCode;
 
 use crate::api::second_factor;
+use crate::http::app::App;
 use crate::model::lockout::{self, Failed, Try};
 use crate::model::login_guard::{Ticket, Whereabouts};
 use crate::model::password_hash;
 use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
-use crate::serve::App;
 use crate::storage::{Result as DbResult, Session};
 
 /// What somebody sends to prove who it is.

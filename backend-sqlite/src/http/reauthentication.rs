@@ -5,11 +5,11 @@ use axum::http::StatusCode;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::clock::now;
+use crate::http::app::App;
 use crate::http::identity::Holder;
 use crate::http::proof::{self, Attempt, Proven};
-use crate::model::access_tokens::now;
 use crate::problem::{Problem, Result};
-use crate::serve::App;
 
 /// A login counts as a proof for so long, in seconds.
 const FRESH_FOR: i64 = 5 * 60;

@@ -1,19 +1,18 @@
 //! Tokens: short-lived access tokens that the gateway verifies, and refresh tokens that are stored as hashes.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use aws_lc_rs::rand::{SystemRandom, fill};
+use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::Ed25519KeyPair;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
+use crate::clock::{now, seconds};
 use crate::config::secrets::Secrets;
+use crate::random::random_token;
 use crate::storage::Database;
 use crate::storage::sql;
 
@@ -185,31 +184,4 @@ async fn stored_key(database: &Database) -> anyhow::Result<Vec<u8>> {
     let kept = pkcs8.clone();
     database.write(move |session| session.run(sql::ADD_SIGNING_KEY, params![kept, now()])).await?;
     Ok(pkcs8)
-}
-
-/// Seconds since the Unix epoch.
-pub(crate) fn now() -> i64 {
-    seconds(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
-}
-
-/// Whole seconds, as SQLite and tokens count them.
-pub(crate) fn seconds(duration: Duration) -> i64 {
-    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
-}
-
-/// Bytes of chance.
-pub(crate) fn random_bytes<const N: usize>() -> anyhow::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
-    Ok(bytes)
-}
-
-/// 256 bits of chance, base64url: a refresh token, an API key, a made-up password.
-pub(crate) fn random_token() -> anyhow::Result<String> {
-    Ok(URL_SAFE_NO_PAD.encode(random_bytes::<32>()?))
-}
-
-/// What is stored of a token. It has so much chance that a fast hash keeps it.
-pub(crate) fn fingerprint(token: &str) -> Vec<u8> {
-    Sha256::digest(token.as_bytes()).to_vec()
 }

@@ -6,8 +6,8 @@
 
 use rusqlite::params;
 
+use crate::clock::{now, seconds};
 use crate::config::Lockout;
-use crate::model::access_tokens::{now, seconds};
 use crate::model::login_guard::{Hash, HashKey, KNOWN_FOR, MOST_PLACES, Place};
 use crate::storage::sql;
 use crate::storage::{Result, Session};

@@ -12,9 +12,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use zxcvbn::Score;
 
-use crate::api::auth::internal;
 use crate::config::PasswordRule;
-use crate::problem::Problem;
+use crate::problem::{Problem, internal};
 
 /// OWASP Password Storage Cheat Sheet: argon2id with 19 MiB, two passes, one lane.
 const MEMORY_KIB: u32 = 19 * 1024;

@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::time::Instant;
 
+use crate::http::app::App;
 use crate::http::extract::{Body, Path};
 use crate::http::identity::{Administrator, Gateway};
 use crate::model::access_tokens;
 use crate::model::changes;
 use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
-use crate::serve::App;
 use crate::storage::sql;
 use crate::storage::{self, Session};
 

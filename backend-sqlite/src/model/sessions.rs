@@ -9,13 +9,15 @@ use axum::http::StatusCode;
 use rusqlite::params;
 use serde_json::{Value, json};
 
+use crate::clock::{now, seconds};
+use crate::http::app::App;
 use crate::http::extract::Path;
 use crate::http::identity::Account;
-use crate::model::access_tokens::{NewPair, fingerprint, now, seconds};
+use crate::model::access_tokens::NewPair;
 use crate::model::changes::{self, Subject};
 use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
-use crate::serve::App;
+use crate::random::fingerprint;
 use crate::storage::sql;
 use crate::storage::{Result as DbResult, Session};
 

@@ -1,9 +1,11 @@
 //! Accounts as rows: what the API and the command line share.
 
+use std::time::Duration;
+
 use rusqlite::params;
 
 use crate::api::api_keys;
-use crate::model::access_tokens::now;
+use crate::clock::{now, seconds};
 use crate::model::changes::{self, Subject};
 use crate::model::lockout;
 use crate::model::sessions;
@@ -22,6 +24,14 @@ pub(crate) struct User {
     /// The second factor, once it is confirmed.
     pub(crate) totp_secret: Option<Vec<u8>>,
     pub(crate) totp_pending: Option<Vec<u8>>,
+}
+
+impl User {
+    /// Whether the password is older than `most`; without a limit it never is.
+    pub(crate) fn has_expired_password(&self, most: Option<Duration>) -> bool {
+        let expires_at = |most| self.password_changed_at.saturating_add(seconds(most));
+        most.is_some_and(|most| expires_at(most) <= now())
+    }
 }
 
 /// An account that is to be made.

@@ -9,7 +9,7 @@ use axum::response::Response;
 use service::telemetry;
 use tracing::{Instrument as _, debug, info, info_span};
 
-use crate::serve::App;
+use super::metrics::Metrics;
 
 tokio::task_local! {
     static REQUEST_ID: String;
@@ -31,7 +31,7 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 /// Gives each request an id and a span that continues the caller's trace, and counts it.
-pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
+pub(crate) async fn observe(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     // Unmatched paths share one label: a label from a client has no bound.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
@@ -56,8 +56,8 @@ pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next
     } else {
         "other"
     };
-    app.metrics.requests.with_label_values(&[route.as_str(), known_method, status.as_str()]).inc();
-    app.metrics.request_duration.with_label_values(&[route.as_str()]).observe(took.as_secs_f64());
+    metrics.requests.with_label_values(&[route.as_str(), known_method, status.as_str()]).inc();
+    metrics.request_duration.with_label_values(&[route.as_str()]).observe(took.as_secs_f64());
     let (status_code, took_us) = (status.as_u16(), u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     span.in_scope(|| {
         // The change feed asks once a second, for ever.

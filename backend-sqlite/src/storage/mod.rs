@@ -4,6 +4,7 @@
 //! other programs (a backup, an operator's shell), and is retried. Statements run on blocking threads inside the
 //! caller's span.
 
+pub(crate) mod followers;
 mod migrations;
 mod mode;
 pub(crate) mod sql;
@@ -19,10 +20,10 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Params,
 use tokio::sync::Semaphore;
 use tracing::{Span, info_span, warn};
 
+use self::followers::Followers;
 use self::mode::Mode;
 use self::sql::Statement;
 use crate::config::{DatabaseConfig, Synchronous};
-use crate::model::changes::Followers;
 use crate::observe::metrics::Metrics;
 
 /// Why the database did not answer.

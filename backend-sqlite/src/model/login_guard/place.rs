@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use aws_lc_rs::hmac;
 use axum::http::{HeaderMap, HeaderValue, header};
 
-use crate::model::access_tokens::random_token;
+use crate::random::random_token;
 use crate::storage::sql;
 use crate::storage::{Result, Session};
 
