@@ -17,7 +17,7 @@ use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
 use crate::random::{fingerprint, random_bytes, random_token};
 use crate::storage::sql;
-use crate::storage::{Result as DbResult, Session};
+use crate::storage::{Result as DbResult, Transaction};
 
 /// Requests that wait at most; whoever asks for one more is told to come back.
 const MOST_WAITING: i64 = 10_000;
@@ -59,12 +59,13 @@ struct Due {
 
 /// Keeps a request until its mail is sent. It is the same work for everybody, whether there is such an account or not.
 pub(crate) async fn keep(app: &App, forgot: Forgot) -> Result<()> {
-    let keep = move |session: &Session<'_>| {
-        let waiting: i64 = session.row(sql::COUNT_RESET_REQUESTS, [], |row| row.get(0))?.unwrap_or_default();
+    let keep = move |transaction: &Transaction<'_>| {
+        let waiting: i64 =
+            transaction.row(sql::COUNT_RESET_REQUESTS, [], |row| row.get(0))?.unwrap_or_default();
         if waiting >= MOST_WAITING {
             return Ok(false);
         }
-        session.run(sql::ADD_RESET_REQUEST, params![forgot.username, forgot.email, now()])?;
+        transaction.run(sql::ADD_RESET_REQUEST, params![forgot.username, forgot.email, now()])?;
         Ok(true)
     };
     if !app.database.write(keep).await? {
@@ -130,15 +131,18 @@ async fn try_one(app: App, due: Due) -> anyhow::Result<()> {
     let result = match sent.unwrap_or_else(|_| Err(Fault::late("the mail server took too long".to_owned()))) {
         Ok(()) => {
             app.outbox.works();
-            let sent =
-                move |session: &Session<'_>| session.run(sql::RESET_MAIL_SENT, params![request, now()]);
+            let sent = move |transaction: &Transaction<'_>| {
+                transaction.run(sql::RESET_MAIL_SENT, params![request, now()])
+            };
             app.database.write(sent).await?;
             app.metrics.user_operations.with_label_values(&["forgot_password"]).inc();
             "sent"
         }
         Err(fault) if fault.is_final || now() - due.asked_at > GIVEN_UP_AFTER => {
             error!(user = user.id, error = %fault, tries = due.tries + 1, "a mail to reset a password is given up");
-            app.database.write(move |session| session.run(sql::DROP_RESET_REQUEST, [request])).await?;
+            app.database
+                .write(move |transaction| transaction.run(sql::DROP_RESET_REQUEST, [request]))
+                .await?;
             "failed"
         }
         Err(fault) => {
@@ -155,19 +159,19 @@ async fn try_one(app: App, due: Due) -> anyhow::Result<()> {
 async fn begin(app: &App, due: &Due, token: &str) -> anyhow::Result<Option<User>> {
     let (hash, id, request, tries) = (fingerprint(token), due.user.clone(), due.request, due.tries);
     let pause = pause(tries, f64::from(random_bytes::<1>()?[0]) / 255.0);
-    let begin = move |session: &Session<'_>| {
-        let user = users::by_id(session, &id)?.filter(|user| user.active && user.email.is_some());
+    let begin = move |transaction: &Transaction<'_>| {
+        let user = users::by_id(transaction, &id)?.filter(|user| user.active && user.email.is_some());
         if user.is_none() {
-            session.run(sql::DROP_RESET_REQUEST, [request])?;
+            transaction.run(sql::DROP_RESET_REQUEST, [request])?;
             return Ok(None);
         }
-        if session.run(sql::BEGIN_RESET_MAIL, params![request, now() + pause, tries])? == 0 {
+        if transaction.run(sql::BEGIN_RESET_MAIL, params![request, now() + pause, tries])? == 0 {
             return Ok(None); // it was sent or tried meanwhile, or is not wanted any more
         }
         // The newest request counts; of one that is tried again, the server may have taken an earlier mail after all.
         let ended = if tries == 0 { i64::MAX } else { now() };
-        session.run(sql::DROP_RESET_TOKENS, params![id, ended])?;
-        session.run(sql::ADD_RESET_TOKEN, params![hash, id, now() + LIFETIME])?;
+        transaction.run(sql::DROP_RESET_TOKENS, params![id, ended])?;
+        transaction.run(sql::ADD_RESET_TOKEN, params![hash, id, now() + LIFETIME])?;
         Ok(user)
     };
     Ok(app.database.write(begin).await?)
@@ -202,42 +206,42 @@ fn pause(failures: i64, chance: f64) -> i64 {
 /// A request as it was asked for.
 type Asked = (i64, Option<String>, Option<String>, i64);
 
-fn next_unresolved(session: &Session<'_>) -> DbResult<Option<Asked>> {
+fn next_unresolved(transaction: &Transaction<'_>) -> DbResult<Option<Asked>> {
     let asked = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
-    session.row(sql::UNRESOLVED_RESET_REQUEST, [], asked)
+    transaction.row(sql::UNRESOLVED_RESET_REQUEST, [], asked)
 }
 
-fn is_unresolved(session: &Session<'_>) -> DbResult<bool> {
-    next_unresolved(session).map(|next| next.is_some())
+fn is_unresolved(transaction: &Transaction<'_>) -> DbResult<bool> {
+    next_unresolved(transaction).map(|next| next.is_some())
 }
 
 /// Finds whose accounts are meant. An account that has a mail waiting, or was sent one just now, gets no other.
-fn find_accounts(session: &Session<'_>) -> DbResult<()> {
-    session.run(sql::DROP_SENT_RESET_REQUESTS, [now() - AT_MOST_ONCE_IN, now()])?;
-    while let Some((request, username, email, asked_at)) = next_unresolved(session)? {
+fn find_accounts(transaction: &Transaction<'_>) -> DbResult<()> {
+    transaction.run(sql::DROP_SENT_RESET_REQUESTS, [now() - AT_MOST_ONCE_IN, now()])?;
+    while let Some((request, username, email, asked_at)) = next_unresolved(transaction)? {
         let users = match (username, email) {
-            (Some(name), _) => users::by_name(session, &name)?.into_iter().collect(),
-            (None, Some(email)) => users::by_email(session, &email)?,
+            (Some(name), _) => users::by_name(transaction, &name)?.into_iter().collect(),
+            (None, Some(email)) => users::by_email(transaction, &email)?,
             (None, None) => Vec::new(),
         };
         for user in users.iter().filter(|user| user.active && user.email.is_some()) {
-            session.run(sql::ADD_RESET_MAIL, params![user.id, asked_at])?;
+            transaction.run(sql::ADD_RESET_MAIL, params![user.id, asked_at])?;
         }
-        session.run(sql::DROP_RESET_REQUEST, [request])?;
+        transaction.run(sql::DROP_RESET_REQUEST, [request])?;
     }
     Ok(())
 }
 
-fn due(session: &Session<'_>) -> DbResult<Vec<Due>> {
-    session.rows(sql::DUE_RESET_MAILS, params![now(), now() + LONGEST_PAUSE, AT_ONCE], |row| {
+fn due(transaction: &Transaction<'_>) -> DbResult<Vec<Due>> {
+    transaction.rows(sql::DUE_RESET_MAILS, params![now(), now() + LONGEST_PAUSE, AT_ONCE], |row| {
         Ok(Due { request: row.get(0)?, user: row.get(1)?, tries: row.get(2)?, asked_at: row.get(3)? })
     })
 }
 
 /// The mails that wait, and when the next one is due.
-fn waiting(session: &Session<'_>) -> DbResult<(i64, i64)> {
+fn waiting(transaction: &Transaction<'_>) -> DbResult<(i64, i64)> {
     let both = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?));
-    let (waiting, next) = session.row(sql::WAITING_RESET_MAILS, [], both)?.unwrap_or_default();
+    let (waiting, next) = transaction.row(sql::WAITING_RESET_MAILS, [], both)?.unwrap_or_default();
     Ok((waiting, next.unwrap_or(i64::MAX)))
 }
 

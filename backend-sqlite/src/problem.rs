@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::storage::DbError;
+use crate::storage::{Abort, DbError};
 
 /// The code of a refusal to write; the gateway is told by a field, so that it does not take this for a failure.
 const READ_ONLY: &str = "read_only";
@@ -106,6 +106,43 @@ impl From<DbError> for Problem {
                 "database_unavailable",
                 "the database is unavailable",
             ),
+        }
+    }
+}
+
+/// Why a transaction was rolled back: the database failed, or the request is refused.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Database(DbError),
+    Refused(Problem),
+}
+
+impl From<DbError> for Failure {
+    fn from(error: DbError) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem)
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Database(error) => error.into(),
+            Failure::Refused(problem) => problem,
+        }
+    }
+}
+
+impl Abort for Failure {
+    fn database_error(&self) -> Option<&DbError> {
+        match self {
+            Self::Database(error) => Some(error),
+            Self::Refused(_) => None,
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::model::login_guard::{HashKey, LoginGuard};
 use crate::model::{changes, lockout, sessions};
 use crate::observe::metrics::Metrics;
 use crate::outbox;
-use crate::storage::{Database, Session};
+use crate::storage::{Database, Transaction, wal};
 
 /// Serves until SIGTERM or Ctrl-C, then lets requests in flight finish.
 pub(crate) async fn serve(
@@ -71,15 +71,15 @@ pub(crate) async fn serve(
         database,
     };
     let rules = Arc::clone(&app.accounts);
-    let follow = move |session: &Session<'_>| {
-        lockout::follow_rule(session, &rules.lockout)?;
-        sessions::follow_rule(session, rules.refresh_token)
+    let follow = move |transaction: &Transaction<'_>| {
+        lockout::follow_rule(transaction, &rules.lockout)?;
+        sessions::follow_rule(transaction, rules.refresh_token)
     };
     // Where nothing is written now, that is said; it is done at the next start.
     let _ = app.database.write(follow).await;
     tokio::spawn(changes::sweep_for_ever(app.database.clone()));
     tokio::spawn(app.database.clone().leave_read_only());
-    tokio::spawn(app.database.clone().watch_wal());
+    tokio::spawn(wal::watch(app.database.clone()));
     let (stop_mails, mails_stop) = watch::channel(false);
     let mails = tokio::spawn(outbox::send(app.clone(), mails_stop));
     let mut stop = StopSignal::new()?;
@@ -117,7 +117,7 @@ pub(crate) async fn serve(
     if timeout(mail::PATIENCE, mails).await.is_err() {
         warn!("a mail is still being sent: it is sent again after the next start");
     }
-    app.database.close().await;
+    wal::close(&app.database).await;
     info!("stopped");
     telemetry::flush();
     Ok(())

@@ -12,7 +12,7 @@ use crate::model::password_hash;
 use crate::model::users::{self, Added, NewUser, User};
 use crate::observe::metrics::Metrics;
 use crate::random::random_token;
-use crate::storage::{Database, Session};
+use crate::storage::{Database, Transaction};
 
 pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, String>) -> anyhow::Result<()> {
     match command {
@@ -28,7 +28,7 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
                 (password_hash::hash(&password.text)?, Some(password))
             };
             let user = NewUser { username: name.clone(), email, email_verified: true, password_hash, roles };
-            match database.write(move |session| users::add(session, &user)).await? {
+            match database.write(move |transaction| users::add(transaction, &user)).await? {
                 Added::Id(id) => println!("{id}"),
                 Added::Taken => bail!("the username `{name}` is taken"),
                 Added::UnknownRole(role) => bail!("there is no role `{role}`"),
@@ -39,8 +39,8 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
             let (database, config) = open(&place, environment)?;
             let password = Password::new(password_stdin, &config, &name)?;
             let (hash, username) = (password_hash::hash(&password.text)?, name.clone());
-            let set = move |session: &Session<'_>| match users::by_name(session, &username)? {
-                Some(user) => users::reset_password(session, &user, &hash).map(|()| true),
+            let set = move |transaction: &Transaction<'_>| match users::by_name(transaction, &username)? {
+                Some(user) => users::reset_password(transaction, &user, &hash).map(|()| true),
                 None => Ok(false),
             };
             if !database.write(set).await? {
@@ -50,9 +50,9 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
         }
         UserCommand::List { place } => {
             let (database, _) = open(&place, environment)?;
-            let listed = database.read(|session| {
-                let (users, _) = users::page(session, "", usize::MAX)?;
-                let with_roles = |user: User| Ok((users::roles(session, &user.id)?, user));
+            let listed = database.read(|transaction| {
+                let (users, _) = users::page(transaction, "", usize::MAX)?;
+                let with_roles = |user: User| Ok((users::roles(transaction, &user.id)?, user));
                 users.into_iter().map(with_roles).collect::<crate::storage::Result<Vec<_>>>()
             });
             for (roles, user) in listed.await? {

@@ -18,7 +18,7 @@ use crate::model::grants::Grant;
 use crate::model::users;
 use crate::problem::{Problem, Result};
 use crate::storage::sql;
-use crate::storage::{Result as DbResult, Session};
+use crate::storage::{Result as DbResult, Transaction};
 
 /// Whether an entry allows or denies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -55,12 +55,12 @@ pub(crate) struct ByResource {
 }
 
 /// `user:ID`, `role:NAME` or `group:NAME`, of one that is there.
-fn find_principal<'p>(session: &Session<'_>, text: &'p str) -> DbResult<Option<(&'p str, &'p str)>> {
+fn find_principal<'p>(transaction: &Transaction<'_>, text: &'p str) -> DbResult<Option<(&'p str, &'p str)>> {
     let Some((kind, name)) = text.split_once(':') else { return Ok(None) };
     let there = match kind {
-        "user" => users::by_id(session, name)?.is_some(),
-        "role" => session.row(sql::ROLE_EXISTS, [name], |_| Ok(()))?.is_some(),
-        "group" => session.row(sql::GROUP_EXISTS, [name], |_| Ok(()))?.is_some(),
+        "user" => users::by_id(transaction, name)?.is_some(),
+        "role" => transaction.row(sql::ROLE_EXISTS, [name], |_| Ok(()))?.is_some(),
+        "group" => transaction.row(sql::GROUP_EXISTS, [name], |_| Ok(()))?.is_some(),
         _ => false,
     };
     Ok(there.then_some((kind, name)))
@@ -73,9 +73,9 @@ pub(crate) async fn add(
     Body(new): Body<NewEntry>,
 ) -> Result<Response> {
     Grant { permission: new.permission.clone(), resource: new.resource.clone() }.check()?;
-    let added = app.database.write(move |session| {
+    let added = app.database.write(move |transaction| {
         let NewEntry { principal, permission, resource, effect } = &new;
-        let Some((kind, name)) = find_principal(session, principal)? else {
+        let Some((kind, name)) = find_principal(transaction, principal)? else {
             let detail = "the principal is user:ID, role:NAME or group:NAME of one that is there";
             return Ok(Err(Problem::unprocessable(
                 "unknown_principal",
@@ -83,13 +83,13 @@ pub(crate) async fn add(
             )));
         };
         let same = params![kind, name, permission, resource, effect.as_str()];
-        let known: Option<String> = session.row(sql::SAME_ACL, same, |row| row.get(0))?;
+        let known: Option<String> = transaction.row(sql::SAME_ACL, same, |row| row.get(0))?;
         if let Some(id) = known {
-            return Ok(Ok((id, changes::revision(session)?)));
+            return Ok(Ok((id, changes::revision(transaction)?)));
         }
         let id = uuid::Uuid::now_v7().to_string();
-        session.run(sql::ADD_ACL, params![id, kind, name, permission, resource, effect.as_str()])?;
-        let revision = changes::note(session, Subject::Acl(kind, name, permission, resource))?;
+        transaction.run(sql::ADD_ACL, params![id, kind, name, permission, resource, effect.as_str()])?;
+        let revision = changes::note(transaction, Subject::Acl(kind, name, permission, resource))?;
         Ok(Ok((id, revision)))
     });
     let (id, revision) = added.await??;
@@ -104,7 +104,7 @@ pub(crate) async fn list(
 ) -> Result<Json<Value>> {
     let page = PageQuery { limit: by.limit, cursor: by.cursor };
     let (limit, after) = (page.limit()?, page.after()?);
-    let listed = app.database.read(move |session| {
+    let listed = app.database.read(move |transaction| {
         let entry = |row: &rusqlite::Row<'_>| {
             let (kind, principal): (String, String) = (row.get(1)?, row.get(2)?);
             Ok(json!({
@@ -115,7 +115,7 @@ pub(crate) async fn list(
                 "effect": row.get::<_, String>(5)?,
             }))
         };
-        session.page(sql::LIST_ACL, params![by.resource, after], entry, limit, |_| false)
+        transaction.page(sql::LIST_ACL, params![by.resource, after], entry, limit, |_| false)
     });
     let (items, more) = listed.await?;
     let next = items.last().filter(|_| more).and_then(|item| item["id"].as_str()).map(PageQuery::cursor);
@@ -131,13 +131,13 @@ pub(crate) async fn remove(
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    let removed = app.database.write(move |session| {
-        let entry: Option<[String; 4]> = session
+    let removed = app.database.write(move |transaction| {
+        let entry: Option<[String; 4]> = transaction
             .row(sql::DROP_ACL, [&id], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]))?;
         let Some([kind, name, permission, resource]) = entry else {
             return Ok(Err(Problem::not_found("entry")));
         };
-        changes::note(session, Subject::Acl(&kind, &name, &permission, &resource)).map(Ok)
+        changes::note(transaction, Subject::Acl(&kind, &name, &permission, &resource)).map(Ok)
     });
     Ok(Json(json!({"revision": removed.await??})))
 }

@@ -24,7 +24,7 @@ use crate::model::users;
 use crate::problem::{Problem, Result, internal};
 use crate::random::{fingerprint, random_token};
 use crate::storage::sql;
-use crate::storage::{Result as DbResult, Session};
+use crate::storage::{Result as DbResult, Transaction};
 
 /// What every key begins with, so that scanners of source code and the gateway know it for one.
 const PREFIX: &str = "pal_";
@@ -78,8 +78,8 @@ pub(crate) async fn create(
         "id": id, "key": key, "name": new.name, "scopes": new.scopes, "expires_at": expires_at,
     });
     let kept = new.scopes.map(|scopes| json!(scopes).to_string());
-    let made = app.database.write(move |session| {
-        if session.rows(sql::API_KEYS_OF_USER, [&user.id], |_| Ok(()))?.len() >= MOST {
+    let made = app.database.write(move |transaction| {
+        if transaction.rows(sql::API_KEYS_OF_USER, [&user.id], |_| Ok(()))?.len() >= MOST {
             return Ok(Err(Problem::new(
                 StatusCode::CONFLICT,
                 "too_many_keys",
@@ -87,9 +87,9 @@ pub(crate) async fn create(
             )));
         }
         let values = params![id, user.id, new.name, hash, hint, kept, now(), expires_at];
-        session.run(sql::ADD_API_KEY, values)?;
+        transaction.run(sql::ADD_API_KEY, values)?;
         // Gateways may remember that there is no such key.
-        changes::note(session, Subject::ApiKey(&id)).map(Ok)
+        changes::note(transaction, Subject::ApiKey(&id)).map(Ok)
     });
     made.await??;
     app.metrics.user_operations.with_label_values(&["create_api_key"]).inc();
@@ -97,11 +97,11 @@ pub(crate) async fn create(
 }
 
 /// Deletes every key of an account, and has gateways know it.
-pub(crate) fn remove_all(session: &Session<'_>, user: &str) -> DbResult<()> {
-    let all: Vec<String> = session.rows(sql::API_KEYS_OF_USER, [user], |row| row.get(0))?;
+pub(crate) fn remove_all(transaction: &Transaction<'_>, user: &str) -> DbResult<()> {
+    let all: Vec<String> = transaction.rows(sql::API_KEYS_OF_USER, [user], |row| row.get(0))?;
     for id in &all {
-        session.run(sql::DROP_API_KEY, [id.as_str(), user])?;
-        changes::note(session, Subject::ApiKey(id))?;
+        transaction.run(sql::DROP_API_KEY, [id.as_str(), user])?;
+        changes::note(transaction, Subject::ApiKey(id))?;
     }
     Ok(())
 }
@@ -125,8 +125,8 @@ fn scopes(text: Option<String>) -> Option<Vec<Grant>> {
 
 /// `GET /v1/api-keys`: one's own, without the keys themselves.
 pub(crate) async fn list(Account(user): Account, State(app): State<App>) -> Result<Json<Value>> {
-    let items = app.database.read(move |session| {
-        session.rows(sql::API_KEYS_OF_USER, [&user.id], |row| {
+    let items = app.database.read(move |transaction| {
+        transaction.rows(sql::API_KEYS_OF_USER, [&user.id], |row| {
             Ok(json!({
                 "id": row.get::<_, String>(0)?,
                 "name": row.get::<_, String>(1)?,
@@ -146,11 +146,11 @@ pub(crate) async fn remove(
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<StatusCode> {
-    let removed = app.database.write(move |session| {
-        if session.run(sql::DROP_API_KEY, [&id, &user.id])? == 0 {
+    let removed = app.database.write(move |transaction| {
+        if transaction.run(sql::DROP_API_KEY, [&id, &user.id])? == 0 {
             return Ok(Err(Problem::not_found("key")));
         }
-        changes::note(session, Subject::ApiKey(&id)).map(Ok)
+        changes::note(transaction, Subject::ApiKey(&id)).map(Ok)
     });
     removed.await??;
     app.metrics.user_operations.with_label_values(&["delete_api_key"]).inc();
@@ -190,21 +190,21 @@ pub(crate) async fn verify(
 ) -> Result<Json<KeyHolder>> {
     let hash = unhex(&shown.sha256).ok_or_else(|| Problem::bad_request("sha256 is 64 hexadecimal digits"))?;
     let settings = std::sync::Arc::clone(&app.accounts);
-    let holder = app.database.read(move |session| {
-        let revision = changes::revision(session)?; // first, as in `permissions::judge`
+    let holder = app.database.read(move |transaction| {
+        let revision = changes::revision(transaction)?; // first, as in `permissions::judge`
         let found: Option<(String, String, Option<String>, Option<i64>)> =
-            session.row(sql::API_KEY_BY_HASH, [&hash], |row| {
+            transaction.row(sql::API_KEY_BY_HASH, [&hash], |row| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
             })?;
         let found = found.filter(|(.., ends)| ends.is_none_or(|ends| ends > now()));
         let Some((id, owner, kept, expires_at)) = found else { return Ok(KeyHolder { revision, key: None }) };
-        let Some(user) = users::by_id(session, &owner)?.filter(|user| user.active) else {
+        let Some(user) = users::by_id(transaction, &owner)?.filter(|user| user.active) else {
             return Ok(KeyHolder { revision, key: None });
         };
-        let all = permissions::all_roles(session, &owner)?;
+        let all = permissions::all_roles(transaction, &owner)?;
         let roles = permissions::counting_roles(&all, &user, &settings.require_totp_for);
         let Some(scopes) = scopes(kept) else { return Ok(KeyHolder { revision, key: None }) };
-        let groups = permissions::groups(session, &owner)?;
+        let groups = permissions::groups(transaction, &owner)?;
         let key = Key { id, user: owner, roles, groups, scopes, expires_at };
         Ok(KeyHolder { revision, key: Some(key) })
     });

@@ -22,7 +22,7 @@ use crate::model::sessions;
 use crate::model::users::{self, Added, NewUser, User};
 use crate::problem::{Problem, Result, internal};
 use crate::storage::sql;
-use crate::storage::{Result as DbResult, Session};
+use crate::storage::{Result as DbResult, Transaction};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -72,7 +72,7 @@ pub(crate) async fn register(State(app): State<App>, Body(new): Body<Register>) 
         password_hash,
         roles: Vec::new(),
     };
-    let added: Added = app.database.write(move |session| users::add(session, &user)).await?;
+    let added: Added = app.database.write(move |transaction| users::add(transaction, &user)).await?;
     app.metrics.user_operations.with_label_values(&["register"]).inc();
     created(added, &new.username)
 }
@@ -134,23 +134,23 @@ pub(crate) async fn login(
     let (whereabouts, device) = caller.whereabouts.with_device(device_is_known).map_err(internal)?;
     let place = app.login_guard.key().place(&whereabouts);
     let (state, origin, next) = (app.clone(), caller.origin(), pair.clone());
-    let begin = move |session: &Session<'_>| {
-        let Some(mut user) = proof::unchanged(session, Some(&user))? else { return Ok(None) };
+    let begin = move |transaction: &Transaction<'_>| {
+        let Some(mut user) = proof::unchanged(transaction, Some(&user))? else { return Ok(None) };
         if let Some(better) = &better {
-            session.run(sql::UPGRADE_PASSWORD, params![user.id, user.password_hash, better])?;
+            transaction.run(sql::UPGRADE_PASSWORD, params![user.id, user.password_hash, better])?;
             user.password_hash.clone_from(better);
         }
-        sessions::begin(session, &user, &origin, &next)?;
-        lockout::remember(session, &user.id, &place)?;
-        standing(session, &state, user, next.issued_at).map(Some)
+        sessions::begin(transaction, &user, &origin, &next)?;
+        lockout::remember(transaction, &user.id, &place)?;
+        standing(transaction, &state, user, next.issued_at).map(Some)
     };
     let Some(standing) = app.database.write(begin).await? else { return Err(Proven::No.refusal()) };
     count("ok");
     Ok(LoggedIn { tokens: tokens(&app, &standing, pair)?, device })
 }
 
-fn standing(session: &Session<'_>, app: &App, user: User, auth_time: i64) -> DbResult<Standing> {
-    let all = permissions::all_roles(session, &user.id)?;
+fn standing(transaction: &Transaction<'_>, app: &App, user: User, auth_time: i64) -> DbResult<Standing> {
+    let all = permissions::all_roles(transaction, &user.id)?;
     let roles = permissions::counting_roles(&all, &user, &app.accounts.require_totp_for);
     Ok(Standing { totp_enrollment_required: roles.len() < all.len(), user, roles, auth_time })
 }
@@ -159,11 +159,11 @@ fn standing(session: &Session<'_>, app: &App, user: User, auth_time: i64) -> DbR
 pub(crate) async fn refresh(State(app): State<App>, Body(refresh): Body<Refresh>) -> Result<Json<Tokens>> {
     let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
     let (state, next) = (app.clone(), pair.clone());
-    let turned = app.database.write(move |session| {
+    let turned = app.database.write(move |transaction| {
         let may_go_on =
             |user: &User| user.active && !user.has_expired_password(state.accounts.password_expiry);
-        let user = sessions::turn(session, &refresh.refresh_token, &next, may_go_on)?;
-        user.map(|(user, auth_time)| standing(session, &state, user, auth_time)).transpose()
+        let user = sessions::turn(transaction, &refresh.refresh_token, &next, may_go_on)?;
+        user.map(|(user, auth_time)| standing(transaction, &state, user, auth_time)).transpose()
     });
     let turned = turned.await?;
     let word = if turned.is_some() { "ok" } else { "refused" };
@@ -176,7 +176,9 @@ pub(crate) async fn refresh(State(app): State<App>, Body(refresh): Body<Refresh>
 
 /// `POST /v1/auth/logout`: the session ends, its access tokens with it; a second time is no error.
 pub(crate) async fn logout(State(app): State<App>, Body(refresh): Body<Refresh>) -> Result<StatusCode> {
-    app.database.write(move |session| sessions::end_by_token(session, &refresh.refresh_token)).await?;
+    app.database
+        .write(move |transaction| sessions::end_by_token(transaction, &refresh.refresh_token))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

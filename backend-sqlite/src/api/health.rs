@@ -24,7 +24,7 @@ pub(crate) async fn live() -> Json<serde_json::Value> {
 /// `GET /health/ready`, `/health`, `/health/startup` and `/health/db`: the database answers and we are not leaving.
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     let started = Instant::now();
-    let database = app.database.read(|session| session.row(sql::PING, [], |_| Ok(()))).await;
+    let database = app.database.read(|transaction| transaction.row(sql::PING, [], |_| Ok(()))).await;
     let leaving = app.leaving.load(Ordering::Relaxed);
     let took_ms = started.elapsed().as_secs_f64() * 1e3;
     let checks = json!({"database": {"status": word(database.is_ok()), "took_ms": took_ms}});

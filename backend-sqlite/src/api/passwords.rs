@@ -19,7 +19,7 @@ use crate::outbox;
 use crate::problem::{Problem, Result};
 use crate::random::fingerprint;
 use crate::storage::sql;
-use crate::storage::{Result as DbResult, Session};
+use crate::storage::{Result as DbResult, Transaction};
 
 /// A token to reset a password is good for so long, in seconds.
 pub(crate) const LIFETIME: i64 = 30 * 60;
@@ -82,14 +82,14 @@ fn invalid() -> Problem {
 pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> Result<StatusCode> {
     let hash = fingerprint(&reset.token);
     let known = hash.clone();
-    let user = app.database.read(move |session| owner(session, &known)).await?.ok_or_else(invalid)?;
+    let user = app.database.read(move |transaction| owner(transaction, &known)).await?.ok_or_else(invalid)?;
     let about = vec![user.username, user.email.unwrap_or_default()];
     let password_hash = password_hash::accept(app.accounts.password, reset.password, about).await?;
-    let done = app.database.write(move |session| {
-        let Some(user) = owner(session, &hash)? else { return Ok(Err(invalid())) };
-        session.row(sql::TAKE_RESET_TOKEN, [&hash], |_| Ok(()))?;
-        users::reset_password(session, &user, &password_hash)?;
-        session.run(sql::VERIFY_EMAIL, [&user.id])?; // which is where the token was sent
+    let done = app.database.write(move |transaction| {
+        let Some(user) = owner(transaction, &hash)? else { return Ok(Err(invalid())) };
+        transaction.row(sql::TAKE_RESET_TOKEN, [&hash], |_| Ok(()))?;
+        users::reset_password(transaction, &user, &password_hash)?;
+        transaction.run(sql::VERIFY_EMAIL, [&user.id])?; // which is where the token was sent
         Ok(Ok(user.username))
     });
     let guard = &app.login_guard;
@@ -98,11 +98,11 @@ pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> R
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn owner(session: &Session<'_>, hash: &[u8]) -> DbResult<Option<User>> {
+fn owner(transaction: &Transaction<'_>, hash: &[u8]) -> DbResult<Option<User>> {
     let found: Option<(String, i64)> =
-        session.row(sql::RESET_TOKEN, [hash], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        transaction.row(sql::RESET_TOKEN, [hash], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let Some((id, _)) = found.filter(|(_, ends)| *ends > now()) else { return Ok(None) };
-    Ok(users::by_id(session, &id)?.filter(|user| user.active))
+    Ok(users::by_id(transaction, &id)?.filter(|user| user.active))
 }
 
 /// `POST /v1/auth/change-password`: the old password is the proof, so that one that has expired can be changed. It is
@@ -132,10 +132,10 @@ pub(crate) async fn change(
         (Proven::Yes(owner), Some(hash)) => (owner.user, hash),
         (proven, _) => return Err(proven.refusal()),
     };
-    let set = app.database.write(move |session| {
-        let user = proof::unchanged(session, Some(&user))?;
+    let set = app.database.write(move |transaction| {
+        let user = proof::unchanged(transaction, Some(&user))?;
         let set = if revoke_api_keys { users::reset_password } else { users::set_password };
-        user.map(|user| set(session, &user, &hash)).transpose()
+        user.map(|user| set(transaction, &user, &hash)).transpose()
     });
     if set.await?.is_none() {
         return Err(Problem::new(

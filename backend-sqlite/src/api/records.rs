@@ -14,9 +14,9 @@ use crate::api::users::{NAME, is_name};
 use crate::clock::now;
 use crate::http::app::App;
 use crate::http::extract::{Body, Bytes, PageQuery, Path, Query};
-use crate::problem::{Problem, Result};
+use crate::problem::{Failure, Problem, Result};
 use crate::storage::sql;
-use crate::storage::{Result as DbResult, Session};
+use crate::storage::{Result as DbResult, Transaction};
 
 /// The longest key, in bytes.
 const MAX_KEY: usize = 512;
@@ -34,11 +34,11 @@ pub(crate) async fn create_collection(
     }
     let made = app
         .database
-        .write(move |session| {
-            if exists(session, &name)? {
+        .write(move |transaction| {
+            if exists(transaction, &name)? {
                 return Ok(false);
             }
-            session.run(sql::ADD_COLLECTION, params![name, now()]).map(|_| true)
+            transaction.run(sql::ADD_COLLECTION, params![name, now()]).map(|_| true)
         })
         .await?;
     Ok(if made { StatusCode::CREATED } else { StatusCode::OK })
@@ -50,9 +50,9 @@ pub(crate) async fn list_collections(
     Query(page): Query<PageQuery>,
 ) -> Result<Json<Value>> {
     let (limit, after) = (page.limit()?, page.after()?);
-    let listed = app.database.read(move |session| {
+    let listed = app.database.read(move |transaction| {
         let name = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
-        session.page(sql::LIST_COLLECTIONS, [after], name, limit, |_| false)
+        transaction.page(sql::LIST_COLLECTIONS, [after], name, limit, |_| false)
     });
     let (names, more) = listed.await?;
     let next = names.last().filter(|_| more).map(|name| PageQuery::cursor(name));
@@ -63,8 +63,8 @@ pub(crate) async fn list_collections(
     }))
 }
 
-fn exists(session: &Session<'_>, collection: &str) -> DbResult<bool> {
-    Ok(session.row(sql::COLLECTION_EXISTS, [collection], |_| Ok(()))?.is_some())
+fn exists(transaction: &Transaction<'_>, collection: &str) -> DbResult<bool> {
+    Ok(transaction.row(sql::COLLECTION_EXISTS, [collection], |_| Ok(()))?.is_some())
 }
 
 /// What a client knows of a record: `If-Match` and `If-None-Match`.
@@ -163,8 +163,8 @@ pub(crate) async fn read(
     let conditions = Conditions::read(&headers)?;
     let record: Option<(String, i64)> = app
         .database
-        .read(move |session| {
-            session.row(sql::RECORD, [&collection, &key], |row| Ok((row.get(0)?, row.get(1)?)))
+        .read(move |transaction| {
+            transaction.row(sql::RECORD, [&collection, &key], |row| Ok((row.get(0)?, row.get(1)?)))
         })
         .await?;
     let (value, version) = record.ok_or_else(|| Problem::not_found("record"))?;
@@ -192,11 +192,11 @@ pub(crate) async fn write(
     let value = json_as_it_came(&body)?;
     let written = app
         .database
-        .write(move |session| {
-            if !exists(session, &collection)? {
+        .write(move |transaction| {
+            if !exists(transaction, &collection)? {
                 return Ok(Err(Problem::not_found("collection")));
             }
-            put(session, &collection, &key, &value, &conditions)
+            put(transaction, &collection, &key, &value, &conditions)
         })
         .await?;
     let (made, version) = written?;
@@ -220,32 +220,32 @@ fn json_as_it_came(body: &[u8]) -> Result<Box<RawValue>> {
 
 /// Writes a record of a collection that is there: whether it is new, and its version.
 fn put(
-    session: &Session<'_>,
+    transaction: &Transaction<'_>,
     collection: &str,
     key: &str,
     value: &RawValue,
     conditions: &Conditions,
 ) -> DbResult<Result<(bool, i64)>> {
-    let before = session.row(sql::RECORD_VERSION, [collection, key], |row| row.get(0))?;
+    let before = transaction.row(sql::RECORD_VERSION, [collection, key], |row| row.get(0))?;
     if !conditions.hold(before) {
         return Ok(Err(precondition_failed()));
     }
-    let version: i64 = session.row(sql::NEXT_VERSION, [], |row| row.get(0))?.unwrap_or_default();
-    session.run(sql::PUT_RECORD, params![collection, key, value.get(), version])?;
+    let version: i64 = transaction.row(sql::NEXT_VERSION, [], |row| row.get(0))?.unwrap_or_default();
+    transaction.run(sql::PUT_RECORD, params![collection, key, value.get(), version])?;
     Ok(Ok((before.is_none(), version)))
 }
 
 fn remove(
-    session: &Session<'_>,
+    transaction: &Transaction<'_>,
     collection: &str,
     key: &str,
     conditions: &Conditions,
 ) -> DbResult<Result<()>> {
-    let before = session.row(sql::RECORD_VERSION, [collection, key], |row| row.get(0))?;
+    let before = transaction.row(sql::RECORD_VERSION, [collection, key], |row| row.get(0))?;
     if !conditions.hold(before) {
         return Ok(Err(precondition_failed()));
     }
-    if session.run(sql::DELETE_RECORD, [collection, key])? == 0 {
+    if transaction.run(sql::DELETE_RECORD, [collection, key])? == 0 {
         return Ok(Err(Problem::not_found("record")));
     }
     Ok(Ok(()))
@@ -258,7 +258,7 @@ pub(crate) async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode> {
     let conditions = Conditions::read(&headers)?;
-    app.database.write(move |session| remove(session, &collection, &key, &conditions)).await??;
+    app.database.write(move |transaction| remove(transaction, &collection, &key, &conditions)).await??;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -307,25 +307,22 @@ pub(crate) async fn batch(
         return Err(Problem::bad_request(format!("from 1 to {MAX_BATCH} writes in one batch")));
     }
     let writes = writes.into_iter().map(Write::checked).collect::<Result<Vec<_>>>()?;
-    let done = app.database.write_or_nothing(move |session| {
-        if !exists(session, &collection)? {
-            return Ok(Err(Problem::not_found("collection")));
+    let done = app.database.write_or_refuse(move |transaction| -> std::result::Result<_, Failure> {
+        if !exists(transaction, &collection)? {
+            return Err(Problem::not_found("collection").into());
         }
         let mut results = Vec::with_capacity(writes.len());
         for (at, (key, value, conditions)) in writes.iter().enumerate() {
             let done = match value {
-                Some(value) => put(session, &collection, key, value, conditions)?
+                Some(value) => put(transaction, &collection, key, value, conditions)?
                     .map(|(_, version)| json!({"key": key, "etag": etag(version)})),
-                None => remove(session, &collection, key, conditions)?.map(|()| json!({"key": key})),
+                None => remove(transaction, &collection, key, conditions)?.map(|()| json!({"key": key})),
             };
-            match done {
-                Ok(result) => results.push(result),
-                Err(problem) => return Ok(Err(problem.with("write", json!({"index": at, "key": key})))),
-            }
+            results.push(done.map_err(|problem| problem.with("write", json!({"index": at, "key": key})))?);
         }
-        Ok(Ok(results))
+        Ok(results)
     });
-    Ok(Json(json!({"results": done.await??})))
+    Ok(Json(json!({"results": done.await?})))
 }
 
 /// A write that can be tried: a key, a value unless it is to be deleted, and what must hold.
@@ -368,8 +365,8 @@ pub(crate) async fn list(
     Query(page): Query<PageQuery>,
 ) -> Result<Json<Page>> {
     let (limit, after) = (page.limit()?, page.after()?);
-    let listed = app.database.read(move |session| {
-        if !exists(session, &collection)? {
+    let listed = app.database.read(move |transaction| {
+        if !exists(transaction, &collection)? {
             return Ok(None);
         }
         let mut bytes = 0;
@@ -378,7 +375,7 @@ pub(crate) async fn list(
             bytes += value.len();
             bytes >= PAGE_BYTES
         };
-        session.page(sql::LIST_RECORDS, params![collection, after], row, limit, full).map(Some)
+        transaction.page(sql::LIST_RECORDS, params![collection, after], row, limit, full).map(Some)
     });
     let (rows, more) = listed.await?.ok_or_else(|| Problem::not_found("collection"))?;
     let next = rows.last().filter(|_| more).map(|(key, ..)| PageQuery::cursor(key));

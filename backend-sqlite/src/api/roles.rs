@@ -19,7 +19,7 @@ use crate::model::grants::Grant;
 use crate::model::users;
 use crate::problem::{Problem, Result};
 use crate::storage::sql;
-use crate::storage::{Result as DbResult, Session};
+use crate::storage::{Result as DbResult, Transaction};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -39,7 +39,7 @@ fn names(items: &[String]) -> Json<Value> {
 
 /// `GET /v1/roles`
 pub(crate) async fn list(_: Administrator, State(app): State<App>) -> Result<Json<Value>> {
-    let all = app.database.read(|session| session.rows(sql::LIST_ROLES, [], |row| row.get(0)));
+    let all = app.database.read(|transaction| transaction.rows(sql::LIST_ROLES, [], |row| row.get(0)));
     Ok(names(&all.await?))
 }
 
@@ -49,12 +49,12 @@ pub(crate) async fn grants(
     State(app): State<App>,
     Path(role): Path<String>,
 ) -> Result<Json<Value>> {
-    let grants = app.database.read(move |session| {
-        if session.row(sql::ROLE_EXISTS, [&role], |_| Ok(()))?.is_none() {
+    let grants = app.database.read(move |transaction| {
+        if transaction.row(sql::ROLE_EXISTS, [&role], |_| Ok(()))?.is_none() {
             return Ok(None);
         }
         let grant = |row: &rusqlite::Row<'_>| Ok(Grant { permission: row.get(0)?, resource: row.get(1)? });
-        session.rows(sql::GRANTS_OF_ROLE, [&role], grant).map(Some)
+        transaction.rows(sql::GRANTS_OF_ROLE, [&role], grant).map(Some)
     });
     let grants = grants.await?.ok_or_else(|| Problem::not_found("role"))?;
     Ok(Json(json!({"permissions": grants})))
@@ -75,20 +75,20 @@ pub(crate) async fn set_grants(
         return Err(too_many("permissions"));
     }
     body.permissions.iter().try_for_each(Grant::check)?;
-    let changed = app.database.write(move |session| {
-        session.run(sql::ADD_ROLE, [&role])?;
-        session.run(sql::CLEAR_GRANTS, [&role])?;
+    let changed = app.database.write(move |transaction| {
+        transaction.run(sql::ADD_ROLE, [&role])?;
+        transaction.run(sql::CLEAR_GRANTS, [&role])?;
         for grant in &body.permissions {
-            session.run(sql::ADD_GRANT, params![role, grant.permission, grant.resource])?;
+            transaction.run(sql::ADD_GRANT, params![role, grant.permission, grant.resource])?;
         }
-        changes::note(session, Subject::Role(&role))
+        changes::note(transaction, Subject::Role(&role))
     });
     Ok(Json(json!({"revision": changed.await?})))
 }
 
 /// `GET /v1/groups`
 pub(crate) async fn list_groups(_: Administrator, State(app): State<App>) -> Result<Json<Value>> {
-    let all = app.database.read(|session| session.rows(sql::LIST_GROUPS, [], |row| row.get(0)));
+    let all = app.database.read(|transaction| transaction.rows(sql::LIST_GROUPS, [], |row| row.get(0)));
     Ok(names(&all.await?))
 }
 
@@ -98,18 +98,18 @@ pub(crate) async fn show_group(
     State(app): State<App>,
     Path(group): Path<String>,
 ) -> Result<Json<Value>> {
-    let shown = app.database.read(move |session| {
-        if session.row(sql::GROUP_EXISTS, [&group], |_| Ok(()))?.is_none() {
+    let shown = app.database.read(move |transaction| {
+        if transaction.row(sql::GROUP_EXISTS, [&group], |_| Ok(()))?.is_none() {
             return Ok(None);
         }
-        let roles: Vec<String> = session.rows(sql::ROLES_OF_GROUP, [&group], |row| row.get(0))?;
-        Ok(Some(json!({"name": group, "users": members(session, &group)?, "roles": roles})))
+        let roles: Vec<String> = transaction.rows(sql::ROLES_OF_GROUP, [&group], |row| row.get(0))?;
+        Ok(Some(json!({"name": group, "users": members(transaction, &group)?, "roles": roles})))
     });
     shown.await?.map(Json).ok_or_else(|| Problem::not_found("group"))
 }
 
-fn members(session: &Session<'_>, group: &str) -> DbResult<BTreeSet<String>> {
-    Ok(session.rows(sql::MEMBERS_OF_GROUP, [group], |row| row.get(0))?.into_iter().collect())
+fn members(transaction: &Transaction<'_>, group: &str) -> DbResult<BTreeSet<String>> {
+    Ok(transaction.rows(sql::MEMBERS_OF_GROUP, [group], |row| row.get(0))?.into_iter().collect())
 }
 
 fn check_group(group: &str) -> Result<()> {
@@ -130,26 +130,26 @@ pub(crate) async fn set_members(
     if body.users.len() > MOST {
         return Err(too_many("members"));
     }
-    let changed = app.database.write(move |session| {
+    let changed = app.database.write(move |transaction| {
         for id in &body.users {
-            if users::by_id(session, id)?.is_none() {
+            if users::by_id(transaction, id)?.is_none() {
                 let detail = format!("there is no user `{id}`");
                 return Ok(Err(Problem::unprocessable("unknown_user", detail)));
             }
         }
-        session.run(sql::ADD_GROUP, [&group])?;
-        let before = members(session, &group)?;
+        transaction.run(sql::ADD_GROUP, [&group])?;
+        let before = members(transaction, &group)?;
         let after: BTreeSet<String> = body.users.iter().cloned().collect();
         for id in before.difference(&after) {
-            session.run(sql::DROP_MEMBER, [&group, id])?;
+            transaction.run(sql::DROP_MEMBER, [&group, id])?;
         }
         for id in after.difference(&before) {
-            session.run(sql::ADD_MEMBER, [&group, id])?;
+            transaction.run(sql::ADD_MEMBER, [&group, id])?;
         }
         for id in before.symmetric_difference(&after) {
-            changes::note(session, Subject::User(id))?;
+            changes::note(transaction, Subject::User(id))?;
         }
-        changes::revision(session).map(Ok)
+        changes::revision(transaction).map(Ok)
     });
     Ok(Json(json!({"revision": changed.await??})))
 }
@@ -165,16 +165,16 @@ pub(crate) async fn set_group_roles(
     if body.roles.len() > MOST {
         return Err(too_many("roles"));
     }
-    let changed = app.database.write(move |session| {
-        if let Some(unknown) = users::unknown_role(session, &body.roles)? {
+    let changed = app.database.write(move |transaction| {
+        if let Some(unknown) = users::unknown_role(transaction, &body.roles)? {
             return Ok(Err(unknown_role(&unknown)));
         }
-        session.run(sql::ADD_GROUP, [&group])?;
-        session.run(sql::CLEAR_ROLES_OF_GROUP, [&group])?;
+        transaction.run(sql::ADD_GROUP, [&group])?;
+        transaction.run(sql::CLEAR_ROLES_OF_GROUP, [&group])?;
         for role in &body.roles {
-            session.run(sql::ADD_ROLE_TO_GROUP, [&group, role])?;
+            transaction.run(sql::ADD_ROLE_TO_GROUP, [&group, role])?;
         }
-        changes::note(session, Subject::Group(&group)).map(Ok)
+        changes::note(transaction, Subject::Group(&group)).map(Ok)
     });
     Ok(Json(json!({"revision": changed.await??})))
 }
@@ -185,12 +185,12 @@ pub(crate) async fn remove_group(
     State(app): State<App>,
     Path(group): Path<String>,
 ) -> Result<Json<Value>> {
-    let removed = app.database.write(move |session| {
-        if session.run(sql::DROP_GROUP, [&group])? == 0 {
+    let removed = app.database.write(move |transaction| {
+        if transaction.run(sql::DROP_GROUP, [&group])? == 0 {
             return Ok(Err(Problem::not_found("group")));
         }
-        session.run(sql::DROP_ACL_OF_GROUP, [&group])?; // another group of this name is another group
-        changes::note(session, Subject::Group(&group)).map(Ok)
+        transaction.run(sql::DROP_ACL_OF_GROUP, [&group])?; // another group of this name is another group
+        changes::note(transaction, Subject::Group(&group)).map(Ok)
     });
     Ok(Json(json!({"revision": removed.await??})))
 }

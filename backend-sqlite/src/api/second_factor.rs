@@ -21,7 +21,7 @@ use crate::model::users::{self, User};
 use crate::problem::{Problem, Result, internal};
 use crate::random::{fingerprint, random_bytes};
 use crate::storage::sql;
-use crate::storage::{Result as DbResult, Session};
+use crate::storage::{Result as DbResult, Transaction};
 
 /// What authenticator apps show beside the account.
 const ISSUER: &str = "Palisade";
@@ -66,23 +66,23 @@ fn step_of(secret: &[u8], code: &str) -> Option<i64> {
 
 /// Uses up a step: whether neither it nor a later one was used. A step that nobody could have used by now was used under a
 /// clock that was set back since, and says nothing.
-fn use_step(session: &Session<'_>, user: &str, step: i64) -> DbResult<bool> {
+fn use_step(transaction: &Transaction<'_>, user: &str, step: i64) -> DbResult<bool> {
     let latest = step.saturating_add(2 * DRIFT);
-    if session.row(sql::TOTP_STEP_USED, params![user, step, latest], |_| Ok(()))?.is_some() {
+    if transaction.row(sql::TOTP_STEP_USED, params![user, step, latest], |_| Ok(()))?.is_some() {
         return Ok(false);
     }
-    session.run(sql::USE_TOTP_STEP, params![user, step])?;
-    session.run(sql::FORGET_TOTP_STEPS, params![user, REMEMBERED])?;
+    transaction.run(sql::USE_TOTP_STEP, params![user, step])?;
+    transaction.run(sql::FORGET_TOTP_STEPS, params![user, REMEMBERED])?;
     Ok(true)
 }
 
 /// Uses up a code of the app or a recovery code; whether it was good.
-pub(crate) fn use_code(session: &Session<'_>, user: &User, code: &str) -> DbResult<bool> {
+pub(crate) fn use_code(transaction: &Transaction<'_>, user: &User, code: &str) -> DbResult<bool> {
     let Some(secret) = &user.totp_secret else { return Ok(false) };
     if let Some(step) = step_of(secret, code) {
-        return use_step(session, &user.id, step);
+        return use_step(transaction, &user.id, step);
     }
-    Ok(session.run(sql::USE_RECOVERY_CODE, params![user.id, recovery_hash(code)])? > 0)
+    Ok(transaction.run(sql::USE_RECOVERY_CODE, params![user.id, recovery_hash(code)])? > 0)
 }
 
 /// A recovery code, however it is typed.
@@ -107,7 +107,9 @@ pub(crate) async fn enroll(
     let url = totp(&secret, &user.username.replace(':', "_")).map_err(internal)?;
     let otpauth_url = url.to_url().map_err(|error| internal(anyhow::anyhow!("totp: {error}")))?;
     let shown = url.secret().to_base32();
-    app.database.write(move |session| session.run(sql::SET_TOTP_PENDING, params![user.id, secret])).await?;
+    app.database
+        .write(move |transaction| transaction.run(sql::SET_TOTP_PENDING, params![user.id, secret]))
+        .await?;
     Ok(Json(json!({"secret": shown, "otpauth_url": otpauth_url})))
 }
 
@@ -129,21 +131,21 @@ pub(crate) async fn confirm(
     let codes = (0..RECOVERY_CODES).map(|_| recovery_code()).collect::<anyhow::Result<Vec<_>>>();
     let codes = codes.map_err(internal)?;
     let shown = codes.clone();
-    let confirmed = app.database.write(move |session| {
-        let Some(user) = users::by_id(session, &user.id)? else { return Ok(Err(wrong_code())) };
+    let confirmed = app.database.write(move |transaction| {
+        let Some(user) = users::by_id(transaction, &user.id)? else { return Ok(Err(wrong_code())) };
         if user.totp_secret.is_some() {
             return Ok(Err(enrolled()));
         }
         let step = user.totp_pending.as_ref().and_then(|secret| step_of(secret, &code));
         let Some(step) = step else { return Ok(Err(wrong_code())) };
-        session.run(sql::CONFIRM_TOTP, [&user.id])?;
-        use_step(session, &user.id, step)?;
-        session.run(sql::CLEAR_RECOVERY_CODES, [&user.id])?;
+        transaction.run(sql::CONFIRM_TOTP, [&user.id])?;
+        use_step(transaction, &user.id, step)?;
+        transaction.run(sql::CLEAR_RECOVERY_CODES, [&user.id])?;
         for code in &codes {
-            session.run(sql::ADD_RECOVERY_CODE, params![user.id, recovery_hash(code)])?;
+            transaction.run(sql::ADD_RECOVERY_CODE, params![user.id, recovery_hash(code)])?;
         }
         // Roles that need a second factor count from now on.
-        changes::note(session, Subject::User(&user.id)).map(Ok)
+        changes::note(transaction, Subject::User(&user.id)).map(Ok)
     });
     confirmed.await??;
     app.metrics.user_operations.with_label_values(&["totp_confirm"]).inc();
@@ -163,7 +165,7 @@ pub(crate) async fn disable(
     if password.is_some() {
         // Password and code are proved together, which uses the code up.
         reauthentication::require(&app, &holder, Proof { password, totp: Some(code) }).await?;
-        let off = move |session: &Session<'_>| take_off(session, &holder.user.id);
+        let off = move |transaction: &Transaction<'_>| take_off(transaction, &holder.user.id);
         app.database.write(off).await?;
     } else {
         reauthentication::require(&app, &holder, Proof::default()).await?;
@@ -173,23 +175,23 @@ pub(crate) async fn disable(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn take_off(session: &Session<'_>, user: &str) -> DbResult<()> {
-    session.run(sql::DISABLE_TOTP, [user])?;
-    session.run(sql::CLEAR_RECOVERY_CODES, [user])?;
-    changes::note(session, Subject::User(user)).map(drop)
+fn take_off(transaction: &Transaction<'_>, user: &str) -> DbResult<()> {
+    transaction.run(sql::DISABLE_TOTP, [user])?;
+    transaction.run(sql::CLEAR_RECOVERY_CODES, [user])?;
+    changes::note(transaction, Subject::User(user)).map(drop)
 }
 
 async fn disable_with_code(app: &App, holder: &Holder, code: String) -> Result<()> {
     let Holder { user, caller, .. } = holder;
     let Admitted { one, ticket, .. } = proof::admit(app, &user.username, &caller.whereabouts).await?;
     let (rule, id) = (app.accounts.lockout, user.id.clone());
-    let disabled = app.database.write(move |session| {
-        let user = users::by_id(session, &id)?.filter(|user| user.totp_secret.is_some());
+    let disabled = app.database.write(move |transaction| {
+        let user = users::by_id(transaction, &id)?.filter(|user| user.totp_secret.is_some());
         let Some(user) = user else { return Ok(Disabled::Never) };
-        if lockout::is_locked(session, &one)? || !use_code(session, &user, &code)? {
-            return lockout::failed(session, &one, &rule).map(Disabled::Failed);
+        if lockout::is_locked(transaction, &one)? || !use_code(transaction, &user, &code)? {
+            return lockout::failed(transaction, &one, &rule).map(Disabled::Failed);
         }
-        take_off(session, &user.id).map(|()| Disabled::Now)
+        take_off(transaction, &user.id).map(|()| Disabled::Now)
     });
     match disabled.await? {
         Disabled::Now => {

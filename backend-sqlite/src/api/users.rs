@@ -21,7 +21,7 @@ use crate::model::sessions;
 use crate::model::users::{self, Added, NewUser, User};
 use crate::problem::{Problem, Result};
 use crate::storage::sql;
-use crate::storage::{Result as DbResult, Session};
+use crate::storage::{Result as DbResult, Transaction};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -109,21 +109,21 @@ pub(crate) async fn create(
         password_hash,
         roles: new.roles,
     };
-    let added = app.database.write(move |session| users::add(session, &user)).await?;
+    let added = app.database.write(move |transaction| users::add(transaction, &user)).await?;
     app.metrics.user_operations.with_label_values(&["create"]).inc();
     created(added, &new.username)
 }
 
-fn view(session: &Session<'_>, user: &User) -> DbResult<Value> {
+fn view(transaction: &Transaction<'_>, user: &User) -> DbResult<Value> {
     Ok(json!({
         "id": user.id,
         "username": user.username,
         "email": user.email,
         "active": user.active,
-        "locked": lockout::is_locked_somewhere(session, &user.username)?,
+        "locked": lockout::is_locked_somewhere(transaction, &user.username)?,
         "totp": user.totp_secret.is_some(),
-        "roles": users::roles(session, &user.id)?,
-        "groups": permissions::groups(session, &user.id)?,
+        "roles": users::roles(transaction, &user.id)?,
+        "groups": permissions::groups(transaction, &user.id)?,
     }))
 }
 
@@ -135,13 +135,13 @@ pub(crate) async fn list(
 ) -> Result<Json<Value>> {
     let page = PageQuery { limit: by.limit, cursor: by.cursor };
     let (limit, after) = (page.limit()?, page.after()?);
-    let listed = app.database.read(move |session| {
+    let listed = app.database.read(move |transaction| {
         let (users, more) = match &by.username {
-            Some(name) => (users::by_name(session, name)?.into_iter().collect(), false),
-            None => users::page(session, &after, limit)?,
+            Some(name) => (users::by_name(transaction, name)?.into_iter().collect(), false),
+            None => users::page(transaction, &after, limit)?,
         };
         let next = users.last().filter(|_| more).map(|user| PageQuery::cursor(&user.username));
-        let items = users.iter().map(|user| view(session, user)).collect::<DbResult<Vec<_>>>()?;
+        let items = users.iter().map(|user| view(transaction, user)).collect::<DbResult<Vec<_>>>()?;
         Ok((items, next))
     });
     let (items, next) = listed.await?;
@@ -157,9 +157,9 @@ pub(crate) async fn show(
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    let user = app
-        .database
-        .read(move |session| users::by_id(session, &id)?.map(|user| view(session, &user)).transpose());
+    let user = app.database.read(move |transaction| {
+        users::by_id(transaction, &id)?.map(|user| view(transaction, &user)).transpose()
+    });
     user.await?.map(Json).ok_or_else(|| Problem::not_found("user"))
 }
 
@@ -168,12 +168,12 @@ async fn change(
     app: &App,
     operation: &str,
     id: String,
-    work: impl Fn(&Session<'_>, &User) -> DbResult<Result<()>> + Send + 'static,
+    work: impl Fn(&Transaction<'_>, &User) -> DbResult<Result<()>> + Send + 'static,
 ) -> Result<Json<Value>> {
-    let changed = app.database.write(move |session| {
-        let Some(user) = users::by_id(session, &id)? else { return Ok(Err(Problem::not_found("user"))) };
-        match work(session, &user)? {
-            Ok(()) => changes::note(session, Subject::User(&user.id)).map(Ok),
+    let changed = app.database.write(move |transaction| {
+        let Some(user) = users::by_id(transaction, &id)? else { return Ok(Err(Problem::not_found("user"))) };
+        match work(transaction, &user)? {
+            Ok(()) => changes::note(transaction, Subject::User(&user.id)).map(Ok),
             Err(problem) => Ok(Err(problem)),
         }
     });
@@ -192,13 +192,13 @@ pub(crate) async fn set_roles(
     if body.roles.len() > MOST {
         return Err(too_many("roles"));
     }
-    change(&app, "set_roles", id, move |session, user| {
-        if let Some(unknown) = users::unknown_role(session, &body.roles)? {
+    change(&app, "set_roles", id, move |transaction, user| {
+        if let Some(unknown) = users::unknown_role(transaction, &body.roles)? {
             return Ok(Err(unknown_role(&unknown)));
         }
-        session.run(sql::CLEAR_ROLES_OF_USER, [&user.id])?;
+        transaction.run(sql::CLEAR_ROLES_OF_USER, [&user.id])?;
         for role in &body.roles {
-            session.run(sql::ADD_ROLE_TO_USER, [&user.id, role])?;
+            transaction.run(sql::ADD_ROLE_TO_USER, [&user.id, role])?;
         }
         Ok(Ok(()))
     })
@@ -212,11 +212,11 @@ pub(crate) async fn deactivate(
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    change(&app, "deactivate", id, |session, user| {
-        session.run(sql::SET_ACTIVE, rusqlite::params![user.id, false])?;
-        session.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
-        session.run(sql::CLEAR_PLACES, [&user.id])?;
-        sessions::end_all(session, &user.id).map(Ok)
+    change(&app, "deactivate", id, |transaction, user| {
+        transaction.run(sql::SET_ACTIVE, rusqlite::params![user.id, false])?;
+        transaction.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
+        transaction.run(sql::CLEAR_PLACES, [&user.id])?;
+        sessions::end_all(transaction, &user.id).map(Ok)
     })
     .await
 }
@@ -227,8 +227,8 @@ pub(crate) async fn activate(
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    change(&app, "activate", id, |session, user| {
-        session.run(sql::SET_ACTIVE, rusqlite::params![user.id, true]).map(|_| Ok(()))
+    change(&app, "activate", id, |transaction, user| {
+        transaction.run(sql::SET_ACTIVE, rusqlite::params![user.id, true]).map(|_| Ok(()))
     })
     .await
 }
@@ -239,9 +239,9 @@ pub(crate) async fn remove_totp(
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    change(&app, "totp_remove", id, |session, user| {
-        session.run(sql::DISABLE_TOTP, [&user.id])?;
-        session.run(sql::CLEAR_RECOVERY_CODES, [&user.id]).map(|_| Ok(()))
+    change(&app, "totp_remove", id, |transaction, user| {
+        transaction.run(sql::DISABLE_TOTP, [&user.id])?;
+        transaction.run(sql::CLEAR_RECOVERY_CODES, [&user.id]).map(|_| Ok(()))
     })
     .await
 }
@@ -253,9 +253,9 @@ pub(crate) async fn unlock(
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
     let guard = Arc::clone(&app.login_guard);
-    change(&app, "unlock", id, move |session, user| {
+    change(&app, "unlock", id, move |transaction, user| {
         guard.forget(guard.key().name(&user.username));
-        lockout::clear(session, &user.username).map(Ok)
+        lockout::clear(transaction, &user.username).map(Ok)
     })
     .await
 }

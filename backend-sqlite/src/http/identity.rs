@@ -78,7 +78,7 @@ impl FromRequestParts<App> for Account {
             || Problem::new(StatusCode::FORBIDDEN, "account_missing", "needs an account of this service");
         let said = assertion(parts)?;
         let id = said.sub.clone().filter(|_| is_ours(&said)).ok_or_else(missing)?;
-        let user = app.database.read(move |session| users::by_id(session, &id)).await?;
+        let user = app.database.read(move |transaction| users::by_id(transaction, &id)).await?;
         user.filter(|user| user.active).map(Self).ok_or_else(missing)
     }
 }
@@ -127,9 +127,9 @@ impl FromRequestParts<App> for Administrator {
             return Ok(Self);
         }
         let settings = std::sync::Arc::clone(&app.accounts);
-        let holds = app.database.read(move |session| {
-            let Some(user) = users::by_id(session, &id)? else { return Ok(true) };
-            let all = permissions::all_roles(session, &id)?;
+        let holds = app.database.read(move |transaction| {
+            let Some(user) = users::by_id(transaction, &id)? else { return Ok(true) };
+            let all = permissions::all_roles(transaction, &id)?;
             let roles = permissions::counting_roles(&all, &user, &settings.require_totp_for);
             Ok(user.active && roles.iter().any(|role| role == ADMIN))
         });

@@ -11,7 +11,7 @@ use crate::model::login_guard::{Ticket, Whereabouts};
 use crate::model::password_hash;
 use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
-use crate::storage::{Result as DbResult, Session};
+use crate::storage::{Result as DbResult, Transaction};
 
 /// What somebody sends to prove who it is.
 pub(crate) struct Attempt {
@@ -75,7 +75,7 @@ pub(crate) async fn admit(app: &App, name: &str, whereabouts: &Whereabouts) -> R
     let key = app.login_guard.key();
     let (hash, place) = (key.name(name), key.place(whereabouts));
     let typed = name.to_owned();
-    let known = app.database.read(move |session| lockout::known(session, &typed, &place)).await?;
+    let known = app.database.read(move |transaction| lockout::known(transaction, &typed, &place)).await?;
     let ticket = app.login_guard.admit(hash, known.is_some())?;
     let one = Try { name: hash, place: known.unwrap_or(place.network), known: ticket.is_known() };
     Ok(Admitted { one, device_is_known: known.is_some() && known == place.device, ticket })
@@ -86,9 +86,9 @@ pub(crate) async fn judge(app: &App, attempt: Attempt) -> Result<Judged> {
     let Attempt { name, password, totp, whereabouts } = attempt;
     let Admitted { one, device_is_known, ticket } = admit(app, &name, &whereabouts).await?;
     let compare = async {
-        let find = move |session: &Session<'_>| {
-            let user = users::by_name(session, &name)?.filter(|user| user.active);
-            Ok(if lockout::is_locked(session, &one)? { None } else { user })
+        let find = move |transaction: &Transaction<'_>| {
+            let user = users::by_name(transaction, &name)?.filter(|user| user.active);
+            Ok(if lockout::is_locked(transaction, &one)? { None } else { user })
         };
         let user = app.database.read(find).await?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
@@ -130,20 +130,20 @@ impl Judged {
     pub(crate) async fn settle(self, app: &App) -> Result<Proven> {
         let Self { user, totp, one, device_is_known, ticket } = self;
         let rule = app.accounts.lockout;
-        let decide = move |session: &Session<'_>| {
-            let refuse = || lockout::failed(session, &one, &rule).map(Decision::Failed);
+        let decide = move |transaction: &Transaction<'_>| {
+            let refuse = || lockout::failed(transaction, &one, &rule).map(Decision::Failed);
             // Others may have failed while this one was judged.
-            if lockout::is_locked(session, &one)? {
+            if lockout::is_locked(transaction, &one)? {
                 return refuse();
             }
-            let Some(user) = unchanged(session, user.as_ref())? else { return refuse() };
+            let Some(user) = unchanged(transaction, user.as_ref())? else { return refuse() };
             if user.totp_secret.is_some() {
                 let Some(code) = &totp else { return Ok(Decision::TotpRequired) };
-                if !second_factor::use_code(session, &user, code)? {
+                if !second_factor::use_code(transaction, &user, code)? {
                     return refuse();
                 }
             }
-            lockout::succeeded(session, &one)?;
+            lockout::succeeded(transaction, &one)?;
             Ok(Decision::Proven(user))
         };
         Ok(match app.database.write(decide).await? {
@@ -173,8 +173,8 @@ pub(crate) fn count(app: &App, failed: Failed) {
 }
 
 /// The account as it is now, unless its password was changed while it was judged.
-pub(crate) fn unchanged(session: &Session<'_>, judged: Option<&User>) -> DbResult<Option<User>> {
+pub(crate) fn unchanged(transaction: &Transaction<'_>, judged: Option<&User>) -> DbResult<Option<User>> {
     let Some(judged) = judged else { return Ok(None) };
-    let now = users::by_id(session, &judged.id)?;
+    let now = users::by_id(transaction, &judged.id)?;
     Ok(now.filter(|now| now.active && now.password_hash == judged.password_hash))
 }

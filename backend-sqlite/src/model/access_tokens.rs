@@ -173,7 +173,7 @@ pub(crate) struct NewPair {
 
 /// The key in the database, made when there is none yet.
 async fn stored_key(database: &Database) -> anyhow::Result<Vec<u8>> {
-    let stored = database.read(|session| session.row(sql::SIGNING_KEY, [], |row| row.get(0))).await?;
+    let stored = database.read(|transaction| transaction.row(sql::SIGNING_KEY, [], |row| row.get(0))).await?;
     if let Some(stored) = stored {
         return Ok(stored);
     }
@@ -182,6 +182,6 @@ async fn stored_key(database: &Database) -> anyhow::Result<Vec<u8>> {
         .as_ref()
         .to_vec();
     let kept = pkcs8.clone();
-    database.write(move |session| session.run(sql::ADD_SIGNING_KEY, params![kept, now()])).await?;
+    database.write(move |transaction| transaction.run(sql::ADD_SIGNING_KEY, params![kept, now()])).await?;
     Ok(pkcs8)
 }

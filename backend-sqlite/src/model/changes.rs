@@ -17,7 +17,7 @@ use crate::http::app::App;
 use crate::http::extract::Query;
 use crate::problem::Result;
 use crate::storage::sql;
-use crate::storage::{self, Database, Session};
+use crate::storage::{self, Database, Transaction};
 
 /// How long a question waits for news before it is told that there is none.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub(crate) enum Subject<'a> {
 }
 
 /// Numbers a change, in the transaction that makes it.
-pub(crate) fn note(session: &Session<'_>, subject: Subject<'_>) -> storage::Result<i64> {
+pub(crate) fn note(transaction: &Transaction<'_>, subject: Subject<'_>) -> storage::Result<i64> {
     let (kind, name, permission, resource, until) = match subject {
         Subject::User(id) => ("user", id, None, None, None),
         Subject::Role(name) => ("role", name, None, None, None),
@@ -61,20 +61,20 @@ pub(crate) fn note(session: &Session<'_>, subject: Subject<'_>) -> storage::Resu
         Subject::Token(jti, until) => ("token", jti, None, None, Some(until)),
     };
     let values = params![kind, name, permission, resource, until, now()];
-    let revision = session.row(sql::ADD_CHANGE, values, |row| row.get(0))?.unwrap_or_default();
-    session.announce(revision);
+    let revision = transaction.row(sql::ADD_CHANGE, values, |row| row.get(0))?.unwrap_or_default();
+    transaction.announce(revision);
     Ok(revision)
 }
 
 /// The number of the last change.
-pub(crate) fn revision(session: &Session<'_>) -> storage::Result<i64> {
-    Ok(session.row(sql::REVISION, [], |row| row.get(0))?.unwrap_or_default())
+pub(crate) fn revision(transaction: &Transaction<'_>) -> storage::Result<i64> {
+    Ok(transaction.row(sql::REVISION, [], |row| row.get(0))?.unwrap_or_default())
 }
 
 /// Forgets what no gateway needs any more.
-pub(crate) fn sweep(session: &Session<'_>) -> storage::Result<usize> {
-    let last = revision(session)?;
-    session.run(sql::DROP_OLD_CHANGES, params![last - REMEMBERED, now()])
+pub(crate) fn sweep(transaction: &Transaction<'_>) -> storage::Result<usize> {
+    let last = revision(transaction)?;
+    transaction.run(sql::DROP_OLD_CHANGES, params![last - REMEMBERED, now()])
 }
 
 /// A change as a gateway reads it.
@@ -146,16 +146,16 @@ pub(crate) async fn feed(State(app): State<App>, Query(since): Query<Since>) -> 
     let mut commits = followers.commits();
     if let Some(after) = since.revoked_after {
         let run = followers.run().to_owned();
-        let rest = app.database.read(move |session| {
-            let changes = session.rows(sql::REVOKED_TOKENS, [now(), after, MOST], change)?;
-            Ok(News::of(revision(session)?, run, false, changes))
+        let rest = app.database.read(move |transaction| {
+            let changes = transaction.rows(sql::REVOKED_TOKENS, [now(), after, MOST], change)?;
+            Ok(News::of(revision(transaction)?, run, false, changes))
         });
         return Ok(Json(rest.await?));
     }
     let known = since.revision.filter(|_| since.run.as_deref() == Some(followers.run()));
     loop {
         let run = followers.run().to_owned();
-        let news = app.database.read(move |session| news_since(session, known, run)).await?;
+        let news = app.database.read(move |transaction| news_since(transaction, known, run)).await?;
         if news.reset || !news.changes.is_empty() || Instant::now() >= deadline {
             return Ok(Json(news));
         }
@@ -163,14 +163,14 @@ pub(crate) async fn feed(State(app): State<App>, Query(since): Query<Since>) -> 
     }
 }
 
-fn news_since(session: &Session<'_>, known: Option<i64>, run: String) -> storage::Result<News> {
+fn news_since(transaction: &Transaction<'_>, known: Option<i64>, run: String) -> storage::Result<News> {
     // INVARIANT: the revision is read before the changes. One that comes between the two is told twice, never missed.
-    let last = revision(session)?;
+    let last = revision(transaction)?;
     let Some(known) = known.filter(|known| (last - REMEMBERED..=last).contains(known)) else {
-        let changes = session.rows(sql::REVOKED_TOKENS, [now(), 0, MOST], change)?;
+        let changes = transaction.rows(sql::REVOKED_TOKENS, [now(), 0, MOST], change)?;
         return Ok(News::of(last, run, true, changes));
     };
-    let changes = session.rows(sql::CHANGES_AFTER, [known, MOST], change)?;
+    let changes = transaction.rows(sql::CHANGES_AFTER, [known, MOST], change)?;
     let revision = changes.last().map_or(known, |change| change.revision);
     Ok(News::of(revision, run, false, changes))
 }
@@ -181,10 +181,10 @@ pub(crate) async fn sweep_for_ever(database: Database) {
     loop {
         // What fails is logged, and tried again next time.
         let _ = database
-            .write(|session| {
-                sweep(session)?;
-                session.run(sql::DROP_OLD_SESSIONS, [now() - 3_600])?;
-                crate::model::lockout::sweep(session)
+            .write(|transaction| {
+                sweep(transaction)?;
+                transaction.run(sql::DROP_OLD_SESSIONS, [now() - 3_600])?;
+                crate::model::lockout::sweep(transaction)
             })
             .await;
         tokio::time::sleep(EVERY).await;

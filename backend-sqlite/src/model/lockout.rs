@@ -10,7 +10,7 @@ use crate::clock::{now, seconds};
 use crate::config::Lockout;
 use crate::model::login_guard::{Hash, HashKey, KNOWN_FOR, MOST_PLACES, Place};
 use crate::storage::sql;
-use crate::storage::{Result, Session};
+use crate::storage::{Result, Transaction};
 
 /// A name, and the place from which somebody tries.
 #[derive(Clone, Copy, Debug)]
@@ -32,81 +32,81 @@ pub(crate) struct Failed {
 }
 
 /// Which of `place` the account of `name` knows, the device before the network.
-pub(crate) fn known(session: &Session<'_>, name: &str, place: &Place) -> Result<Option<Hash>> {
+pub(crate) fn known(transaction: &Transaction<'_>, name: &str, place: &Place) -> Result<Option<Hash>> {
     let device = place.device.unwrap_or(place.network);
     let since = now().saturating_sub(KNOWN_FOR);
     let known: Vec<Vec<u8>> =
-        session.rows(sql::KNOWN_PLACES, params![name, place.network, device, since], |row| row.get(0))?;
+        transaction.rows(sql::KNOWN_PLACES, params![name, place.network, device, since], |row| row.get(0))?;
     let one_of = |hash: &Hash| known.iter().any(|known| known == hash).then_some(*hash);
     Ok(one_of(&device).or_else(|| one_of(&place.network)))
 }
 
 /// The account `user` knows these places from now on.
-pub(crate) fn remember(session: &Session<'_>, user: &str, place: &Place) -> Result<()> {
+pub(crate) fn remember(transaction: &Transaction<'_>, user: &str, place: &Place) -> Result<()> {
     for hash in [Some(place.network), place.device].into_iter().flatten() {
-        session.run(sql::REMEMBER_PLACE, params![user, hash, now()])?;
+        transaction.run(sql::REMEMBER_PLACE, params![user, hash, now()])?;
     }
-    session.run(sql::DROP_LEAST_USED_PLACES, params![user, MOST_PLACES]).map(drop)
+    transaction.run(sql::DROP_LEAST_USED_PLACES, params![user, MOST_PLACES]).map(drop)
 }
 
 /// Lets no lock last longer than `rule` says now: it may have been made under another, or by a clock that was ahead.
-pub(crate) fn follow_rule(session: &Session<'_>, rule: &Lockout) -> Result<()> {
-    session.run(sql::SHORTEN_LOCKS, [now().saturating_add(seconds(rule.duration))]).map(drop)
+pub(crate) fn follow_rule(transaction: &Transaction<'_>, rule: &Lockout) -> Result<()> {
+    transaction.run(sql::SHORTEN_LOCKS, [now().saturating_add(seconds(rule.duration))]).map(drop)
 }
 
 /// Whether the place is locked out of the name.
-pub(crate) fn is_locked(session: &Session<'_>, one: &Try) -> Result<bool> {
+pub(crate) fn is_locked(transaction: &Transaction<'_>, one: &Try) -> Result<bool> {
     let until: Option<i64> =
-        session.row(sql::LOCKED_UNTIL, params![one.name, one.place], |row| row.get(0))?;
+        transaction.row(sql::LOCKED_UNTIL, params![one.name, one.place], |row| row.get(0))?;
     Ok(until.is_some_and(|until| until > now()))
 }
 
 /// Whether any place is locked out of the name.
-pub(crate) fn is_locked_somewhere(session: &Session<'_>, name: &str) -> Result<bool> {
-    let name = HashKey::load(session)?.name(name);
-    Ok(session.row(sql::LOCKED_SOMEWHERE, params![name, now()], |_| Ok(()))?.is_some())
+pub(crate) fn is_locked_somewhere(transaction: &Transaction<'_>, name: &str) -> Result<bool> {
+    let name = HashKey::load(transaction)?.name(name);
+    Ok(transaction.row(sql::LOCKED_SOMEWHERE, params![name, now()], |_| Ok(()))?.is_some())
 }
 
 /// Counts a failure.
-pub(crate) fn failed(session: &Session<'_>, one: &Try, rule: &Lockout) -> Result<Failed> {
+pub(crate) fn failed(transaction: &Transaction<'_>, one: &Try, rule: &Lockout) -> Result<Failed> {
     let now = now();
     let in_a_row = if one.known {
         0
     } else {
-        session.row(sql::COUNT_GUESS, params![one.name, now], |row| row.get(0))?.unwrap_or_default()
+        transaction.row(sql::COUNT_GUESS, params![one.name, now], |row| row.get(0))?.unwrap_or_default()
     };
     let window_began = now.saturating_sub(seconds(rule.window));
-    let count: u32 = session
+    let count: u32 = transaction
         .row(sql::COUNT_FAILURE, params![one.name, one.place, now, window_began], |row| row.get(0))?
         .unwrap_or_default();
     let until = now.saturating_add(seconds(rule.duration));
-    let locked =
-        count >= rule.failures && session.run(sql::LOCK_PLACE, params![one.name, one.place, until, now])? > 0;
+    let locked = count >= rule.failures
+        && transaction.run(sql::LOCK_PLACE, params![one.name, one.place, until, now])? > 0;
     Ok(Failed { locked, in_a_row })
 }
 
 /// Somebody proved to be the owner: nothing is held against the name, nor against the place.
-pub(crate) fn succeeded(session: &Session<'_>, one: &Try) -> Result<()> {
-    session.run(sql::CLEAR_FAILURES_OF_PLACE, params![one.name, one.place])?;
-    session.run(sql::CLEAR_GUESSES, params![one.name]).map(drop)
+pub(crate) fn succeeded(transaction: &Transaction<'_>, one: &Try) -> Result<()> {
+    transaction.run(sql::CLEAR_FAILURES_OF_PLACE, params![one.name, one.place])?;
+    transaction.run(sql::CLEAR_GUESSES, params![one.name]).map(drop)
 }
 
 /// Forgets the failures at a name, and lets every place try again.
-pub(crate) fn clear(session: &Session<'_>, name: &str) -> Result<()> {
-    let name = HashKey::load(session)?.name(name);
-    session.run(sql::CLEAR_GUESSES, params![name])?;
-    session.run(sql::CLEAR_FAILURES, params![name]).map(drop)
+pub(crate) fn clear(transaction: &Transaction<'_>, name: &str) -> Result<()> {
+    let name = HashKey::load(transaction)?.name(name);
+    transaction.run(sql::CLEAR_GUESSES, params![name])?;
+    transaction.run(sql::CLEAR_FAILURES, params![name]).map(drop)
 }
 
 /// The most rows of a kind that are kept of failures, some 10 MiB: names can be made up.
 const MOST_KEPT: i64 = 100_000;
 
 /// Drops what is too old to matter, or too much.
-pub(crate) fn sweep(session: &Session<'_>) -> Result<()> {
+pub(crate) fn sweep(transaction: &Transaction<'_>) -> Result<()> {
     let forgotten = now() - 24 * 3_600;
-    session.run(sql::DROP_FAILURES_BEYOND, [MOST_KEPT])?;
-    session.run(sql::DROP_GUESSES_BEYOND, [MOST_KEPT])?;
-    session.run(sql::DROP_OLD_FAILURES, [forgotten, now()])?;
-    session.run(sql::DROP_OLD_GUESSES, [forgotten])?;
-    session.run(sql::DROP_OLD_PLACES, [now() - KNOWN_FOR]).map(drop)
+    transaction.run(sql::DROP_FAILURES_BEYOND, [MOST_KEPT])?;
+    transaction.run(sql::DROP_GUESSES_BEYOND, [MOST_KEPT])?;
+    transaction.run(sql::DROP_OLD_FAILURES, [forgotten, now()])?;
+    transaction.run(sql::DROP_OLD_GUESSES, [forgotten])?;
+    transaction.run(sql::DROP_OLD_PLACES, [now() - KNOWN_FOR]).map(drop)
 }

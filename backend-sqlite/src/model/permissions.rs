@@ -21,7 +21,7 @@ use crate::model::changes;
 use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
 use crate::storage::sql;
-use crate::storage::{self, Session};
+use crate::storage::{self, Transaction};
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -95,10 +95,10 @@ pub(crate) async fn answer(
 async fn answers(app: &App, questions: Vec<Question>) -> Result<Vec<TracedAnswer>> {
     let started = Instant::now();
     let settings = std::sync::Arc::clone(&app.accounts);
-    let answers = app.database.read(move |session| {
+    let answers = app.database.read(move |transaction| {
         questions
             .iter()
-            .map(|one| judge(session, one, &settings.require_totp_for))
+            .map(|one| judge(transaction, one, &settings.require_totp_for))
             .collect::<storage::Result<Vec<_>>>()
     });
     let answers = answers.await?;
@@ -112,31 +112,35 @@ async fn answers(app: &App, questions: Vec<Question>) -> Result<Vec<TracedAnswer
 }
 
 fn judge(
-    session: &Session<'_>,
+    transaction: &Transaction<'_>,
     question: &Question,
     second_factor: &[String],
 ) -> storage::Result<TracedAnswer> {
     // INVARIANT: the revision is read before anything else. A change in between makes the answer newer than it says,
     // never older.
-    let revision = changes::revision(session)?;
-    let user = account_of(session, &question.user, question.issuer.as_deref())?;
+    let revision = changes::revision(transaction)?;
+    let user = account_of(transaction, &question.user, question.issuer.as_deref())?;
     let Some(user) = user.filter(|user| user.active) else {
         let answer = Answer { allowed: false, reason: "no active account".to_owned(), revision };
         return Ok(TracedAnswer { answer, roles: Vec::new(), groups: Vec::new() });
     };
-    let all = all_roles(session, &user.id)?;
+    let all = all_roles(transaction, &user.id)?;
     let counting = counting_roles(&all, &user, second_factor);
-    let groups = groups(session, &user.id)?;
-    let (allowed, reason) = decide(session, question, (&counting, &all), &groups)?;
+    let groups = groups(transaction, &user.id)?;
+    let (allowed, reason) = decide(transaction, question, (&counting, &all), &groups)?;
     Ok(TracedAnswer { answer: Answer { allowed, reason, revision }, roles: all, groups })
 }
 
 /// The account that is meant: another issuer's subject is nobody here, whatever its id.
-fn account_of(session: &Session<'_>, id: &str, issuer: Option<&str>) -> storage::Result<Option<User>> {
+fn account_of(
+    transaction: &Transaction<'_>,
+    id: &str,
+    issuer: Option<&str>,
+) -> storage::Result<Option<User>> {
     if issuer.is_some_and(|issuer| issuer != access_tokens::ISSUER) {
         return Ok(None);
     }
-    users::by_id(session, id)
+    users::by_id(transaction, id)
 }
 
 /// Whose roles the gateway asks for.
@@ -162,13 +166,13 @@ pub(crate) async fn roles(
     Body(asked): Body<Asked>,
 ) -> Result<Json<HeldRoles>> {
     let settings = std::sync::Arc::clone(&app.accounts);
-    let held = app.database.read(move |session| {
-        let revision = changes::revision(session)?; // first, as in `judge`
-        let Some(user) = account_of(session, &asked.user, asked.issuer.as_deref())? else {
+    let held = app.database.read(move |transaction| {
+        let revision = changes::revision(transaction)?; // first, as in `judge`
+        let Some(user) = account_of(transaction, &asked.user, asked.issuer.as_deref())? else {
             return Ok(HeldRoles { revision, roles: None, groups: Vec::new() });
         };
-        let groups = groups(session, &user.id)?;
-        let all = if user.active { all_roles(session, &user.id)? } else { Vec::new() };
+        let groups = groups(transaction, &user.id)?;
+        let all = if user.active { all_roles(transaction, &user.id)? } else { Vec::new() };
         let roles = counting_roles(&all, &user, &settings.require_totp_for);
         Ok(HeldRoles { revision, roles: Some(roles), groups })
     });
@@ -176,23 +180,24 @@ pub(crate) async fn roles(
 }
 
 fn decide(
-    session: &Session<'_>,
+    transaction: &Transaction<'_>,
     question: &Question,
     (counting, all): (&[String], &[String]),
     groups: &[String],
 ) -> storage::Result<(bool, String)> {
     let [roles, all, groups] = [counting, all, groups].map(|names| json!(names).to_string());
     let Question { user, permission, resource, .. } = question;
-    let entry: Option<(String, String, String, String)> =
-        session.row(sql::DECIDING_ACL, params![user, roles, groups, permission, resource, all], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-        })?;
+    let entry: Option<(String, String, String, String)> = transaction.row(
+        sql::DECIDING_ACL,
+        params![user, roles, groups, permission, resource, all],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+    )?;
     if let Some((kind, principal, on, effect)) = entry {
         let verb = if effect == "deny" { "denied" } else { "allowed" };
         return Ok((effect != "deny", format!("{verb} to {kind} {principal} on {on}")));
     }
     let grant: Option<(String, String)> =
-        session.row(sql::DECIDING_GRANT, params![roles, permission, resource], |row| {
+        transaction.row(sql::DECIDING_GRANT, params![roles, permission, resource], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })?;
     Ok(match grant {
@@ -202,8 +207,8 @@ fn decide(
 }
 
 /// The roles of an account, its own and those of its groups.
-pub(crate) fn all_roles(session: &Session<'_>, user: &str) -> storage::Result<Vec<String>> {
-    session.rows(sql::EFFECTIVE_ROLES, [user], |row| row.get(0))
+pub(crate) fn all_roles(transaction: &Transaction<'_>, user: &str) -> storage::Result<Vec<String>> {
+    transaction.rows(sql::EFFECTIVE_ROLES, [user], |row| row.get(0))
 }
 
 /// Those of `roles` that count: without a second factor, those that need none.
@@ -213,8 +218,8 @@ pub(crate) fn counting_roles(roles: &[String], user: &User, second_factor: &[Str
 }
 
 /// The groups of an account.
-pub(crate) fn groups(session: &Session<'_>, user: &str) -> storage::Result<Vec<String>> {
-    session.rows(sql::GROUPS_OF_USER, [user], |row| row.get(0))
+pub(crate) fn groups(transaction: &Transaction<'_>, user: &str) -> storage::Result<Vec<String>> {
+    transaction.rows(sql::GROUPS_OF_USER, [user], |row| row.get(0))
 }
 
 /// `GET /v1/users/{id}/permissions`: all that an account may do, and what is denied to it.
@@ -224,21 +229,21 @@ pub(crate) async fn effective(
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
     let settings = std::sync::Arc::clone(&app.accounts);
-    let listed = app.database.read(move |session| {
-        let revision = changes::revision(session)?;
-        let Some(user) = users::by_id(session, &id)? else { return Ok(None) };
-        let roles = counting_roles(&all_roles(session, &id)?, &user, &settings.require_totp_for);
-        let groups = groups(session, &id)?;
+    let listed = app.database.read(move |transaction| {
+        let revision = changes::revision(transaction)?;
+        let Some(user) = users::by_id(transaction, &id)? else { return Ok(None) };
+        let roles = counting_roles(&all_roles(transaction, &id)?, &user, &settings.require_totp_for);
+        let groups = groups(transaction, &id)?;
         let mut permissions = Vec::new();
         for role in &roles {
-            permissions.extend(session.rows(sql::GRANTS_OF_ROLE, [role], |row| {
+            permissions.extend(transaction.rows(sql::GRANTS_OF_ROLE, [role], |row| {
                 let (permission, resource): (String, String) = (row.get(0)?, row.get(1)?);
                 let via = format!("role:{role}");
                 Ok(json!({"permission": permission, "resource": resource, "effect": "allow", "via": via}))
             })?);
         }
         let principals = params![id, json!(roles).to_string(), json!(groups).to_string()];
-        permissions.extend(session.rows(sql::ACL_OF_PRINCIPALS, principals, |row| {
+        permissions.extend(transaction.rows(sql::ACL_OF_PRINCIPALS, principals, |row| {
             let (kind, principal): (String, String) = (row.get(0)?, row.get(1)?);
             Ok(json!({
                 "permission": row.get::<_, String>(2)?,

@@ -10,7 +10,7 @@ use crate::model::changes::{self, Subject};
 use crate::model::lockout;
 use crate::model::sessions;
 use crate::storage::sql;
-use crate::storage::{Result, Session};
+use crate::storage::{Result, Transaction};
 
 /// One account.
 #[derive(Clone, Debug)]
@@ -69,72 +69,72 @@ fn user(row: &rusqlite::Row<'_>) -> rusqlite::Result<User> {
     })
 }
 
-pub(crate) fn by_name(session: &Session<'_>, name: &str) -> Result<Option<User>> {
-    session.row(sql::USER_BY_NAME, [name], user)
+pub(crate) fn by_name(transaction: &Transaction<'_>, name: &str) -> Result<Option<User>> {
+    transaction.row(sql::USER_BY_NAME, [name], user)
 }
 
-pub(crate) fn by_id(session: &Session<'_>, id: &str) -> Result<Option<User>> {
-    session.row(sql::USER_BY_ID, [id], user)
+pub(crate) fn by_id(transaction: &Transaction<'_>, id: &str) -> Result<Option<User>> {
+    transaction.row(sql::USER_BY_ID, [id], user)
 }
 
 /// Active accounts with this address, whatever the case of its letters. Those for which it is verified come first, then
 /// the older ones: whoever registers somebody else's address comes after its owner.
-pub(crate) fn by_email(session: &Session<'_>, email: &str) -> Result<Vec<User>> {
-    session.rows(sql::USERS_BY_EMAIL, [email], user)
+pub(crate) fn by_email(transaction: &Transaction<'_>, email: &str) -> Result<Vec<User>> {
+    transaction.rows(sql::USERS_BY_EMAIL, [email], user)
 }
 
 /// Accounts in the order of their names, after `after`; and whether there are more.
-pub(crate) fn page(session: &Session<'_>, after: &str, limit: usize) -> Result<(Vec<User>, bool)> {
-    session.page(sql::LIST_USERS, [after], user, limit, |_| false)
+pub(crate) fn page(transaction: &Transaction<'_>, after: &str, limit: usize) -> Result<(Vec<User>, bool)> {
+    transaction.page(sql::LIST_USERS, [after], user, limit, |_| false)
 }
 
-pub(crate) fn count(session: &Session<'_>) -> Result<i64> {
-    Ok(session.row(sql::COUNT_USERS, [], |row| row.get(0))?.unwrap_or_default())
+pub(crate) fn count(transaction: &Transaction<'_>) -> Result<i64> {
+    Ok(transaction.row(sql::COUNT_USERS, [], |row| row.get(0))?.unwrap_or_default())
 }
 
 /// The roles that were given to the account itself.
-pub(crate) fn roles(session: &Session<'_>, id: &str) -> Result<Vec<String>> {
-    session.rows(sql::ROLES_OF_USER, [id], |row| row.get(0))
+pub(crate) fn roles(transaction: &Transaction<'_>, id: &str) -> Result<Vec<String>> {
+    transaction.rows(sql::ROLES_OF_USER, [id], |row| row.get(0))
 }
 
 /// Adds an account with roles that exist.
-pub(crate) fn add(session: &Session<'_>, new: &NewUser) -> Result<Added> {
-    if by_name(session, &new.username)?.is_some() {
+pub(crate) fn add(transaction: &Transaction<'_>, new: &NewUser) -> Result<Added> {
+    if by_name(transaction, &new.username)?.is_some() {
         return Ok(Added::Taken);
     }
-    if let Some(unknown) = unknown_role(session, &new.roles)? {
+    if let Some(unknown) = unknown_role(transaction, &new.roles)? {
         return Ok(Added::UnknownRole(unknown));
     }
     let id = uuid::Uuid::now_v7().to_string();
     let NewUser { username, email, email_verified, password_hash, .. } = new;
-    session.run(sql::ADD_USER, params![id, username, email, password_hash, now(), email_verified])?;
+    transaction.run(sql::ADD_USER, params![id, username, email, password_hash, now(), email_verified])?;
     for role in &new.roles {
-        session.run(sql::ADD_ROLE_TO_USER, params![id, role])?;
+        transaction.run(sql::ADD_ROLE_TO_USER, params![id, role])?;
     }
-    changes::note(session, Subject::User(&id))?;
+    changes::note(transaction, Subject::User(&id))?;
     Ok(Added::Id(id))
 }
 
 /// Sets a password for an account that somebody else may have had: whatever let him in ends, API keys included.
-pub(crate) fn reset_password(session: &Session<'_>, user: &User, hash: &str) -> Result<()> {
-    api_keys::remove_all(session, &user.id)?;
-    set_password(session, user, hash)
+pub(crate) fn reset_password(transaction: &Transaction<'_>, user: &User, hash: &str) -> Result<()> {
+    api_keys::remove_all(transaction, &user.id)?;
+    set_password(transaction, user, hash)
 }
 
 /// Sets a password, and ends whatever the old one began: sessions, what failed, and the places that are known.
-pub(crate) fn set_password(session: &Session<'_>, user: &User, hash: &str) -> Result<()> {
-    session.run(sql::SET_PASSWORD, params![user.id, hash, now()])?;
-    session.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
-    session.run(sql::DROP_RESET_REQUESTS_OF, [&user.id])?; // a mail that comes late would open the account again
-    session.run(sql::CLEAR_PLACES, [&user.id])?;
-    lockout::clear(session, &user.username)?;
-    sessions::end_all(session, &user.id)
+pub(crate) fn set_password(transaction: &Transaction<'_>, user: &User, hash: &str) -> Result<()> {
+    transaction.run(sql::SET_PASSWORD, params![user.id, hash, now()])?;
+    transaction.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
+    transaction.run(sql::DROP_RESET_REQUESTS_OF, [&user.id])?; // a mail that comes late would open the account again
+    transaction.run(sql::CLEAR_PLACES, [&user.id])?;
+    lockout::clear(transaction, &user.username)?;
+    sessions::end_all(transaction, &user.id)
 }
 
 /// The first of `roles` that does not exist.
-pub(crate) fn unknown_role(session: &Session<'_>, roles: &[String]) -> Result<Option<String>> {
+pub(crate) fn unknown_role(transaction: &Transaction<'_>, roles: &[String]) -> Result<Option<String>> {
     for role in roles {
-        if session.row(sql::ROLE_EXISTS, [role], |_| Ok(()))?.is_none() {
+        if transaction.row(sql::ROLE_EXISTS, [role], |_| Ok(()))?.is_none() {
             return Ok(Some(role.clone()));
         }
     }

@@ -68,7 +68,7 @@ impl Followers {
     }
 
     /// Wakes the gateways after a commit, and waits until those that are there have taken it in.
-    pub(crate) async fn tell(&self, revision: i64) {
+    pub(crate) async fn notify(&self, revision: i64) {
         let mut confirmations = self.confirmations.subscribe();
         self.commits.send_replace(revision);
         let all_know = async {
@@ -112,7 +112,7 @@ mod tests {
         let first = followers.asks("one", 1);
         let telling = tokio::spawn({
             let followers = std::sync::Arc::clone(&followers);
-            async move { followers.tell(2).await }
+            async move { followers.notify(2).await }
         });
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!telling.is_finished(), "one has not taken it in");
@@ -120,7 +120,7 @@ mod tests {
         let _second = followers.asks("one", 2);
         telling.await.unwrap();
         let begun = tokio::time::Instant::now();
-        followers.tell(3).await;
+        followers.notify(3).await;
         assert_eq!(begun.elapsed(), AT_MOST, "who does not answer holds nobody up for longer");
     }
 }

@@ -6,8 +6,8 @@ use anyhow::{Context as _, bail};
 use rusqlite::{Connection, TransactionBehavior};
 use tracing::warn;
 
-use super::Result;
-use crate::storage::sql;
+use super::error::Result;
+use super::sql;
 
 /// Refuses a file whose write-ahead log alone is there: SQLite would take it for a new database and delete the log.
 pub(super) fn check_parts(path: &Path) -> anyhow::Result<()> {

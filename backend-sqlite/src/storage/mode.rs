@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::ErrorCode;
 use tracing::{error, info};
 
-use crate::storage::DbError;
+use super::error::DbError;
 
 /// How often it is tried whether writing works again.
 pub(crate) const TRY_EVERY: Duration = Duration::from_secs(2);

@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 
 use crate::random::random_token;
 use crate::storage::sql;
-use crate::storage::{Result, Session};
+use crate::storage::{Result, Transaction};
 
 /// The cookie that a device is known by.
 const COOKIE: &str = "palisade_device";
@@ -29,8 +29,8 @@ pub(crate) struct HashKey(hmac::Key);
 
 impl HashKey {
     /// The key of this database.
-    pub(crate) fn load(session: &Session<'_>) -> Result<Self> {
-        let key: Option<Vec<u8>> = session.row(sql::GUARD_KEY, [], |row| row.get(0))?;
+    pub(crate) fn load(transaction: &Transaction<'_>) -> Result<Self> {
+        let key: Option<Vec<u8>> = transaction.row(sql::GUARD_KEY, [], |row| row.get(0))?;
         Ok(Self::of(&key.unwrap_or_default()))
     }
 
