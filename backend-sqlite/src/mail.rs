@@ -15,7 +15,7 @@ use crate::config::secrets::Secret;
 use crate::config::{MailConfig, Profile};
 
 /// For one exchange with the SMTP server.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const SEND_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Sends mail.
 pub(crate) struct Mail {
@@ -175,7 +175,7 @@ fn server(url: &str, password: Option<&Secret>) -> anyhow::Result<AsyncSmtpTrans
         parsed.set_query(None);
     }
     let mut builder =
-        AsyncSmtpTransport::<Tokio1Executor>::from_url(parsed.as_str())?.timeout(Some(PATIENCE));
+        AsyncSmtpTransport::<Tokio1Executor>::from_url(parsed.as_str())?.timeout(Some(SEND_TIMEOUT));
     if let (Some(password), Some(user)) = (password, user) {
         let password = String::from_utf8_lossy(password.expose()).into_owned();
         builder = builder.credentials(Credentials::new(user, password));

@@ -8,6 +8,7 @@ mod config;
 mod healthcheck;
 mod http;
 mod mail;
+mod maintenance;
 mod model;
 mod observe;
 mod outbox;

@@ -41,6 +41,23 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
     }
 
+    pub(crate) fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, detail)
+    }
+
+    pub(crate) fn forbidden(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, code, detail)
+    }
+
+    /// Nothing is wrong with the request: it may succeed later.
+    pub(crate) fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
+    }
+
+    pub(crate) fn precondition_failed(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", detail)
+    }
+
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "malformed_request", detail)
     }
@@ -115,6 +132,17 @@ impl From<DbError> for Problem {
 pub(crate) enum Failure {
     Database(DbError),
     Refused(Problem),
+}
+
+impl Failure {
+    /// A refusal says more, under a name of its own.
+    #[must_use]
+    pub(crate) fn with(self, name: &'static str, value: impl FnOnce() -> Value) -> Self {
+        match self {
+            Self::Refused(problem) => Self::Refused(problem.with(name, value())),
+            database => database,
+        }
+    }
 }
 
 impl From<DbError> for Failure {

@@ -5,11 +5,11 @@ use std::io::Read as _;
 
 use anyhow::{Context as _, bail};
 
-use crate::api::users::{NAME, is_name};
 use crate::config::cli::{DatabasePlace, UserCommand};
 use crate::config::{Config, Profile};
-use crate::model::password_hash;
+use crate::model::names::{NAME, is_name};
 use crate::model::users::{self, Added, NewUser, User};
+use crate::model::{credentials, password_hash, password_rules};
 use crate::observe::metrics::Metrics;
 use crate::random::random_token;
 use crate::storage::{Database, Transaction};
@@ -40,7 +40,7 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
             let password = Password::new(password_stdin, &config, &name)?;
             let (hash, username) = (password_hash::hash(&password.text)?, name.clone());
             let set = move |transaction: &Transaction<'_>| match users::by_name(transaction, &username)? {
-                Some(user) => users::reset_password(transaction, &user, &hash).map(|()| true),
+                Some(user) => credentials::reset_password(transaction, &user, &hash).map(|()| true),
                 None => Ok(false),
             };
             if !database.write(set).await? {
@@ -52,7 +52,7 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
             let (database, _) = open(&place, environment)?;
             let listed = database.read(|transaction| {
                 let (users, _) = users::page(transaction, "", usize::MAX)?;
-                let with_roles = |user: User| Ok((users::roles(transaction, &user.id)?, user));
+                let with_roles = |user: User| Ok((users::own_roles(transaction, &user.id)?, user));
                 users.into_iter().map(with_roles).collect::<crate::storage::Result<Vec<_>>>()
             });
             for (roles, user) in listed.await? {
@@ -98,9 +98,9 @@ impl Password {
             return Ok(Self { text: random_token()?, made: true });
         }
         let text = read_stdin()?;
-        // Whoever reads and writes the database is not told how strong a password has to be, but how long.
+        // Whoever can write the database may choose a password that is easy to guess, but not a short one.
         let rules = config.accounts.rules(Profile::Development);
-        let violations = rules.password.violations(&text, &[name]);
+        let violations = password_rules::violations(rules.password, &text, &[name]);
         if let Some(violation) = violations.first() {
             bail!("a password is {}", violation.detail);
         }

@@ -1,15 +1,14 @@
-//! API keys: made by an account for a program that acts for it. Shown once, kept as a hash, with a scope and an end where
-//! wanted.
+//! `/v1/api-keys`: an account's own API keys; and whose key it is that the gateway asks about.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use rusqlite::params;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::clock::{now, seconds};
@@ -17,23 +16,9 @@ use crate::http::app::App;
 use crate::http::extract::{Body, Path};
 use crate::http::identity::{Account, Gateway, Holder};
 use crate::http::reauthentication::{self, Proof};
-use crate::model::changes::{self, Subject};
+use crate::model::api_keys::{self, KeyHolder, MOST};
 use crate::model::grants::Grant;
-use crate::model::permissions;
-use crate::model::users;
 use crate::problem::{Problem, Result, internal};
-use crate::random::{fingerprint, random_token};
-use crate::storage::sql;
-use crate::storage::{Result as DbResult, Transaction};
-
-/// What every key begins with, so that scanners of source code and the gateway know it for one.
-const PREFIX: &str = "pal_";
-
-/// Of a key, what its owner is shown later.
-const HINT: usize = PREFIX.len() + 6;
-
-/// The most keys of one account, and scopes of one key.
-const MOST: usize = 100;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -71,39 +56,15 @@ pub(crate) async fn create(
     let expires_at = new.expires_in.as_deref().map(end_of).transpose()?;
     let proof = Proof { password: new.password.take(), totp: new.totp.take() };
     reauthentication::require(&app, &holder, proof).await?;
-    let user = holder.user;
-    let key = format!("{PREFIX}{}", random_token().map_err(internal)?);
-    let (id, hash, hint) = (uuid::Uuid::now_v7().to_string(), fingerprint(&key), key[..HINT].to_owned());
+    let (id, key) = api_keys::generate().map_err(internal)?;
     let shown = json!({
         "id": id, "key": key, "name": new.name, "scopes": new.scopes, "expires_at": expires_at,
     });
-    let kept = new.scopes.map(|scopes| json!(scopes).to_string());
-    let made = app.database.write(move |transaction| {
-        if transaction.rows(sql::API_KEYS_OF_USER, [&user.id], |_| Ok(()))?.len() >= MOST {
-            return Ok(Err(Problem::new(
-                StatusCode::CONFLICT,
-                "too_many_keys",
-                format!("an account has at most {MOST} keys: delete one"),
-            )));
-        }
-        let values = params![id, user.id, new.name, hash, hint, kept, now(), expires_at];
-        transaction.run(sql::ADD_API_KEY, values)?;
-        // Gateways may remember that there is no such key.
-        changes::note(transaction, Subject::ApiKey(&id)).map(Ok)
-    });
-    made.await??;
+    let NewKey { name, scopes, .. } = new;
+    let new = api_keys::NewKey { id, key, user: holder.user.id, name, scopes, expires_at };
+    app.database.write(move |transaction| api_keys::add(transaction, &new)).await?;
     app.metrics.user_operations.with_label_values(&["create_api_key"]).inc();
     Ok((StatusCode::CREATED, Json(shown)).into_response())
-}
-
-/// Deletes every key of an account, and has gateways know it.
-pub(crate) fn remove_all(transaction: &Transaction<'_>, user: &str) -> DbResult<()> {
-    let all: Vec<String> = transaction.rows(sql::API_KEYS_OF_USER, [user], |row| row.get(0))?;
-    for id in &all {
-        transaction.run(sql::DROP_API_KEY, [id.as_str(), user])?;
-        changes::note(transaction, Subject::ApiKey(id))?;
-    }
-    Ok(())
 }
 
 fn end_of(text: &str) -> Result<i64> {
@@ -116,28 +77,10 @@ fn end_of(text: &str) -> Result<i64> {
     Ok(now().saturating_add(seconds(lasts)))
 }
 
-/// The scopes of a key as they are kept: an empty list where it has no limit, `None` when they cannot be read.
-fn scopes(text: Option<String>) -> Option<Vec<Grant>> {
-    text.map_or(Some(Vec::new()), |text| {
-        serde_json::from_str(&text).ok().filter(|all: &Vec<Grant>| !all.is_empty())
-    })
-}
-
 /// `GET /v1/api-keys`: one's own, without the keys themselves.
 pub(crate) async fn list(Account(user): Account, State(app): State<App>) -> Result<Json<Value>> {
-    let items = app.database.read(move |transaction| {
-        transaction.rows(sql::API_KEYS_OF_USER, [&user.id], |row| {
-            Ok(json!({
-                "id": row.get::<_, String>(0)?,
-                "name": row.get::<_, String>(1)?,
-                "hint": row.get::<_, String>(2)?,
-                "scopes": scopes(row.get(3)?),
-                "created_at": row.get::<_, i64>(4)?,
-                "expires_at": row.get::<_, Option<i64>>(5)?,
-            }))
-        })
-    });
-    Ok(Json(json!({"items": items.await?})))
+    let items = app.database.read(move |transaction| api_keys::list(transaction, &user.id)).await?;
+    Ok(Json(json!({"items": items})))
 }
 
 /// `DELETE /v1/api-keys/{id}`: one of one's own.
@@ -146,13 +89,7 @@ pub(crate) async fn remove(
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<StatusCode> {
-    let removed = app.database.write(move |transaction| {
-        if transaction.run(sql::DROP_API_KEY, [&id, &user.id])? == 0 {
-            return Ok(Err(Problem::not_found("key")));
-        }
-        changes::note(transaction, Subject::ApiKey(&id)).map(Ok)
-    });
-    removed.await??;
+    app.database.write(move |transaction| api_keys::remove(transaction, &id, &user.id)).await?;
     app.metrics.user_operations.with_label_values(&["delete_api_key"]).inc();
     Ok(StatusCode::NO_CONTENT)
 }
@@ -164,50 +101,16 @@ pub(crate) struct Shown {
     sha256: String,
 }
 
-/// What the gateway is told of a key.
-#[derive(Serialize)]
-pub(crate) struct KeyHolder {
-    revision: i64,
-    #[serde(flatten)]
-    key: Option<Key>,
-}
-
-#[derive(Serialize)]
-struct Key {
-    id: String,
-    user: String,
-    roles: Vec<String>,
-    groups: Vec<String>,
-    scopes: Vec<Grant>,
-    expires_at: Option<i64>,
-}
-
-/// `POST /internal/api-keys`, for the gateway: whose key it is; nothing but the revision when it is no good.
+/// `POST /internal/api-keys`, for the gateway.
 pub(crate) async fn verify(
     _: Gateway,
     State(app): State<App>,
     Body(shown): Body<Shown>,
 ) -> Result<Json<KeyHolder>> {
     let hash = unhex(&shown.sha256).ok_or_else(|| Problem::bad_request("sha256 is 64 hexadecimal digits"))?;
-    let settings = std::sync::Arc::clone(&app.accounts);
-    let holder = app.database.read(move |transaction| {
-        let revision = changes::revision(transaction)?; // first, as in `permissions::judge`
-        let found: Option<(String, String, Option<String>, Option<i64>)> =
-            transaction.row(sql::API_KEY_BY_HASH, [&hash], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-            })?;
-        let found = found.filter(|(.., ends)| ends.is_none_or(|ends| ends > now()));
-        let Some((id, owner, kept, expires_at)) = found else { return Ok(KeyHolder { revision, key: None }) };
-        let Some(user) = users::by_id(transaction, &owner)?.filter(|user| user.active) else {
-            return Ok(KeyHolder { revision, key: None });
-        };
-        let all = permissions::all_roles(transaction, &owner)?;
-        let roles = permissions::counting_roles(&all, &user, &settings.require_totp_for);
-        let Some(scopes) = scopes(kept) else { return Ok(KeyHolder { revision, key: None }) };
-        let groups = permissions::groups(transaction, &owner)?;
-        let key = Key { id, user: owner, roles, groups, scopes, expires_at };
-        Ok(KeyHolder { revision, key: Some(key) })
-    });
+    let rules = Arc::clone(&app.rules);
+    let holder =
+        app.database.read(move |transaction| api_keys::holder(transaction, &hash, &rules.require_totp_for));
     Ok(Json(holder.await?))
 }
 

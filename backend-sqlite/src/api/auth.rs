@@ -1,28 +1,29 @@
-//! Register, login, refresh, logout.
+//! `/v1/auth`: register, login, refresh, logout.
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use aide::OperationOutput;
+use aide::generate::GenContext;
+use aide::openapi::{Operation, Response as Described};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use rusqlite::params;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
 
-use crate::api::users::{NAME, check_email, created, is_name};
+use super::users::created;
 use crate::http::app::App;
 use crate::http::extract::Body;
 use crate::http::identity::Caller;
-use crate::http::proof::{self, Attempt, Owner, Proven};
+use crate::http::proof::{self, Credentials, Owner, Proven};
 use crate::model::access_tokens::NewPair;
-use crate::model::lockout;
-use crate::model::password_hash;
-use crate::model::permissions;
-use crate::model::sessions;
-use crate::model::users::{self, Added, NewUser, User};
+use crate::model::logins::{self, NewLogin, Standing};
+use crate::model::names::{check_email, check_username};
+use crate::model::users::NewUser;
+use crate::model::{password_hash, sessions, users};
 use crate::problem::{Problem, Result, internal};
-use crate::storage::sql;
-use crate::storage::{Result as DbResult, Transaction};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -59,41 +60,46 @@ pub(crate) struct Tokens {
 
 /// `POST /v1/auth/register`: an account without any role.
 pub(crate) async fn register(State(app): State<App>, Body(new): Body<Register>) -> Result<Response> {
-    if !is_name(&new.username) {
-        return Err(Problem::unprocessable("invalid_username", format!("a username is {NAME}")));
-    }
-    let email = check_email(new.email)?;
-    let about = vec![new.username.clone(), email.clone().unwrap_or_default()];
-    let password_hash = password_hash::accept(app.accounts.password, new.password, about).await?;
+    check_username(&new.username)?;
+    new.email.as_deref().map_or(Ok(()), check_email)?;
+    let about = vec![new.username.clone(), new.email.clone().unwrap_or_default()];
+    let password_hash = password_hash::accept(app.rules.password, new.password, about).await?;
     let user = NewUser {
         username: new.username.clone(),
-        email,
+        email: new.email,
         email_verified: false,
         password_hash,
         roles: Vec::new(),
     };
-    let added: Added = app.database.write(move |transaction| users::add(transaction, &user)).await?;
+    let added = app.database.write(move |transaction| users::add(transaction, &user)).await?;
     app.metrics.user_operations.with_label_values(&["register"]).inc();
     created(added, &new.username)
 }
 
-/// An account with the roles that its tokens carry.
-struct Standing {
-    user: User,
-    roles: Vec<String>,
-    totp_enrollment_required: bool,
-    auth_time: i64,
-}
-
 /// Tokens, and the cookie that the device is known by from now on.
 pub(crate) struct LoggedIn {
-    pub(crate) tokens: Json<Tokens>,
-    pub(crate) device: HeaderValue,
+    tokens: Json<Tokens>,
+    device: HeaderValue,
 }
 
 impl IntoResponse for LoggedIn {
     fn into_response(self) -> Response {
         ([(header::SET_COOKIE, self.device)], self.tokens).into_response()
+    }
+}
+
+impl OperationOutput for LoggedIn {
+    type Inner = <Json<Tokens> as OperationOutput>::Inner;
+
+    fn operation_response(context: &mut GenContext, operation: &mut Operation) -> Option<Described> {
+        <Json<Tokens> as OperationOutput>::operation_response(context, operation)
+    }
+
+    fn inferred_responses(
+        context: &mut GenContext,
+        operation: &mut Operation,
+    ) -> Vec<(Option<u16>, Described)> {
+        <Json<Tokens> as OperationOutput>::inferred_responses(context, operation)
     }
 }
 
@@ -105,9 +111,8 @@ pub(crate) async fn login(
 ) -> Result<LoggedIn> {
     let started = Instant::now();
     let Login { username: name, password, totp } = login;
-    let whereabouts = caller.whereabouts.clone();
-    let attempt = Attempt { name, password: password.clone(), totp, whereabouts };
-    let proven = proof::prove(&app, attempt).await?;
+    let credentials = Credentials { name, password: password.clone(), totp, client: caller.client.clone() };
+    let proven = proof::prove(&app, credentials).await?;
     app.metrics.auth_duration.with_label_values(&["password"]).observe(started.elapsed().as_secs_f64());
     let count = |word| app.metrics.auth_requests.with_label_values(&["password", word]).inc();
     let Owner { user, device_is_known } = match proven {
@@ -121,56 +126,38 @@ pub(crate) async fn login(
             return Err(proven.refusal());
         }
     };
-    if user.has_expired_password(app.accounts.password_expiry) {
+    if user.has_expired_password(app.rules.password_expiry) {
         count("password_expired");
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
+        return Err(Problem::forbidden(
             "password_expired",
             "the password is too old: change it with POST /v1/auth/change-password",
         ));
     }
-    let better = password_hash::better_hash(password, &user.password_hash).await?;
-    let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
-    let (whereabouts, device) = caller.whereabouts.with_device(device_is_known).map_err(internal)?;
-    let place = app.login_guard.key().place(&whereabouts);
-    let (state, origin, next) = (app.clone(), caller.origin(), pair.clone());
-    let begin = move |transaction: &Transaction<'_>| {
-        let Some(mut user) = proof::unchanged(transaction, Some(&user))? else { return Ok(None) };
-        if let Some(better) = &better {
-            transaction.run(sql::UPGRADE_PASSWORD, params![user.id, user.password_hash, better])?;
-            user.password_hash.clone_from(better);
-        }
-        sessions::begin(transaction, &user, &origin, &next)?;
-        lockout::remember(transaction, &user.id, &place)?;
-        standing(transaction, &state, user, next.issued_at).map(Some)
-    };
-    let Some(standing) = app.database.write(begin).await? else { return Err(Proven::No.refusal()) };
+    let better_hash = password_hash::better_hash(password, &user.password_hash).await?;
+    let pair = app.signer.new_pair(app.rules.refresh_token).map_err(internal)?;
+    let (client, device) = caller.client.with_device(device_is_known).map_err(internal)?;
+    let place = client.place(app.login_guard.key());
+    let new = NewLogin { user, better_hash, origin: caller.origin(), place, pair: pair.clone() };
+    let rules = Arc::clone(&app.rules);
+    let begun = app.database.write(move |transaction| logins::begin(transaction, &new, &rules)).await?;
+    let Some(standing) = begun else { return Err(Proven::No.refusal()) };
     count("ok");
     Ok(LoggedIn { tokens: tokens(&app, &standing, pair)?, device })
 }
 
-fn standing(transaction: &Transaction<'_>, app: &App, user: User, auth_time: i64) -> DbResult<Standing> {
-    let all = permissions::all_roles(transaction, &user.id)?;
-    let roles = permissions::counting_roles(&all, &user, &app.accounts.require_totp_for);
-    Ok(Standing { totp_enrollment_required: roles.len() < all.len(), user, roles, auth_time })
-}
-
 /// `POST /v1/auth/refresh`: the token is used up and a new pair is given, in one transaction.
 pub(crate) async fn refresh(State(app): State<App>, Body(refresh): Body<Refresh>) -> Result<Json<Tokens>> {
-    let pair = app.signer.new_pair(app.accounts.refresh_token).map_err(internal)?;
-    let (state, next) = (app.clone(), pair.clone());
-    let turned = app.database.write(move |transaction| {
-        let may_go_on =
-            |user: &User| user.active && !user.has_expired_password(state.accounts.password_expiry);
-        let user = sessions::turn(transaction, &refresh.refresh_token, &next, may_go_on)?;
-        user.map(|(user, auth_time)| standing(transaction, &state, user, auth_time)).transpose()
+    let pair = app.signer.new_pair(app.rules.refresh_token).map_err(internal)?;
+    let (rules, next) = (Arc::clone(&app.rules), pair.clone());
+    let refreshed = app.database.write_and_commit_refusal(move |transaction| {
+        logins::refresh(transaction, &refresh.refresh_token, &next, &rules)
     });
-    let turned = turned.await?;
-    let word = if turned.is_some() { "ok" } else { "refused" };
+    let refreshed = refreshed.await?;
+    let word = if refreshed.is_ok() { "ok" } else { "refused" };
     app.metrics.auth_requests.with_label_values(&["refresh", word]).inc();
-    match turned {
-        Some(standing) => tokens(&app, &standing, pair),
-        None => Err(Problem::unauthorized("refresh_token_invalid", "log in again")),
+    match refreshed {
+        Ok(standing) => tokens(&app, &standing, pair),
+        Err(sessions::InvalidToken) => Err(Problem::unauthorized("refresh_token_invalid", "log in again")),
     }
 }
 
@@ -191,9 +178,4 @@ fn tokens(app: &App, standing: &Standing, pair: NewPair) -> Result<Json<Tokens>>
         expires_in: app.signer.expires_in(),
         totp_enrollment_required: standing.totp_enrollment_required,
     }))
-}
-
-/// The answer to a body that is fine, where there is nothing to say.
-pub(crate) fn accepted() -> Response {
-    (StatusCode::ACCEPTED, Json(serde_json::json!({"status": "accepted"}))).into_response()
 }

@@ -1,4 +1,4 @@
-//! Whether the backend lives, has started, and can do its work. Kubernetes asks; a person may, too.
+//! `/health`, `/metrics` and the mode: whether the backend lives, has started, and can do its work.
 
 use std::time::Instant;
 
@@ -11,27 +11,25 @@ use std::sync::atomic::Ordering;
 
 use crate::http::app::App;
 use crate::http::identity::Administrator;
-use crate::model::sessions;
-use crate::model::users;
+use crate::model::{sessions, users};
 use crate::problem::{Problem, Result};
-use crate::storage::sql;
 
 /// `GET /health/live`: the process answers.
 pub(crate) async fn live() -> Json<serde_json::Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// `GET /health/ready`, `/health`, `/health/startup` and `/health/db`: the database answers and we are not leaving.
+/// `GET /health/ready`, `/health`, `/health/startup` and `/health/db`: the database answers and the program is not shutting down.
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     let started = Instant::now();
-    let database = app.database.read(|transaction| transaction.row(sql::PING, [], |_| Ok(()))).await;
-    let leaving = app.leaving.load(Ordering::Relaxed);
+    let database = app.database.ping().await;
+    let draining = app.draining.load(Ordering::Relaxed);
     let took_ms = started.elapsed().as_secs_f64() * 1e3;
     let checks = json!({"database": {"status": word(database.is_ok()), "took_ms": took_ms}});
-    let fine = database.is_ok() && !leaving;
+    let fine = database.is_ok() && !draining;
     let status = if fine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mode = app.database.mode().describe();
-    (status, Json(json!({"status": word(fine), "leaving": leaving, "mode": mode, "checks": checks})))
+    (status, Json(json!({"status": word(fine), "leaving": draining, "mode": mode, "checks": checks})))
         .into_response()
 }
 
@@ -62,7 +60,7 @@ pub(crate) async fn metrics(State(app): State<App>, headers: HeaderMap) -> Resul
     }
     let (free, idle) = app.database.pool_status();
     app.metrics.db_pool_idle.set(i64::try_from(idle).unwrap_or(i64::MAX));
-    let in_use = app.pool_places.saturating_sub(free);
+    let in_use = app.pool_slots.saturating_sub(free);
     app.metrics.db_pool_in_use.set(i64::try_from(in_use).unwrap_or(i64::MAX));
     if let Ok(users) = app.database.read(users::count).await {
         app.metrics.users.set(users);

@@ -5,10 +5,14 @@
 pub(crate) mod acl;
 pub(crate) mod api_keys;
 pub(crate) mod auth;
+pub(crate) mod changes;
+pub(crate) mod groups;
 pub(crate) mod health;
 pub(crate) mod passwords;
+pub(crate) mod permissions;
 pub(crate) mod records;
 pub(crate) mod roles;
 pub(crate) mod routes;
 pub(crate) mod second_factor;
+pub(crate) mod sessions;
 pub(crate) mod users;

@@ -1,28 +1,21 @@
-//! Passwords that are forgotten or too old. A reset is asked for by name or address and answered the same for everybody;
-//! what is known is looked up and mailed afterwards. Its token is good once, for half an hour.
+//! `/v1/auth`: passwords that are forgotten or too old. A reset is asked for by name or address, with the same response for
+//! everybody; the account is found and mailed afterwards.
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 
-use crate::api::auth::accepted;
-use crate::clock::now;
 use crate::http::app::App;
 use crate::http::extract::Body;
 use crate::http::identity::Caller;
-use crate::http::proof::{self, Attempt, Proven};
-use crate::model::password_hash;
-use crate::model::users::{self, User};
-use crate::outbox;
+use crate::http::proof::{self, Credentials, Proven};
+use crate::model::{credentials, password_hash, password_resets};
 use crate::problem::{Problem, Result};
 use crate::random::fingerprint;
-use crate::storage::sql;
-use crate::storage::{Result as DbResult, Transaction};
-
-/// A token to reset a password is good for so long, in seconds.
-pub(crate) const LIFETIME: i64 = 30 * 60;
 
 /// No name and no address is longer, in bytes.
 const LONGEST: usize = 320;
@@ -53,8 +46,8 @@ pub(crate) struct ChangePassword {
     revoke_api_keys: bool,
 }
 
-/// `POST /v1/auth/forgot-password`: 202 for everybody, once the request is kept. Whose account is meant is looked up
-/// afterwards, so that the answer takes as long whether there is such an account or not.
+/// `POST /v1/auth/forgot-password`: 202 for everybody, once the request is stored. Whose account is meant is looked up
+/// afterwards, so that the response takes as long whether there is such an account or not.
 pub(crate) async fn forgot(State(app): State<App>, Body(forgot): Body<Forgot>) -> Result<Response> {
     // Both together would be another key to count by, each time.
     let ((Some(named), None) | (None, Some(named))) = (&forgot.username, &forgot.email) else {
@@ -65,44 +58,29 @@ pub(crate) async fn forgot(State(app): State<App>, Body(forgot): Body<Forgot>) -
         return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "mail_not_configured", detail));
     }
     if named.len() <= LONGEST {
-        outbox::keep(&app, forgot).await?;
+        let request = app.database.write(move |transaction| {
+            password_resets::request(transaction, forgot.username.as_deref(), forgot.email.as_deref())
+        });
+        request.await?;
+        app.reset_requested.notify_one();
     }
-    Ok(accepted())
-}
-
-fn invalid() -> Problem {
-    Problem::new(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        "reset_token_invalid",
-        "the token is wrong, too old or used up: ask for another",
-    )
+    Ok((StatusCode::ACCEPTED, Json(json!({"status": "accepted"}))).into_response())
 }
 
 /// `POST /v1/auth/reset-password`: ends every session and API key of the account, and unlocks it.
 pub(crate) async fn reset(State(app): State<App>, Body(reset): Body<Reset>) -> Result<StatusCode> {
     let hash = fingerprint(&reset.token);
     let known = hash.clone();
-    let user = app.database.read(move |transaction| owner(transaction, &known)).await?.ok_or_else(invalid)?;
+    let user = app.database.read(move |transaction| password_resets::owner(transaction, &known)).await?;
+    let user = user.ok_or_else(password_resets::invalid_token)?;
     let about = vec![user.username, user.email.unwrap_or_default()];
-    let password_hash = password_hash::accept(app.accounts.password, reset.password, about).await?;
-    let done = app.database.write(move |transaction| {
-        let Some(user) = owner(transaction, &hash)? else { return Ok(Err(invalid())) };
-        transaction.row(sql::TAKE_RESET_TOKEN, [&hash], |_| Ok(()))?;
-        users::reset_password(transaction, &user, &password_hash)?;
-        transaction.run(sql::VERIFY_EMAIL, [&user.id])?; // which is where the token was sent
-        Ok(Ok(user.username))
-    });
-    let guard = &app.login_guard;
-    guard.forget(guard.key().name(&done.await??));
+    let password_hash = password_hash::accept(app.rules.password, reset.password, about).await?;
+    let redeemed =
+        app.database.write(move |transaction| password_resets::redeem(transaction, &hash, &password_hash));
+    let username = redeemed.await?;
+    app.login_guard.forget(app.login_guard.key().name(&username));
     app.metrics.user_operations.with_label_values(&["reset_password"]).inc();
     Ok(StatusCode::NO_CONTENT)
-}
-
-fn owner(transaction: &Transaction<'_>, hash: &[u8]) -> DbResult<Option<User>> {
-    let found: Option<(String, i64)> =
-        transaction.row(sql::RESET_TOKEN, [hash], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let Some((id, _)) = found.filter(|(_, ends)| *ends > now()) else { return Ok(None) };
-    Ok(users::by_id(transaction, &id)?.filter(|user| user.active))
 }
 
 /// `POST /v1/auth/change-password`: the old password is the proof, so that one that has expired can be changed. It is
@@ -114,13 +92,12 @@ pub(crate) async fn change(
 ) -> Result<StatusCode> {
     let ChangePassword { username: name, password, new_password, totp, revoke_api_keys } = change;
     let about = vec![name.clone(), password.clone()];
-    let judged =
-        proof::judge(&app, Attempt { name, password, totp, whereabouts: caller.whereabouts }).await?;
-    // Only for whoever has the old password: an estimate takes a core for a while, which is nothing for a stranger to
+    let judged = proof::judge(&app, Credentials { name, password, totp, client: caller.client }).await?;
+    // Only for whoever has the old password: an estimate takes a core for a while, which a stranger must not be able to
     // ask for. And before a code of the second factor is used up.
     let mut hash = None;
     if judged.is_right() {
-        match password_hash::accept(app.accounts.password, new_password, about).await {
+        match password_hash::accept(app.rules.password, new_password, about).await {
             Ok(accepted) => hash = Some(accepted),
             Err(problem) => {
                 judged.withdraw();
@@ -132,17 +109,11 @@ pub(crate) async fn change(
         (Proven::Yes(owner), Some(hash)) => (owner.user, hash),
         (proven, _) => return Err(proven.refusal()),
     };
-    let set = app.database.write(move |transaction| {
-        let user = proof::unchanged(transaction, Some(&user))?;
-        let set = if revoke_api_keys { users::reset_password } else { users::set_password };
-        user.map(|user| set(transaction, &user, &hash)).transpose()
-    });
-    if set.await?.is_none() {
-        return Err(Problem::new(
-            StatusCode::CONFLICT,
-            "changed_meanwhile",
-            "the account was changed meanwhile",
-        ));
+    let changed = app
+        .database
+        .write(move |transaction| credentials::change_password(transaction, &user, &hash, revoke_api_keys));
+    if !changed.await? {
+        return Err(Problem::conflict("changed_meanwhile", "the account was changed meanwhile"));
     }
     app.metrics.user_operations.with_label_values(&["change_password"]).inc();
     Ok(StatusCode::NO_CONTENT)

@@ -12,11 +12,13 @@ use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use jsonwebtoken::jwk::JwkSet;
 
-use super::{acl, api_keys, auth, health, passwords, records, roles, second_factor, users};
+use super::{
+    acl, api_keys, auth, changes, groups, health, passwords, permissions, records, roles, second_factor,
+    sessions, users,
+};
 use crate::http::app::App;
 use crate::http::assertion;
 use crate::http::openapi::{self, says};
-use crate::model::{changes, permissions, sessions};
 use crate::observe;
 use crate::problem::Problem;
 
@@ -161,7 +163,7 @@ fn permission_routes() -> ApiRouter<App> {
         )
         .api_route(
             "/v1/users/{id}/permissions",
-            get_with(permissions::effective, says("All that an account may do.")),
+            get_with(users::permissions, says("All that an account may do.")),
         )
         .api_route(
             "/v1/users/{id}/deactivate",
@@ -182,19 +184,19 @@ fn permission_routes() -> ApiRouter<App> {
             get_with(roles::grants, says("What a role grants."))
                 .put_with(roles::set_grants, says("The whole set of what a role grants.")),
         )
-        .api_route("/v1/groups", get_with(roles::list_groups, says("Groups.")))
+        .api_route("/v1/groups", get_with(groups::list, says("Groups.")))
         .api_route(
             "/v1/groups/{group}",
-            get_with(roles::show_group, says("A group with its members and roles."))
-                .delete_with(roles::remove_group, says("Delete a group.")),
+            get_with(groups::show, says("A group with its members and roles."))
+                .delete_with(groups::remove, says("Delete a group.")),
         )
         .api_route(
             "/v1/groups/{group}/members",
-            put_with(roles::set_members, says("The whole set of a group's members.")),
+            put_with(groups::set_members, says("The whole set of a group's members.")),
         )
         .api_route(
             "/v1/groups/{group}/roles",
-            put_with(roles::set_group_roles, says("The whole set of a group's roles.")),
+            put_with(groups::set_roles, says("The whole set of a group's roles.")),
         )
         .api_route(
             "/v1/acl",

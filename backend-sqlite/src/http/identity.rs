@@ -1,31 +1,29 @@
-//! Who asks, by the word of the gateway ([`crate::http::assertion`]). What other header fields say about that is not looked at.
+//! Who asks, as the gateway asserts ([`crate::http::assertion`]). No other header field is trusted for that.
 
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
+use axum::http::header;
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
 
 use crate::config::ADMIN;
 use crate::http::app::App;
 use crate::http::assertion::{Assertion, not_the_gateway};
-use crate::model::access_tokens;
-use crate::model::login_guard::Whereabouts;
-use crate::model::permissions;
+use crate::http::client::Client;
 use crate::model::sessions::Origin;
 use crate::model::users::{self, User};
+use crate::model::{access_tokens, permissions};
 use crate::problem::{Problem, Result};
 
 /// Who asks, as the gateway found out.
 pub(crate) struct Caller {
-    /// Where the request came from.
-    pub(crate) whereabouts: Whereabouts,
+    pub(crate) client: Client,
     user_agent: String,
 }
 
 impl Caller {
     /// Where the request came from, as it is shown to the account's owner.
     pub(crate) fn origin(&self) -> Origin {
-        Origin { address: self.whereabouts.address.clone(), user_agent: self.user_agent.clone() }
+        Origin { address: self.client.address.clone(), user_agent: self.user_agent.clone() }
     }
 }
 
@@ -34,8 +32,8 @@ fn assertion(parts: &Parts) -> Result<Assertion> {
 }
 
 /// Whether the subject may be an account of ours: another issuer's is not, whatever its id.
-fn is_ours(said: &Assertion) -> bool {
-    said.sub_issuer.as_deref().is_none_or(|issuer| issuer == access_tokens::ISSUER)
+fn is_ours(asserted: &Assertion) -> bool {
+    asserted.sub_issuer.as_deref().is_none_or(|issuer| issuer == access_tokens::ISSUER)
 }
 
 fn user_agent(headers: &HeaderMap) -> String {
@@ -48,8 +46,8 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        let whereabouts = Whereabouts::new(&assertion(parts)?.address, &parts.headers);
-        Ok(Self { whereabouts, user_agent: user_agent(&parts.headers) })
+        let client = Client::new(&assertion(parts)?.address, &parts.headers);
+        Ok(Self { client, user_agent: user_agent(&parts.headers) })
     }
 }
 
@@ -63,7 +61,7 @@ impl<S: Sync> FromRequestParts<S> for Gateway {
         if assertion(parts)?.own {
             return Ok(Self);
         }
-        Err(Problem::new(StatusCode::FORBIDDEN, "not_the_gateway", "this address answers the gateway alone"))
+        Err(Problem::forbidden("not_the_gateway", "this address answers the gateway alone"))
     }
 }
 
@@ -74,10 +72,9 @@ impl FromRequestParts<App> for Account {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
-        let missing =
-            || Problem::new(StatusCode::FORBIDDEN, "account_missing", "needs an account of this service");
-        let said = assertion(parts)?;
-        let id = said.sub.clone().filter(|_| is_ours(&said)).ok_or_else(missing)?;
+        let missing = || Problem::forbidden("account_missing", "needs an account of this service");
+        let asserted = assertion(parts)?;
+        let id = asserted.sub.clone().filter(|_| is_ours(&asserted)).ok_or_else(missing)?;
         let user = app.database.read(move |transaction| users::by_id(transaction, &id)).await?;
         user.filter(|user| user.active).map(Self).ok_or_else(missing)
     }
@@ -109,28 +106,28 @@ impl FromRequestParts<App> for Holder {
     }
 }
 
-/// An administrator. For an account of ours the role is looked up: one that was taken back is not believed until the
-/// token has expired. Somebody else's roles are those that the gateway vouches for.
+/// An administrator. For an account of ours the role is looked up: one that was taken back does not count until
+/// the token has expired. The roles of other issuers' subjects are those that the gateway asserts.
 pub(crate) struct Administrator;
 
 impl FromRequestParts<App> for Administrator {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
-        let said = assertion(parts)?;
-        let refused = || Problem::new(StatusCode::FORBIDDEN, "role_missing", "needs the role admin");
-        if !said.roles.iter().any(|role| role == ADMIN) {
+        let asserted = assertion(parts)?;
+        let refused = || Problem::forbidden("role_missing", "needs the role admin");
+        if !asserted.roles.iter().any(|role| role == ADMIN) {
             return Err(refused());
         }
-        let Some(id) = said.sub.clone() else { return Err(refused()) };
-        if !is_ours(&said) {
+        let Some(id) = asserted.sub.clone() else { return Err(refused()) };
+        if !is_ours(&asserted) {
             return Ok(Self);
         }
-        let settings = std::sync::Arc::clone(&app.accounts);
+        let rules = std::sync::Arc::clone(&app.rules);
         let holds = app.database.read(move |transaction| {
             let Some(user) = users::by_id(transaction, &id)? else { return Ok(true) };
             let all = permissions::all_roles(transaction, &id)?;
-            let roles = permissions::counting_roles(&all, &user, &settings.require_totp_for);
+            let roles = permissions::counting_roles(&all, &user, &rules.require_totp_for);
             Ok(user.active && roles.iter().any(|role| role == ADMIN))
         });
         if holds.await? { Ok(Self) } else { Err(refused()) }

@@ -4,8 +4,11 @@
 
 pub(crate) mod app;
 pub(crate) mod assertion;
+pub(crate) mod client;
+pub(crate) mod conditional;
 pub(crate) mod extract;
 pub(crate) mod identity;
 pub(crate) mod openapi;
+pub(crate) mod page;
 pub(crate) mod proof;
 pub(crate) mod reauthentication;

@@ -14,7 +14,6 @@ use aide::transform::TransformOperation;
 use axum::Router;
 use schemars::{JsonSchema, json_schema};
 
-use crate::api::auth::{LoggedIn, Tokens};
 use crate::http::extract::{Body, Bytes, Optional, Path, Query};
 use crate::http::identity::{Account, Administrator, Caller, Holder};
 use crate::problem::Problem;
@@ -145,21 +144,6 @@ impl OperationInput for Holder {
 impl OperationInput for Administrator {
     fn operation_input(_: &mut GenContext, operation: &mut Operation) {
         needs_bearer(operation);
-    }
-}
-
-impl OperationOutput for LoggedIn {
-    type Inner = <axum::Json<Tokens> as OperationOutput>::Inner;
-
-    fn operation_response(context: &mut GenContext, operation: &mut Operation) -> Option<Response> {
-        <axum::Json<Tokens> as OperationOutput>::operation_response(context, operation)
-    }
-
-    fn inferred_responses(
-        context: &mut GenContext,
-        operation: &mut Operation,
-    ) -> Vec<(Option<u16>, Response)> {
-        <axum::Json<Tokens> as OperationOutput>::inferred_responses(context, operation)
     }
 }
 

@@ -2,35 +2,32 @@
 //! inactive are one answer and take one time. A step on the way, such as the right password without its code, is no
 //! failure.
 
-use axum::http::StatusCode;
-
-use crate::api::second_factor;
 use crate::http::app::App;
+use crate::http::client::Client;
+use crate::model::credentials::{self, Unproven};
 use crate::model::lockout::{self, Failed, Try};
-use crate::model::login_guard::{Ticket, Whereabouts};
+use crate::model::login_guard::Ticket;
 use crate::model::password_hash;
 use crate::model::users::{self, User};
 use crate::problem::{Problem, Result};
-use crate::storage::{Result as DbResult, Transaction};
+use crate::storage::Transaction;
 
-/// What somebody sends to prove who it is.
-pub(crate) struct Attempt {
+/// What somebody sends to prove who they are.
+pub(crate) struct Credentials {
     pub(crate) name: String,
     pub(crate) password: String,
     pub(crate) totp: Option<String>,
-    pub(crate) whereabouts: Whereabouts,
+    pub(crate) client: Client,
 }
 
 /// A password that was compared. It counts once it is settled.
 pub(crate) struct Judged {
     user: Option<User>,
     totp: Option<String>,
-    one: Try,
-    device_is_known: bool,
-    ticket: Ticket,
+    admitted: Admitted,
 }
 
-/// What came of it.
+/// The outcome.
 pub(crate) enum Proven {
     /// It is this account's owner.
     Yes(Owner),
@@ -47,12 +44,11 @@ pub(crate) struct Owner {
 }
 
 impl Proven {
-    /// What is said to whoever proved nothing.
+    /// The response to whoever proved nothing.
     pub(crate) fn refusal(&self) -> Problem {
         match self {
             // Not 401: gateways count those as failed logins.
-            Self::TotpRequired => Problem::new(
-                StatusCode::FORBIDDEN,
+            Self::TotpRequired => Problem::forbidden(
                 "totp_required",
                 "the password is right: send it again with the code of the second factor as `totp`",
             ),
@@ -63,32 +59,33 @@ impl Proven {
     }
 }
 
-/// Leave to try at a name from somewhere, and by what it is counted.
+/// An attempt at a name from somewhere that may be made, and by what it is counted.
 pub(crate) struct Admitted {
-    pub(crate) one: Try,
+    pub(crate) attempt: Try,
     pub(crate) device_is_known: bool,
     pub(crate) ticket: Ticket,
 }
 
-/// Lets somebody try at a name, or says when to come back; the same for names that are no account's.
-pub(crate) async fn admit(app: &App, name: &str, whereabouts: &Whereabouts) -> Result<Admitted> {
+/// Lets somebody try at a name, or says when to try again; the same for names that have no account.
+pub(crate) async fn admit(app: &App, name: &str, client: &Client) -> Result<Admitted> {
     let key = app.login_guard.key();
-    let (hash, place) = (key.name(name), key.place(whereabouts));
+    let (hash, place) = (key.name(name), client.place(key));
     let typed = name.to_owned();
     let known = app.database.read(move |transaction| lockout::known(transaction, &typed, &place)).await?;
     let ticket = app.login_guard.admit(hash, known.is_some())?;
-    let one = Try { name: hash, place: known.unwrap_or(place.network), known: ticket.is_known() };
-    Ok(Admitted { one, device_is_known: known.is_some() && known == place.device, ticket })
+    let attempt = Try { name: hash, place: known.unwrap_or(place.network), known: ticket.is_known() };
+    Ok(Admitted { attempt, device_is_known: known.is_some() && known == place.device, ticket })
 }
 
 /// Compares a password, unless too many were wrong lately.
-pub(crate) async fn judge(app: &App, attempt: Attempt) -> Result<Judged> {
-    let Attempt { name, password, totp, whereabouts } = attempt;
-    let Admitted { one, device_is_known, ticket } = admit(app, &name, &whereabouts).await?;
+pub(crate) async fn judge(app: &App, credentials: Credentials) -> Result<Judged> {
+    let Credentials { name, password, totp, client } = credentials;
+    let admitted = admit(app, &name, &client).await?;
+    let attempt = admitted.attempt;
     let compare = async {
         let find = move |transaction: &Transaction<'_>| {
             let user = users::by_name(transaction, &name)?.filter(|user| user.active);
-            Ok(if lockout::is_locked(transaction, &one)? { None } else { user })
+            Ok(if lockout::is_locked(transaction, &attempt)? { None } else { user })
         };
         let user = app.database.read(find).await?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
@@ -96,23 +93,17 @@ pub(crate) async fn judge(app: &App, attempt: Attempt) -> Result<Judged> {
         Ok(user.filter(|_| right))
     };
     match compare.await {
-        Ok(user) => Ok(Judged { user, totp, one, device_is_known, ticket }),
+        Ok(user) => Ok(Judged { user, totp, admitted }),
         Err(problem) => {
-            ticket.give_back(); // it is not the client's failure
+            admitted.ticket.give_back(); // it is not the client's failure
             Err(problem)
         }
     }
 }
 
 /// Judges and settles at once.
-pub(crate) async fn prove(app: &App, attempt: Attempt) -> Result<Proven> {
-    judge(app, attempt).await?.settle(app).await
-}
-
-enum Decision {
-    Proven(User),
-    Failed(Failed),
-    TotpRequired,
+pub(crate) async fn prove(app: &App, credentials: Credentials) -> Result<Proven> {
+    judge(app, credentials).await?.settle(app).await
 }
 
 impl Judged {
@@ -121,41 +112,28 @@ impl Judged {
         self.user.is_some()
     }
 
-    /// Lets it not have happened: the password was right, and something else was wrong with the request.
+    /// Undoes the attempt: the password was right, and something else was wrong with the request.
     pub(crate) fn withdraw(self) {
-        self.ticket.give_back();
+        self.admitted.ticket.give_back();
     }
 
     /// Decides on lock and second factor in one transaction. A failure is counted.
     pub(crate) async fn settle(self, app: &App) -> Result<Proven> {
-        let Self { user, totp, one, device_is_known, ticket } = self;
-        let rule = app.accounts.lockout;
-        let decide = move |transaction: &Transaction<'_>| {
-            let refuse = || lockout::failed(transaction, &one, &rule).map(Decision::Failed);
-            // Others may have failed while this one was judged.
-            if lockout::is_locked(transaction, &one)? {
-                return refuse();
-            }
-            let Some(user) = unchanged(transaction, user.as_ref())? else { return refuse() };
-            if user.totp_secret.is_some() {
-                let Some(code) = &totp else { return Ok(Decision::TotpRequired) };
-                if !second_factor::use_code(transaction, &user, code)? {
-                    return refuse();
-                }
-            }
-            lockout::succeeded(transaction, &one)?;
-            Ok(Decision::Proven(user))
-        };
-        Ok(match app.database.write(decide).await? {
-            Decision::Proven(user) => {
+        let Self { user, totp, admitted: Admitted { attempt, device_is_known, ticket } } = self;
+        let rule = app.rules.lockout;
+        let decided = app.database.write_and_commit_refusal(move |transaction| {
+            credentials::prove(transaction, user.as_ref(), totp.as_deref(), &attempt, &rule)
+        });
+        Ok(match decided.await? {
+            Ok(user) => {
                 ticket.succeeded();
                 Proven::Yes(Owner { user, device_is_known })
             }
-            Decision::TotpRequired => {
+            Err(Unproven::TotpRequired) => {
                 ticket.give_back();
                 Proven::TotpRequired
             }
-            Decision::Failed(failed) => {
+            Err(Unproven::Failed(failed)) => {
                 count(app, failed);
                 ticket.failed(failed.in_a_row);
                 Proven::No
@@ -170,11 +148,4 @@ pub(crate) fn count(app: &App, failed: Failed) {
     if failed.locked {
         app.metrics.locked_accounts.inc();
     }
-}
-
-/// The account as it is now, unless its password was changed while it was judged.
-pub(crate) fn unchanged(transaction: &Transaction<'_>, judged: Option<&User>) -> DbResult<Option<User>> {
-    let Some(judged) = judged else { return Ok(None) };
-    let now = users::by_id(transaction, &judged.id)?;
-    Ok(now.filter(|now| now.active && now.password_hash == judged.password_hash))
 }

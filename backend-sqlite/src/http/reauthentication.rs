@@ -1,14 +1,13 @@
 //! Proving once more to be an account's owner, before something that outlives an access token: a second factor, an API key.
-//! A token alone is not enough, for it may be stolen; a login of the last minutes is, and else the password.
+//! A token alone is not enough, because it may be stolen; a login of the last minutes is enough, and else the password.
 
-use axum::http::StatusCode;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::clock::now;
 use crate::http::app::App;
 use crate::http::identity::Holder;
-use crate::http::proof::{self, Attempt, Proven};
+use crate::http::proof::{self, Credentials, Proven};
 use crate::problem::{Problem, Result};
 
 /// A login counts as a proof for so long, in seconds.
@@ -41,10 +40,10 @@ pub(crate) async fn require(app: &App, holder: &Holder, proof: Proof) -> Result<
              or log in again: the last login is more than {} minutes ago",
             FRESH_FOR / 60
         );
-        return Err(Problem::new(StatusCode::FORBIDDEN, "reauthentication_required", detail));
+        return Err(Problem::forbidden("reauthentication_required", detail));
     };
-    let (name, whereabouts) = (holder.user.username.clone(), holder.caller.whereabouts.clone());
-    match proof::prove(app, Attempt { name, password, totp: proof.totp, whereabouts }).await? {
+    let (name, client) = (holder.user.username.clone(), holder.caller.client.clone());
+    match proof::prove(app, Credentials { name, password, totp: proof.totp, client }).await? {
         Proven::Yes(owner) if owner.user.id == holder.user.id => Ok(()),
         Proven::TotpRequired => Err(Proven::TotpRequired.refusal()),
         Proven::Yes(_) | Proven::No => Err(Proven::No.refusal()),

@@ -1,29 +1,16 @@
-//! The log of changes to who may do what, and who follows it.
+//! The log of changes to who may do what.
 //!
 //! A change is numbered in the transaction that makes it. Gateways follow the log through `/internal/changes`: each
 //! asks for what comes after the change that it has taken in, and thereby says that it has. A call that makes a change
-//! is answered once every gateway that follows has taken it in, so that what was taken back is refused everywhere by the
-//! time at which its taker hears that it is done; one that does not answer holds nobody up for longer than [`crate::storage::followers::AT_MOST`].
+//! is answered once every gateway that follows has taken it in, so that what was taken back is refused everywhere when the
+//! call is answered; a gateway that does not answer delays nobody for longer than
+//! [`AT_MOST`](crate::storage::followers::AT_MOST).
 
-use std::time::{Duration, Instant};
-
-use axum::Json;
-use axum::extract::State;
 use rusqlite::params;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::clock::now;
-use crate::http::app::App;
-use crate::http::extract::Query;
-use crate::problem::Result;
-use crate::storage::sql;
-use crate::storage::{self, Database, Transaction};
-
-/// How long a question waits for news before it is told that there is none.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// How often it looks meanwhile: another program may have made a change.
-const LOOK: Duration = Duration::from_millis(250);
+use crate::storage::{Result, Transaction, sql};
 
 /// The most changes in one answer.
 const MOST: i64 = 1_000;
@@ -49,7 +36,7 @@ pub(crate) enum Subject<'a> {
 }
 
 /// Numbers a change, in the transaction that makes it.
-pub(crate) fn note(transaction: &Transaction<'_>, subject: Subject<'_>) -> storage::Result<i64> {
+pub(crate) fn note(transaction: &Transaction<'_>, subject: Subject<'_>) -> Result<i64> {
     let (kind, name, permission, resource, until) = match subject {
         Subject::User(id) => ("user", id, None, None, None),
         Subject::Role(name) => ("role", name, None, None, None),
@@ -67,19 +54,19 @@ pub(crate) fn note(transaction: &Transaction<'_>, subject: Subject<'_>) -> stora
 }
 
 /// The number of the last change.
-pub(crate) fn revision(transaction: &Transaction<'_>) -> storage::Result<i64> {
+pub(crate) fn revision(transaction: &Transaction<'_>) -> Result<i64> {
     Ok(transaction.row(sql::REVISION, [], |row| row.get(0))?.unwrap_or_default())
 }
 
 /// Forgets what no gateway needs any more.
-pub(crate) fn sweep(transaction: &Transaction<'_>) -> storage::Result<usize> {
+pub(crate) fn sweep(transaction: &Transaction<'_>) -> Result<()> {
     let last = revision(transaction)?;
-    transaction.run(sql::DROP_OLD_CHANGES, params![last - REMEMBERED, now()])
+    transaction.run(sql::DROP_OLD_CHANGES, params![last - REMEMBERED, now()]).map(drop)
 }
 
 /// A change as a gateway reads it.
 #[derive(Debug, Serialize)]
-struct Change {
+pub(crate) struct Change {
     revision: i64,
     kind: String,
     name: String,
@@ -102,30 +89,17 @@ fn change(row: &rusqlite::Row<'_>) -> rusqlite::Result<Change> {
     })
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Since {
-    /// What the gateway has taken in; none when it begins.
-    revision: Option<i64>,
-    /// Of which run of this program that is a number. The database may have been put back to an earlier state since.
-    run: Option<String>,
-    /// Instead: the tokens that are revoked, from this change on. The rest of a reset.
-    revoked_after: Option<i64>,
-    /// Which gateway it is.
-    replica: String,
-}
-
-/// What a gateway is told.
+/// What a gateway receives.
 #[derive(Debug, Serialize)]
 pub(crate) struct News {
     /// With this it knows everything up to here.
     revision: i64,
     /// Which run of this program this is.
     run: String,
-    /// Whatever it knew before is worth nothing: it begins, or is too far behind, or this program has begun anew.
-    reset: bool,
+    /// Whatever it knew before does not count: it begins, or is too far behind, or this program has begun anew.
+    pub(crate) reset: bool,
     /// What happened since; after a reset, the tokens that are revoked.
-    changes: Vec<Change>,
+    pub(crate) changes: Vec<Change>,
     /// Whether there are more of them.
     more: bool,
 }
@@ -137,34 +111,15 @@ impl News {
     }
 }
 
-/// `GET /internal/changes?revision=N&run=RUN&replica=ID`: answers at once when there has been a change after N, else within a
-/// second.
-pub(crate) async fn feed(State(app): State<App>, Query(since): Query<Since>) -> Result<Json<News>> {
-    let followers = app.database.followers();
-    let _following = followers.asks(&since.replica, since.revision.unwrap_or_default());
-    let deadline = Instant::now() + PATIENCE;
-    let mut commits = followers.commits();
-    if let Some(after) = since.revoked_after {
-        let run = followers.run().to_owned();
-        let rest = app.database.read(move |transaction| {
-            let changes = transaction.rows(sql::REVOKED_TOKENS, [now(), after, MOST], change)?;
-            Ok(News::of(revision(transaction)?, run, false, changes))
-        });
-        return Ok(Json(rest.await?));
-    }
-    let known = since.revision.filter(|_| since.run.as_deref() == Some(followers.run()));
-    loop {
-        let run = followers.run().to_owned();
-        let news = app.database.read(move |transaction| news_since(transaction, known, run)).await?;
-        if news.reset || !news.changes.is_empty() || Instant::now() >= deadline {
-            return Ok(Json(news));
-        }
-        let _ = tokio::time::timeout(LOOK, commits.changed()).await;
-    }
+/// The tokens that are revoked, from the change `after` on: the rest of a reset.
+pub(crate) fn revoked_after(transaction: &Transaction<'_>, after: i64, run: String) -> Result<News> {
+    let changes = transaction.rows(sql::REVOKED_TOKENS, [now(), after, MOST], change)?;
+    Ok(News::of(revision(transaction)?, run, false, changes))
 }
 
-fn news_since(transaction: &Transaction<'_>, known: Option<i64>, run: String) -> storage::Result<News> {
-    // INVARIANT: the revision is read before the changes. One that comes between the two is told twice, never missed.
+/// What comes after the change `known`, in the run of this program that is called `run`.
+pub(crate) fn news_since(transaction: &Transaction<'_>, known: Option<i64>, run: String) -> Result<News> {
+    // INVARIANT: the revision is read before the changes. One that comes between the two is sent twice, never missed.
     let last = revision(transaction)?;
     let Some(known) = known.filter(|known| (last - REMEMBERED..=last).contains(known)) else {
         let changes = transaction.rows(sql::REVOKED_TOKENS, [now(), 0, MOST], change)?;
@@ -173,20 +128,4 @@ fn news_since(transaction: &Transaction<'_>, known: Option<i64>, run: String) ->
     let changes = transaction.rows(sql::CHANGES_AFTER, [known, MOST], change)?;
     let revision = changes.last().map_or(known, |change| change.revision);
     Ok(News::of(revision, run, false, changes))
-}
-
-/// Drops what is too old to matter, now and then, for ever.
-pub(crate) async fn sweep_for_ever(database: Database) {
-    const EVERY: Duration = Duration::from_mins(10);
-    loop {
-        // What fails is logged, and tried again next time.
-        let _ = database
-            .write(|transaction| {
-                sweep(transaction)?;
-                transaction.run(sql::DROP_OLD_SESSIONS, [now() - 3_600])?;
-                crate::model::lockout::sweep(transaction)
-            })
-            .await;
-        tokio::time::sleep(EVERY).await;
-    }
 }

@@ -6,11 +6,10 @@
 
 use rusqlite::params;
 
+use super::places::{Hash, HashKey, KNOWN_FOR, MOST_PLACES, Place};
 use crate::clock::{now, seconds};
 use crate::config::Lockout;
-use crate::model::login_guard::{Hash, HashKey, KNOWN_FOR, MOST_PLACES, Place};
-use crate::storage::sql;
-use crate::storage::{Result, Transaction};
+use crate::storage::{Result, Transaction, sql};
 
 /// A name, and the place from which somebody tries.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +49,7 @@ pub(crate) fn remember(transaction: &Transaction<'_>, user: &str, place: &Place)
 }
 
 /// Lets no lock last longer than `rule` says now: it may have been made under another, or by a clock that was ahead.
-pub(crate) fn follow_rule(transaction: &Transaction<'_>, rule: &Lockout) -> Result<()> {
+pub(crate) fn apply_rule(transaction: &Transaction<'_>, rule: &Lockout) -> Result<()> {
     transaction.run(sql::SHORTEN_LOCKS, [now().saturating_add(seconds(rule.duration))]).map(drop)
 }
 

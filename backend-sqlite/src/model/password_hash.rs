@@ -1,17 +1,15 @@
-//! Passwords: argon2id, hashed and estimated on blocking threads with a bound on how many at once and how many wait. Hashes of bcrypt, from another
-//! system, are accepted and upgraded at login.
+//! Passwords: argon2id, hashed and estimated on blocking threads with a bound on how many at once and how many wait. Hashes
+//! of bcrypt, from another system, are accepted and upgraded at login.
 
 use std::time::Duration;
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
 use argon2::{Algorithm, Argon2, Params, Version};
-use axum::http::StatusCode;
-use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use zxcvbn::Score;
 
+use super::password_rules::{MAX_BYTES, violations};
 use crate::config::PasswordRule;
 use crate::problem::{Problem, internal};
 
@@ -23,46 +21,30 @@ const LANES: u32 = 1;
 /// What a hash begins with that needs no upgrade.
 const CURRENT: &str = "$argon2id$v=19$m=19456,t=2,p=1$";
 
-/// A longer password is refused: hashing it would be a way to keep us busy.
-const MAX_BYTES: usize = 1024;
-
-/// Of a longer password its first and its last so many characters are estimated. The time grows with the square and more
-/// of the length, as `estimates_take_milliseconds_whatever_is_estimated` measures, and beyond 20 zxcvbn's products overflow.
-const ESTIMATED: usize = 20;
-
-/// What zxcvbn takes for letters in disguise. It tries all combinations of those that a password holds, hundreds with all
-/// of these; beyond the first few, each stands for a character that disguises nothing, which is as hard to guess.
-const DISGUISES: &str = "4@8({[<3691!|70$5+%2";
-const MOST_DISGUISES: usize = 4;
-const UNDISGUISED: &str = "~^&*_=:;?,.'\"/)]";
-
-/// What is known of the owner is compared with the password up to so many characters each.
-const ABOUT: usize = 64;
-
 /// Hashes of other systems may cost so much: bcrypt's exponent, argon2's memory in KiB, passes and lanes.
 const MOST_BCRYPT_COST: u32 = 14;
 const MOST_ARGON2: [u32; 3] = [128 * 1024, 10, 16];
 
 /// Each hash takes 19 MiB and a core for some 20 ms; more at once only makes all of them late.
 const AT_ONCE: usize = 8;
-static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
+static SLOTS: Semaphore = Semaphore::const_new(AT_ONCE);
 
 /// Those who work or wait for a place; one more is refused at once.
 static QUEUE: Semaphore = Semaphore::const_new(AT_ONCE * 16);
 
 /// The longest wait for a place.
-const PATIENCE: Duration = Duration::from_secs(5);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs `work`, which takes a core for a while, on a blocking thread, few at a time. Who waits too long gets 503.
-async fn slowly<T: Send + 'static>(
+async fn on_blocking_thread<T: Send + 'static>(
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> Result<T, Problem> {
     let busy = || {
         let detail = "too many passwords are judged just now: try again";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "passwords_busy", detail)
+        Problem::unavailable("passwords_busy", detail)
     };
     let _waiting = QUEUE.try_acquire().map_err(|_| busy())?;
-    let place = timeout(PATIENCE, PLACES.acquire()).await.map_err(|_| busy())?;
+    let place = timeout(QUEUE_TIMEOUT, SLOTS.acquire()).await.map_err(|_| busy())?;
     let place = place.map_err(|error| internal(error.into()))?;
     // The place is held by the work, not by who waits for it: a client that leaves frees no core.
     let done = tokio::task::spawn_blocking(move || {
@@ -133,7 +115,7 @@ pub(crate) fn hash_kinds() -> String {
 
 /// [`hash`] on a blocking thread.
 async fn hash_async(password: String) -> Result<String, Problem> {
-    slowly(move || hash(&password)).await
+    on_blocking_thread(move || hash(&password)).await
 }
 
 /// The hash of a password that keeps every rule.
@@ -142,9 +124,9 @@ pub(crate) async fn accept(
     password: String,
     about: Vec<String>,
 ) -> Result<String, Problem> {
-    let judged = slowly(move || {
+    let judged = on_blocking_thread(move || {
         let about: Vec<&str> = about.iter().map(String::as_str).collect();
-        let violations = rule.violations(&password, &about);
+        let violations = violations(rule, &password, &about);
         if violations.is_empty() { hash(&password).map(Ok) } else { Ok(Err(violations)) }
     });
     judged.await?.map_err(|violations| {
@@ -156,9 +138,11 @@ pub(crate) async fn accept(
 
 /// Whether `password` is the one of `stored`. Without a hash, as for an unknown account, it takes as long and is wrong.
 pub(crate) async fn verify_async(password: String, stored: Option<String>) -> Result<bool, Problem> {
-    slowly(move || match stored.filter(|stored| password.len() <= MAX_BYTES && is_affordable(stored)) {
-        Some(stored) => Ok(verify(&password, &stored)),
-        None => hash(password.get(..MAX_BYTES).unwrap_or(&password)).map(|_| false),
+    on_blocking_thread(move || {
+        match stored.filter(|stored| password.len() <= MAX_BYTES && is_affordable(stored)) {
+            Some(stored) => Ok(verify(&password, &stored)),
+            None => hash(password.get(..MAX_BYTES).unwrap_or(&password)).map(|_| false),
+        }
     })
     .await
 }
@@ -177,65 +161,6 @@ pub(crate) async fn better_hash(password: String, stored: &str) -> Result<Option
         return Ok(None);
     }
     hash_async(password).await.map(Some)
-}
-
-/// A rule that a password breaks.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Violation {
-    pub(crate) rule: &'static str,
-    pub(crate) detail: String,
-}
-
-impl PasswordRule {
-    /// Every rule that a password breaks. `about` is what is known of its owner, who should not use it in a password.
-    pub(crate) fn violations(&self, password: &str, about: &[&str]) -> Vec<Violation> {
-        let mut violations = Vec::new();
-        let mut broken = |rule, detail| violations.push(Violation { rule, detail });
-        if password.chars().count() < self.min_length {
-            broken("min_length", format!("at least {} characters long", self.min_length));
-        }
-        if password.len() > MAX_BYTES {
-            broken("max_length", format!("at most {MAX_BYTES} bytes long"));
-            return violations;
-        }
-        if password.chars().any(char::is_control) {
-            broken("control_characters", "without control characters".to_owned());
-        }
-        if about.iter().any(|known| !known.is_empty() && password.eq_ignore_ascii_case(known)) {
-            broken("own_name", "not the name or the address of the account".to_owned());
-        }
-        if self.strong && is_easy_to_guess(password, about) {
-            broken("strength", "harder to guess: longer, or less like words, names and dates".to_owned());
-        }
-        violations
-    }
-}
-
-/// Whether both ends of a password are; it is at least as hard to guess as any part of it.
-fn is_easy_to_guess(password: &str, about: &[&str]) -> bool {
-    let about: Vec<String> = about.iter().map(|known| known.chars().take(ABOUT).collect()).collect();
-    let about: Vec<&str> = about.iter().map(String::as_str).collect();
-    let first: String = password.chars().take(ESTIMATED).collect();
-    let beyond = password.chars().count().saturating_sub(ESTIMATED);
-    let last: String = password.chars().skip(beyond).collect();
-    let is_easy = |part: &str| zxcvbn::zxcvbn(&few_disguises(part), &about).score() < Score::Three;
-    is_easy(&first) && (beyond == 0 || is_easy(&last))
-}
-
-/// The same text with no more than [`MOST_DISGUISES`] characters that may disguise letters.
-fn few_disguises(part: &str) -> String {
-    let mut seen: Vec<char> = Vec::new();
-    let mut replace = |char: char| {
-        if !DISGUISES.contains(char) {
-            return char;
-        }
-        let at = seen.iter().position(|known| *known == char).unwrap_or_else(|| {
-            seen.push(char);
-            seen.len() - 1
-        });
-        at.checked_sub(MOST_DISGUISES).and_then(|at| UNDISGUISED.chars().nth(at)).unwrap_or(char)
-    };
-    part.chars().map(&mut replace).collect()
 }
 
 #[cfg(test)]
@@ -294,57 +219,5 @@ mod tests {
         }
         let bcrypt = |cost: &str| format!("$2b${cost}$RE5tWKQtyWUNCw/P2MhDou4M2PVdsHirWTs7lCnaZXxq8ntovIb3S");
         assert!(is_hash(&bcrypt("12")) && !is_hash(&bcrypt("31")));
-    }
-
-    #[test]
-    fn estimates_take_milliseconds_whatever_is_estimated() {
-        let rule = PasswordRule { min_length: 12, strong: true };
-        let crafted = [
-            "4@8({[<6931!|70$5+%2".repeat(5),
-            "p@$$w0rd1!".repeat(10),
-            "aA1!".repeat(25),
-            "1".repeat(100),
-            "12".repeat(50),
-            "abc".repeat(33),
-            "1/1/11".repeat(16),
-            "qwertyuiop".repeat(10),
-            "zxcvbnm,./".repeat(10),
-            "!|1l1|!".repeat(14),
-            "é".repeat(100),
-        ];
-        let mut slowest = (Duration::ZERO, "");
-        for password in &crafted {
-            let begun = std::time::Instant::now();
-            rule.violations(password, &[password, &"x".repeat(254)]);
-            slowest = slowest.max((begun.elapsed(), password));
-        }
-        println!("the slowest estimate took {slowest:?}");
-        assert!(
-            slowest.0 < Duration::from_millis(500),
-            "{slowest:?}: some ms, on a machine that does nothing else"
-        );
-    }
-
-    #[test]
-    fn few_characters_stand_for_letters_and_none_is_lost() {
-        assert_eq!(few_disguises("p@$$w0rd1!"), "p@$$w0rd1~");
-        let many = few_disguises(DISGUISES);
-        assert_eq!(many.chars().filter(|char| DISGUISES.contains(*char)).count(), MOST_DISGUISES);
-        assert_eq!(many.chars().collect::<std::collections::BTreeSet<_>>().len(), DISGUISES.len());
-    }
-
-    #[test]
-    fn every_rule_that_is_broken_is_named() {
-        let rule = PasswordRule { min_length: 12, strong: true };
-        let names = |password: &str, about: &[&str]| -> Vec<_> {
-            rule.violations(password, about).into_iter().map(|violation| violation.rule).collect()
-        };
-        assert_eq!(names("short", &[]), ["min_length", "strength"]);
-        assert_eq!(names("passwordpassword", &[]), ["strength"]);
-        assert_eq!(names("Annabelle.Smith", &["annabelle.smith"]), ["own_name", "strength"]);
-        assert_eq!(names("correct horse battery", &["ann"]), [] as [&str; 0]);
-        let end = format!("{}vK9#tq2Lm!zR", "a".repeat(30));
-        assert_eq!(names(&end, &["ann"]), [] as [&str; 0], "one end that is hard to guess will do");
-        assert_eq!(names(&"x".repeat(2_000), &[]), ["max_length"]);
     }
 }

@@ -4,46 +4,29 @@
 //! entry, or a grant of a role. Roles are the account's own and those of its groups; one that needs a second factor
 //! counts only for an account that has it, but what is denied to it is denied either way.
 
-use axum::Json;
-use axum::extract::State;
-use axum::response::{IntoResponse as _, Response};
 use rusqlite::params;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use std::time::Instant;
+use serde_json::json;
 
-use crate::http::app::App;
-use crate::http::extract::{Body, Path};
-use crate::http::identity::{Administrator, Gateway};
-use crate::model::access_tokens;
-use crate::model::changes;
-use crate::model::users::{self, User};
-use crate::problem::{Problem, Result};
-use crate::storage::sql;
-use crate::storage::{self, Transaction};
+use super::users::{self, User};
+use super::{access_tokens, changes, groups};
+use crate::storage::{Result, Transaction, sql};
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Question {
     user: String,
-    /// Whose word the user's id is, where the gateway takes several: the token's `iss`.
+    /// Who issued the user's id, where the gateway takes several issuers: the token's `iss`.
     issuer: Option<String>,
     permission: String,
     resource: String,
 }
 
-#[derive(Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub(crate) enum Questions {
-    One(Question),
-    Batch { checks: Vec<Question> },
-}
-
 /// An answer, why, and as of which change.
 #[derive(Serialize)]
 pub(crate) struct Answer {
-    allowed: bool,
+    pub(crate) allowed: bool,
     reason: String,
     revision: i64,
 }
@@ -52,70 +35,17 @@ pub(crate) struct Answer {
 #[derive(Serialize)]
 pub(crate) struct TracedAnswer {
     #[serde(flatten)]
-    answer: Answer,
+    pub(crate) answer: Answer,
     roles: Vec<String>,
     groups: Vec<String>,
 }
 
-/// The most questions in one call.
-const MOST: usize = 100;
-
-/// `POST /v1/permissions/check`, for administrators.
-pub(crate) async fn check(
-    _: Administrator,
-    State(app): State<App>,
-    Body(questions): Body<Questions>,
-) -> Result<Response> {
-    let (questions, batch) = match questions {
-        Questions::One(question) => (vec![question], false),
-        Questions::Batch { checks } => (checks, true),
-    };
-    if questions.is_empty() || questions.len() > MOST {
-        return Err(Problem::bad_request(format!("from 1 to {MOST} checks in one call")));
-    }
-    let mut answers: Vec<Answer> =
-        answers(&app, questions).await?.into_iter().map(|traced| traced.answer).collect();
-    if batch {
-        return Ok(Json(json!({"results": answers})).into_response());
-    }
-    let answer = answers.pop().ok_or_else(|| Problem::bad_request("no question"))?;
-    Ok(Json(answer).into_response())
-}
-
-/// `POST /internal/permissions`, for the gateway.
-pub(crate) async fn answer(
-    _: Gateway,
-    State(app): State<App>,
-    Body(question): Body<Question>,
-) -> Result<Json<TracedAnswer>> {
-    let answer = answers(&app, vec![question]).await?.pop();
-    answer.map(Json).ok_or_else(|| Problem::bad_request("no question"))
-}
-
-async fn answers(app: &App, questions: Vec<Question>) -> Result<Vec<TracedAnswer>> {
-    let started = Instant::now();
-    let settings = std::sync::Arc::clone(&app.accounts);
-    let answers = app.database.read(move |transaction| {
-        questions
-            .iter()
-            .map(|one| judge(transaction, one, &settings.require_totp_for))
-            .collect::<storage::Result<Vec<_>>>()
-    });
-    let answers = answers.await?;
-    for traced in &answers {
-        // The permission itself is a client's word here and would make a label without a bound.
-        let result = if traced.answer.allowed { "allowed" } else { "denied" };
-        app.metrics.permission_checks.with_label_values(&["any", result]).inc();
-    }
-    app.metrics.permission_check_duration.observe(started.elapsed().as_secs_f64());
-    Ok(answers)
-}
-
-fn judge(
+/// Answers a question. `second_factor` are the roles that count only for accounts with a second factor.
+pub(crate) fn judge(
     transaction: &Transaction<'_>,
     question: &Question,
     second_factor: &[String],
-) -> storage::Result<TracedAnswer> {
+) -> Result<TracedAnswer> {
     // INVARIANT: the revision is read before anything else. A change in between makes the answer newer than it says,
     // never older.
     let revision = changes::revision(transaction)?;
@@ -126,57 +56,17 @@ fn judge(
     };
     let all = all_roles(transaction, &user.id)?;
     let counting = counting_roles(&all, &user, second_factor);
-    let groups = groups(transaction, &user.id)?;
+    let groups = groups::of_user(transaction, &user.id)?;
     let (allowed, reason) = decide(transaction, question, (&counting, &all), &groups)?;
     Ok(TracedAnswer { answer: Answer { allowed, reason, revision }, roles: all, groups })
 }
 
-/// The account that is meant: another issuer's subject is nobody here, whatever its id.
-fn account_of(
-    transaction: &Transaction<'_>,
-    id: &str,
-    issuer: Option<&str>,
-) -> storage::Result<Option<User>> {
+/// The account that is meant: another issuer's subject has no account here, whatever its id.
+fn account_of(transaction: &Transaction<'_>, id: &str, issuer: Option<&str>) -> Result<Option<User>> {
     if issuer.is_some_and(|issuer| issuer != access_tokens::ISSUER) {
         return Ok(None);
     }
     users::by_id(transaction, id)
-}
-
-/// Whose roles the gateway asks for.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Asked {
-    user: String,
-    issuer: Option<String>,
-}
-
-/// The roles that count for an account now; none when it is no account of ours.
-#[derive(Serialize)]
-pub(crate) struct HeldRoles {
-    revision: i64,
-    roles: Option<Vec<String>>,
-    groups: Vec<String>,
-}
-
-/// `POST /internal/roles`, for the gateway. An account that is not active has none.
-pub(crate) async fn roles(
-    _: Gateway,
-    State(app): State<App>,
-    Body(asked): Body<Asked>,
-) -> Result<Json<HeldRoles>> {
-    let settings = std::sync::Arc::clone(&app.accounts);
-    let held = app.database.read(move |transaction| {
-        let revision = changes::revision(transaction)?; // first, as in `judge`
-        let Some(user) = account_of(transaction, &asked.user, asked.issuer.as_deref())? else {
-            return Ok(HeldRoles { revision, roles: None, groups: Vec::new() });
-        };
-        let groups = groups(transaction, &user.id)?;
-        let all = if user.active { all_roles(transaction, &user.id)? } else { Vec::new() };
-        let roles = counting_roles(&all, &user, &settings.require_totp_for);
-        Ok(HeldRoles { revision, roles: Some(roles), groups })
-    });
-    Ok(Json(held.await?))
 }
 
 fn decide(
@@ -184,7 +74,7 @@ fn decide(
     question: &Question,
     (counting, all): (&[String], &[String]),
     groups: &[String],
-) -> storage::Result<(bool, String)> {
+) -> Result<(bool, String)> {
     let [roles, all, groups] = [counting, all, groups].map(|names| json!(names).to_string());
     let Question { user, permission, resource, .. } = question;
     let entry: Option<(String, String, String, String)> = transaction.row(
@@ -206,8 +96,33 @@ fn decide(
     })
 }
 
+/// The roles that count for an account now; none when it is no account of ours.
+#[derive(Serialize)]
+pub(crate) struct HeldRoles {
+    revision: i64,
+    roles: Option<Vec<String>>,
+    groups: Vec<String>,
+}
+
+/// The roles of the subject `id`. An account that is not active has none.
+pub(crate) fn held_roles(
+    transaction: &Transaction<'_>,
+    id: &str,
+    issuer: Option<&str>,
+    second_factor: &[String],
+) -> Result<HeldRoles> {
+    let revision = changes::revision(transaction)?; // first, as in `judge`
+    let Some(user) = account_of(transaction, id, issuer)? else {
+        return Ok(HeldRoles { revision, roles: None, groups: Vec::new() });
+    };
+    let groups = groups::of_user(transaction, &user.id)?;
+    let all = if user.active { all_roles(transaction, &user.id)? } else { Vec::new() };
+    let roles = counting_roles(&all, &user, second_factor);
+    Ok(HeldRoles { revision, roles: Some(roles), groups })
+}
+
 /// The roles of an account, its own and those of its groups.
-pub(crate) fn all_roles(transaction: &Transaction<'_>, user: &str) -> storage::Result<Vec<String>> {
+pub(crate) fn all_roles(transaction: &Transaction<'_>, user: &str) -> Result<Vec<String>> {
     transaction.rows(sql::EFFECTIVE_ROLES, [user], |row| row.get(0))
 }
 
@@ -217,48 +132,51 @@ pub(crate) fn counting_roles(roles: &[String], user: &User, second_factor: &[Str
     roles.iter().filter(counts).cloned().collect()
 }
 
-/// The groups of an account.
-pub(crate) fn groups(transaction: &Transaction<'_>, user: &str) -> storage::Result<Vec<String>> {
-    transaction.rows(sql::GROUPS_OF_USER, [user], |row| row.get(0))
+/// All that an account may do, and what is denied to it.
+#[derive(Serialize)]
+pub(crate) struct Effective {
+    active: bool,
+    roles: Vec<String>,
+    groups: Vec<String>,
+    permissions: Vec<HeldPermission>,
+    revision: i64,
 }
 
-/// `GET /v1/users/{id}/permissions`: all that an account may do, and what is denied to it.
-pub(crate) async fn effective(
-    _: Administrator,
-    State(app): State<App>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>> {
-    let settings = std::sync::Arc::clone(&app.accounts);
-    let listed = app.database.read(move |transaction| {
-        let revision = changes::revision(transaction)?;
-        let Some(user) = users::by_id(transaction, &id)? else { return Ok(None) };
-        let roles = counting_roles(&all_roles(transaction, &id)?, &user, &settings.require_totp_for);
-        let groups = groups(transaction, &id)?;
-        let mut permissions = Vec::new();
-        for role in &roles {
-            permissions.extend(transaction.rows(sql::GRANTS_OF_ROLE, [role], |row| {
-                let (permission, resource): (String, String) = (row.get(0)?, row.get(1)?);
-                let via = format!("role:{role}");
-                Ok(json!({"permission": permission, "resource": resource, "effect": "allow", "via": via}))
-            })?);
-        }
-        let principals = params![id, json!(roles).to_string(), json!(groups).to_string()];
-        permissions.extend(transaction.rows(sql::ACL_OF_PRINCIPALS, principals, |row| {
-            let (kind, principal): (String, String) = (row.get(0)?, row.get(1)?);
-            Ok(json!({
-                "permission": row.get::<_, String>(2)?,
-                "resource": row.get::<_, String>(3)?,
-                "effect": row.get::<_, String>(4)?,
-                "via": format!("{kind}:{principal}"),
-            }))
+#[derive(Serialize)]
+struct HeldPermission {
+    permission: String,
+    resource: String,
+    effect: String,
+    /// `role:NAME`, `user:ID` or `group:NAME`: through whom the account has it.
+    via: String,
+}
+
+/// What the account `id` may do; `None` where there is no such account.
+pub(crate) fn effective(
+    transaction: &Transaction<'_>,
+    id: &str,
+    second_factor: &[String],
+) -> Result<Option<Effective>> {
+    let revision = changes::revision(transaction)?; // first, as in `judge`
+    let Some(user) = users::by_id(transaction, id)? else { return Ok(None) };
+    let roles = counting_roles(&all_roles(transaction, id)?, &user, second_factor);
+    let groups = groups::of_user(transaction, id)?;
+    let mut permissions = Vec::new();
+    for role in &roles {
+        permissions.extend(transaction.rows(sql::GRANTS_OF_ROLE, [role], |row| {
+            let (effect, via) = ("allow".to_owned(), format!("role:{role}"));
+            Ok(HeldPermission { permission: row.get(0)?, resource: row.get(1)?, effect, via })
         })?);
-        Ok(Some(json!({
-            "active": user.active,
-            "roles": roles,
-            "groups": groups,
-            "permissions": permissions,
-            "revision": revision,
-        })))
-    });
-    listed.await?.map(Json).ok_or_else(|| Problem::not_found("user"))
+    }
+    let principals = params![id, json!(roles).to_string(), json!(groups).to_string()];
+    permissions.extend(transaction.rows(sql::ACL_OF_PRINCIPALS, principals, |row| {
+        let (kind, principal): (String, String) = (row.get(0)?, row.get(1)?);
+        Ok(HeldPermission {
+            permission: row.get(2)?,
+            resource: row.get(3)?,
+            effect: row.get(4)?,
+            via: format!("{kind}:{principal}"),
+        })
+    })?);
+    Ok(Some(Effective { active: user.active, roles, groups, permissions, revision }))
 }

@@ -1,16 +1,13 @@
-//! Accounts as rows: what the API and the command line share.
+//! Accounts.
 
 use std::time::Duration;
 
 use rusqlite::params;
 
-use crate::api::api_keys;
+use super::changes::{self, Subject};
+use super::roles;
 use crate::clock::{now, seconds};
-use crate::model::changes::{self, Subject};
-use crate::model::lockout;
-use crate::model::sessions;
-use crate::storage::sql;
-use crate::storage::{Result, Transaction};
+use crate::storage::{Result, Transaction, sql};
 
 /// One account.
 #[derive(Clone, Debug)]
@@ -34,7 +31,7 @@ impl User {
     }
 }
 
-/// An account that is to be made.
+/// An account to add.
 #[derive(Clone, Debug)]
 pub(crate) struct NewUser {
     pub(crate) username: String,
@@ -45,14 +42,14 @@ pub(crate) struct NewUser {
     pub(crate) roles: Vec<String>,
 }
 
-/// What became of adding an account.
+/// The outcome of adding an account.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Added {
-    /// It is there, with this id.
+    /// With this id.
     Id(String),
     /// The name is taken.
     Taken,
-    /// There is no such role.
+    /// This role does not exist.
     UnknownRole(String),
 }
 
@@ -93,7 +90,7 @@ pub(crate) fn count(transaction: &Transaction<'_>) -> Result<i64> {
 }
 
 /// The roles that were given to the account itself.
-pub(crate) fn roles(transaction: &Transaction<'_>, id: &str) -> Result<Vec<String>> {
+pub(crate) fn own_roles(transaction: &Transaction<'_>, id: &str) -> Result<Vec<String>> {
     transaction.rows(sql::ROLES_OF_USER, [id], |row| row.get(0))
 }
 
@@ -102,7 +99,7 @@ pub(crate) fn add(transaction: &Transaction<'_>, new: &NewUser) -> Result<Added>
     if by_name(transaction, &new.username)?.is_some() {
         return Ok(Added::Taken);
     }
-    if let Some(unknown) = unknown_role(transaction, &new.roles)? {
+    if let Some(unknown) = roles::unknown(transaction, &new.roles)? {
         return Ok(Added::UnknownRole(unknown));
     }
     let id = uuid::Uuid::now_v7().to_string();
@@ -113,30 +110,4 @@ pub(crate) fn add(transaction: &Transaction<'_>, new: &NewUser) -> Result<Added>
     }
     changes::note(transaction, Subject::User(&id))?;
     Ok(Added::Id(id))
-}
-
-/// Sets a password for an account that somebody else may have had: whatever let him in ends, API keys included.
-pub(crate) fn reset_password(transaction: &Transaction<'_>, user: &User, hash: &str) -> Result<()> {
-    api_keys::remove_all(transaction, &user.id)?;
-    set_password(transaction, user, hash)
-}
-
-/// Sets a password, and ends whatever the old one began: sessions, what failed, and the places that are known.
-pub(crate) fn set_password(transaction: &Transaction<'_>, user: &User, hash: &str) -> Result<()> {
-    transaction.run(sql::SET_PASSWORD, params![user.id, hash, now()])?;
-    transaction.run(sql::CLEAR_RESET_TOKENS, [&user.id])?;
-    transaction.run(sql::DROP_RESET_REQUESTS_OF, [&user.id])?; // a mail that comes late would open the account again
-    transaction.run(sql::CLEAR_PLACES, [&user.id])?;
-    lockout::clear(transaction, &user.username)?;
-    sessions::end_all(transaction, &user.id)
-}
-
-/// The first of `roles` that does not exist.
-pub(crate) fn unknown_role(transaction: &Transaction<'_>, roles: &[String]) -> Result<Option<String>> {
-    for role in roles {
-        if transaction.row(sql::ROLE_EXISTS, [role], |_| Ok(()))?.is_none() {
-            return Ok(Some(role.clone()));
-        }
-    }
-    Ok(None)
 }

@@ -77,9 +77,14 @@ impl Database {
         .await
     }
 
+    /// Whether the database answers.
+    pub(crate) async fn ping(&self) -> Result<()> {
+        self.read(|transaction| transaction.row(sql::PING, [], |_| Ok(())).map(drop)).await
+    }
+
     /// Writes in one transaction, which is rolled back when `work` fails or refuses. `work` may run more than once. What
     /// changes who may do what is known to the gateways that follow when this returns, see [`Followers::notify`].
-    pub(crate) async fn write_or_refuse<T: Send + 'static, E: Abort>(
+    pub(crate) async fn write<T: Send + 'static, E: Abort>(
         &self,
         work: impl Fn(&Transaction<'_>) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E> {
@@ -96,14 +101,6 @@ impl Database {
             self.inner.followers.notify(revision).await;
         }
         Ok(value)
-    }
-
-    /// Writes in one transaction that refuses nothing.
-    pub(crate) async fn write<T: Send + 'static>(
-        &self,
-        work: impl Fn(&Transaction<'_>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        self.write_or_refuse(work).await
     }
 
     /// Writes in one transaction, which is committed **also when `work` refuses**; only a failure of the database rolls it

@@ -7,7 +7,7 @@ mod mutate;
 use axum::http::{HeaderMap, HeaderValue, header};
 
 use super::{Batch, Conditions, Write, check_key, json_as_it_came};
-use crate::http::extract::PageQuery;
+use crate::http::page::PageQuery;
 
 /// Any bytes as a value, a batch, a key, a cursor and a condition.
 fn records(bytes: &[u8]) {
