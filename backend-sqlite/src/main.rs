@@ -1,6 +1,15 @@
 //! Palisade's persistence backend: accounts, roles, permissions and JSON records on SQLite.
 //!
-//! [`api::routes`] says what answers where; [`storage`] is the only door to SQLite and [`storage::sql`] holds every statement.
+//! The code is a house of floors. A file uses what lies beside it in its room and what lies on lower floors, never a
+//! higher one, and no two files use each other:
+//!
+//! 1. [`config`], [`observe`], [`clock`], [`random`]: settings and secrets, metrics, time, chance;
+//! 2. [`mail`], [`storage`]: the mail server, and the only way to SQLite; [`storage::sql`] holds every statement;
+//! 3. [`problem`]: every error that a client sees;
+//! 4. [`model`]: what the service knows and does, as functions over a transaction, without HTTP;
+//! 5. [`http`]: what handlers share: the parts of a request, who sent it, and what proves that;
+//! 6. [`api`]: one file a resource; [`api::routes`] lists every address;
+//! 7. [`maintenance`], [`outbox`], [`serve`], [`user_command`], [`healthcheck`]: what runs beside requests, and the commands.
 
 mod api;
 mod clock;

@@ -1,6 +1,6 @@
-//! Sends the mails to reset a password. They are stored in the database from the request on until they are sent. When the mail
-//! server is unavailable it is tried again, with growing pauses; a shutdown waits for what is being sent, and the next start
-//! continues with the rest.
+//! Sends the mails to reset a password. They are stored in the database from the request on until they are sent. When
+//! the mail server is unavailable it is tried again, with growing pauses; a shutdown waits for what is being sent, and
+//! the next start continues with the rest.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::clock::now;
-use crate::mail::{self, Fault, Mail};
+use crate::mail::{self, Mail, MailError};
 use crate::model::password_resets::{self, Due};
 use crate::model::users::User;
 use crate::observe::metrics::Metrics;
@@ -26,7 +26,7 @@ const FIRST_PAUSE: i64 = 5;
 const LONGEST_PAUSE: i64 = 10 * 60;
 
 /// What is asked for in this time is sent together.
-const MOMENT: Duration = Duration::from_millis(500);
+const BATCH_DELAY: Duration = Duration::from_millis(500);
 
 /// The longest time without a look at what is due, in seconds.
 const LONGEST_WAIT: i64 = 60;
@@ -56,7 +56,7 @@ impl Outbox {
             // Not at once: otherwise the time of the writes for a request would show whether there is such an account.
             let requested = async {
                 outbox.requested.notified().await;
-                tokio::time::sleep(MOMENT).await;
+                tokio::time::sleep(BATCH_DELAY).await;
             };
             tokio::select! {
                 () = requested => {}
@@ -104,28 +104,29 @@ impl Outbox {
         let Some(user) = self.begin(due, token.clone()).await? else { return Ok(()) };
         let address = user.email.as_deref().unwrap_or_default();
         let sent = timeout(mail::SEND_TIMEOUT, self.mail.send_reset(address, &user.username, &token)).await;
-        let result =
-            match sent.unwrap_or_else(|_| Err(Fault::late("the mail server took too long".to_owned()))) {
-                Ok(()) => {
-                    self.report_success();
-                    self.database
-                        .write(move |transaction| password_resets::mark_sent(transaction, request))
-                        .await?;
-                    self.metrics.user_operations.with_label_values(&["forgot_password"]).inc();
-                    "sent"
-                }
-                Err(fault) if fault.is_final || now() - asked_at > GIVEN_UP_AFTER => {
-                    error!(user = user.id, error = %fault, tries, "a mail to reset a password is given up");
-                    self.database
-                        .write(move |transaction| password_resets::drop_request(transaction, request))
-                        .await?;
-                    "failed"
-                }
-                Err(fault) => {
-                    self.report_fault(&fault);
-                    "late"
-                }
-            };
+        let result = match sent
+            .unwrap_or_else(|_| Err(MailError::temporary("the mail server took too long".to_owned())))
+        {
+            Ok(()) => {
+                self.report_success();
+                self.database
+                    .write(move |transaction| password_resets::mark_sent(transaction, request))
+                    .await?;
+                self.metrics.user_operations.with_label_values(&["forgot_password"]).inc();
+                "sent"
+            }
+            Err(fault) if fault.is_final || now() - asked_at > GIVEN_UP_AFTER => {
+                error!(user = user.id, error = %fault, tries, "a mail to reset a password is given up");
+                self.database
+                    .write(move |transaction| password_resets::drop_request(transaction, request))
+                    .await?;
+                "failed"
+            }
+            Err(fault) => {
+                self.report_fault(&fault);
+                "late"
+            }
+        };
         self.metrics.mails.with_label_values(&[result]).inc();
         Ok(())
     }
@@ -144,11 +145,11 @@ impl Outbox {
         }
     }
 
-    fn report_fault(&self, fault: &Fault) {
+    fn report_fault(&self, fault: &MailError) {
         if self.trouble.lock().replace(fault.kind) != Some(fault.kind) {
             warn!(
                 error = %fault,
-                "mail cannot be sent: what was asked for is kept for a day and tried again; look at mail.url, SMTP_PASSWORD \
+                "mail cannot be sent: it is stored for a day and tried again; check mail.url, SMTP_PASSWORD \
                  and the mail server"
             );
         }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::storage::{Abort, DbError};
 
-/// The code of a refusal to write; the gateway is told by a field, so that it does not take this for a failure.
+/// The code of a refusal to write. A response field marks it, so that the gateway does not count it as a failure.
 const READ_ONLY: &str = "read_only";
 
 /// An answer that is not a success.
@@ -30,7 +30,7 @@ impl Problem {
         Self { status, code, detail: detail.into(), more: None, retry_after }
     }
 
-    /// Says more, under a name of its own.
+    /// Adds a member to the body.
     #[must_use]
     pub(crate) fn with(mut self, name: &'static str, value: Value) -> Self {
         self.more = Some((name, value));
@@ -108,7 +108,7 @@ impl IntoResponse for Problem {
 
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {
-        // What the client reads and what the log keeps are two things: `Database` has logged the cause.
+        // What the client reads and what the log holds are two things: `Database` has logged the cause.
         match error {
             DbError::Busy => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "database_busy", "the database is busy, try again")
@@ -116,7 +116,7 @@ impl From<DbError> for Problem {
             DbError::ReadOnly => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 READ_ONLY,
-                "nothing can be changed now, reading goes on",
+                "nothing can be changed now, reading continues",
             ),
             DbError::Sqlite(_) | DbError::Stopped => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -135,12 +135,12 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// A refusal says more, under a name of its own.
+    /// Adds a member to a refusal.
     #[must_use]
     pub(crate) fn with(self, name: &'static str, value: impl FnOnce() -> Value) -> Self {
         match self {
             Self::Refused(problem) => Self::Refused(problem.with(name, value())),
-            database => database,
+            Self::Database(error) => Self::Database(error),
         }
     }
 }
@@ -175,7 +175,7 @@ impl Abort for Failure {
     }
 }
 
-/// An error that says nothing to the client and everything to the log.
+/// An error of which the client learns nothing, and the log everything.
 #[expect(clippy::needless_pass_by_value, reason = "what `map_err` takes")]
 pub(crate) fn internal(error: anyhow::Error) -> Problem {
     tracing::error!(error = format!("{error:#}"), "a request failed");

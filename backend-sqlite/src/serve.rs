@@ -100,7 +100,7 @@ async fn build(
     let secrets = Secrets::load(&config.secrets.dir, environment, profile)?;
     if secrets.gateway_token.is_none() {
         warn!(
-            "GATEWAY_TOKEN is not set: nobody is believed to be the gateway, and only health, metrics and keys answer"
+            "GATEWAY_TOKEN is not set: no request can come from the gateway, and only health, metrics and keys answer"
         );
     }
     let metrics = Metrics::new()?;
@@ -185,7 +185,7 @@ fn affordable(max_connections: usize) -> usize {
         warn!(
             open_files_limit = files,
             connections = most,
-            "server.max_connections is more than the limit of open files (ulimit -n) allows: fewer it is"
+            "server.max_connections is more than the limit of open files (ulimit -n) allows: the limit applies"
         );
     }
     max_connections.min(most)

@@ -114,7 +114,7 @@ pub(crate) async fn login(
     let credentials = Credentials { name, password: password.clone(), totp, client: caller.client.clone() };
     let proven = proof::prove(&app, credentials).await?;
     app.metrics.auth_duration.with_label_values(&["password"]).observe(started.elapsed().as_secs_f64());
-    let count = |word| app.metrics.auth_requests.with_label_values(&["password", word]).inc();
+    let count = |result| app.metrics.auth_requests.with_label_values(&["password", result]).inc();
     let Owner { user, device_is_known } = match proven {
         Proven::Yes(owner) => owner,
         Proven::No => {
@@ -153,8 +153,8 @@ pub(crate) async fn refresh(State(app): State<App>, Body(refresh): Body<Refresh>
         logins::refresh(transaction, &refresh.refresh_token, &next, &rules)
     });
     let refreshed = refreshed.await?;
-    let word = if refreshed.is_ok() { "ok" } else { "refused" };
-    app.metrics.auth_requests.with_label_values(&["refresh", word]).inc();
+    let result = if refreshed.is_ok() { "ok" } else { "refused" };
+    app.metrics.auth_requests.with_label_values(&["refresh", result]).inc();
     match refreshed {
         Ok(standing) => tokens(&app, &standing, pair),
         Err(sessions::InvalidToken) => Err(Problem::unauthorized("refresh_token_invalid", "log in again")),

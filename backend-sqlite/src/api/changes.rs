@@ -20,9 +20,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Since {
-    /// What the gateway has taken in; none when it begins.
+    /// The last change that the gateway has applied; none when it starts.
     revision: Option<i64>,
-    /// Of which run of this program that is a number. The database may have been put back to an earlier state since.
+    /// Of which run of this program that is a number. The database may have been restored to an earlier state since.
     run: Option<String>,
     /// Instead: the tokens that are revoked, from this change on. The rest of a reset.
     revoked_after: Option<i64>,
@@ -30,8 +30,8 @@ pub(crate) struct Since {
     replica: String,
 }
 
-/// `GET /internal/changes?revision=N&run=RUN&replica=ID`: answers at once when there has been a change after N, else within a
-/// second.
+/// `GET /internal/changes?revision=N&run=RUN&replica=ID`: answers at once when there has been a change after N, else
+/// within a second.
 pub(crate) async fn feed(State(app): State<App>, Query(since): Query<Since>) -> Result<Json<News>> {
     let followers = app.database.followers();
     let _following = followers.asks(&since.replica, since.revision.unwrap_or_default());

@@ -19,17 +19,18 @@ pub(crate) async fn live() -> Json<serde_json::Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// `GET /health/ready`, `/health`, `/health/startup` and `/health/db`: the database answers and the program is not shutting down.
+/// `GET /health/ready`, `/health`, `/health/startup` and `/health/db`: the database answers and the program is not
+/// shutting down.
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     let started = Instant::now();
     let database = app.database.ping().await;
     let draining = app.draining.load(Ordering::Relaxed);
     let took_ms = started.elapsed().as_secs_f64() * 1e3;
-    let checks = json!({"database": {"status": word(database.is_ok()), "took_ms": took_ms}});
+    let checks = json!({"database": {"status": status_text(database.is_ok()), "took_ms": took_ms}});
     let fine = database.is_ok() && !draining;
     let status = if fine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mode = app.database.mode().describe();
-    (status, Json(json!({"status": word(fine), "leaving": draining, "mode": mode, "checks": checks})))
+    (status, Json(json!({"status": status_text(fine), "leaving": draining, "mode": mode, "checks": checks})))
         .into_response()
 }
 
@@ -45,7 +46,7 @@ pub(crate) async fn read_write(_: Administrator, State(app): State<App>) -> Json
     Json(json!({"mode": app.database.mode().describe()}))
 }
 
-const fn word(fine: bool) -> &'static str {
+const fn status_text(fine: bool) -> &'static str {
     if fine { "ok" } else { "failed" }
 }
 

@@ -1,5 +1,5 @@
-//! `/v1/auth`: passwords that are forgotten or too old. A reset is asked for by name or address, with the same response for
-//! everybody; the account is found and mailed afterwards.
+//! `/v1/auth`: passwords that are forgotten or too old. A reset is asked for by name or address, with the same response
+//! for everybody; the account is found and mailed afterwards.
 
 use axum::Json;
 use axum::extract::State;

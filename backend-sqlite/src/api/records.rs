@@ -14,7 +14,7 @@ use crate::http::conditional::{Conditions, Tags, etag, tagged};
 use crate::http::extract::{Body, Bytes, Path, Query};
 use crate::http::page::{PageQuery, names};
 use crate::model::names::{NAME, is_name};
-use crate::model::records::{self, precondition_failed};
+use crate::model::records::{self, Record, precondition_failed};
 use crate::problem::{Failure, Problem, Result, internal};
 use crate::storage::Transaction;
 
@@ -78,7 +78,7 @@ pub(crate) async fn write(
 ) -> Result<Response> {
     let conditions = Conditions::read(&headers)?;
     check_key(&key)?;
-    let value = json_as_it_came(&body)?;
+    let value = raw_json(&body)?;
     let written = app.database.write(move |transaction| {
         records::check_collection(transaction, &collection)?;
         records::put(transaction, &collection, &key, &value, |version| conditions.hold(version))
@@ -95,7 +95,7 @@ fn check_key(key: &str) -> Result<()> {
 }
 
 /// Stored as it came, but only what every reader can read: no number out of range, no nesting without end.
-fn json_as_it_came(body: &[u8]) -> Result<Box<RawValue>> {
+fn raw_json(body: &[u8]) -> Result<Box<RawValue>> {
     let not_json =
         |error| Problem::bad_request(format!("the body is not JSON that can be read back: {error}"));
     serde_json::from_slice::<Value>(body).map_err(not_json)?;
@@ -197,7 +197,7 @@ impl Write {
                 "a put has a `value`, a delete has none (key `{key}`)"
             )));
         }
-        let value = value.map(|value| json_as_it_came(value.get().as_bytes())).transpose()?;
+        let value = value.map(|value| raw_json(value.get().as_bytes())).transpose()?;
         let tag = |tag: String| if tag.trim() == "*" { Tags::Any } else { Tags::These(vec![tag]) };
         Ok((key, value, Conditions { if_match: if_match.map(tag), if_none_match: None }))
     }
@@ -226,13 +226,13 @@ pub(crate) async fn list(
 ) -> Result<Json<Page>> {
     let (limit, after) = (page.limit()?, page.after()?);
     let listed = app.database.read(move |transaction| records::page(transaction, &collection, &after, limit));
-    let (rows, more) = listed.await?.ok_or_else(|| Problem::not_found("collection"))?;
-    let next = rows.last().filter(|_| more).map(|(key, ..)| PageQuery::cursor(key));
-    let item = |(key, value, version): (String, String, i64)| {
+    let (records, more) = listed.await?.ok_or_else(|| Problem::not_found("collection"))?;
+    let next = records.last().filter(|_| more).map(|record| PageQuery::cursor(&record.key));
+    let item = |Record { key, value, version }: Record| {
         let value = RawValue::from_string(value).map_err(anyhow::Error::from)?;
         Ok(Item { key, value, etag: etag(version) })
     };
-    let items = rows.into_iter().map(item).collect::<anyhow::Result<_>>().map_err(internal)?;
+    let items = records.into_iter().map(item).collect::<anyhow::Result<_>>().map_err(internal)?;
     Ok(Json(Page { items, next }))
 }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::http::app::App;
 use crate::http::assertion;
-use crate::http::openapi::{self, says};
+use crate::http::openapi::{self, summary};
 use crate::observe;
 use crate::problem::Problem;
 
@@ -71,81 +71,84 @@ pub(crate) fn router(app: App) -> serde_json::Result<Router> {
 /// What there is to read and write.
 fn record_routes() -> ApiRouter<App> {
     ApiRouter::new()
-        .api_route("/v1/collections", get_with(records::list_collections, says("Collections.")))
+        .api_route("/v1/collections", get_with(records::list_collections, summary("Collections.")))
         .api_route(
             "/v1/collections/{collection}",
-            put_with(records::create_collection, says("Make a collection.")),
+            put_with(records::create_collection, summary("Make a collection.")),
         )
         .api_route(
             "/v1/collections/{collection}/records",
-            get_with(records::list, says("Records in the order of their keys.")),
+            get_with(records::list, summary("Records in the order of their keys.")),
         )
         .api_route(
             "/v1/collections/{collection}/records/{*key}",
-            get_with(records::read, says("A record."))
-                .put_with(records::write, says("Write a record."))
-                .delete_with(records::delete, says("Delete a record.")),
+            get_with(records::read, summary("A record."))
+                .put_with(records::write, summary("Write a record."))
+                .delete_with(records::delete, summary("Delete a record.")),
         )
         .api_route(
             "/v1/collections/{collection}/batch",
-            post_with(records::batch, says("Write several records, all or none.")),
+            post_with(records::batch, summary("Write several records, all or none.")),
         )
 }
 
 /// Who one is: open to everybody, or to oneself.
 fn accounts_routes() -> ApiRouter<App> {
     ApiRouter::new()
-        .api_route("/v1/auth/register", post_with(auth::register, says("Make an account without any role.")))
-        .api_route("/v1/auth/login", post_with(auth::login, says("Log in: a pair of tokens.")))
+        .api_route(
+            "/v1/auth/register",
+            post_with(auth::register, summary("Make an account without any role.")),
+        )
+        .api_route("/v1/auth/login", post_with(auth::login, summary("Log in: a pair of tokens.")))
         .api_route(
             "/v1/auth/refresh",
-            post_with(auth::refresh, says("Use up a refresh token for a new pair.")),
+            post_with(auth::refresh, summary("Use up a refresh token for a new pair.")),
         )
-        .api_route("/v1/auth/logout", post_with(auth::logout, says("End the session of a refresh token.")))
+        .api_route("/v1/auth/logout", post_with(auth::logout, summary("End the session of a refresh token.")))
         .api_route(
             "/v1/auth/forgot-password",
-            post_with(passwords::forgot, says("Ask for a mail to reset a password.")),
+            post_with(passwords::forgot, summary("Ask for a mail to reset a password.")),
         )
         .api_route(
             "/v1/auth/reset-password",
-            post_with(passwords::reset, says("Reset a password with the token from the mail.")),
+            post_with(passwords::reset, summary("Reset a password with the token from the mail.")),
         )
         .api_route(
             "/v1/auth/change-password",
-            post_with(passwords::change, says("Change a password, with the old one as the proof.")),
+            post_with(passwords::change, summary("Change a password, with the old one as the proof.")),
         )
         .api_route(
             "/v1/auth/totp/enroll",
             post_with(
                 second_factor::enroll,
-                says("Begin a second factor: a secret for an authenticator app."),
+                summary("Begin a second factor: a secret for an authenticator app."),
             ),
         )
         .api_route(
             "/v1/auth/totp/confirm",
-            post_with(second_factor::confirm, says("Confirm a second factor with its first code.")),
+            post_with(second_factor::confirm, summary("Confirm a second factor with its first code.")),
         )
         .api_route(
             "/v1/auth/totp/disable",
-            post_with(second_factor::disable, says("Take the second factor off.")),
+            post_with(second_factor::disable, summary("Take the second factor off.")),
         )
         .api_route(
             "/v1/auth/sessions",
-            get_with(sessions::list, says("One's own sessions."))
-                .delete_with(sessions::remove_all, says("End all of one's own sessions.")),
+            get_with(sessions::list, summary("One's own sessions."))
+                .delete_with(sessions::remove_all, summary("End all of one's own sessions.")),
         )
         .api_route(
             "/v1/auth/sessions/{id}",
-            delete_with(sessions::remove, says("End one of one's own sessions.")),
+            delete_with(sessions::remove, summary("End one of one's own sessions.")),
         )
         .api_route(
             "/v1/api-keys",
-            get_with(api_keys::list, says("One's own API keys."))
-                .post_with(api_keys::create, says("Make an API key; it is shown once.")),
+            get_with(api_keys::list, summary("One's own API keys."))
+                .post_with(api_keys::create, summary("Make an API key; it is shown once.")),
         )
         .api_route(
             "/v1/api-keys/{id}",
-            delete_with(api_keys::remove, says("Delete one of one's own API keys.")),
+            delete_with(api_keys::remove, summary("Delete one of one's own API keys.")),
         )
 }
 
@@ -154,59 +157,62 @@ fn permission_routes() -> ApiRouter<App> {
     ApiRouter::new()
         .api_route(
             "/v1/users",
-            get_with(users::list, says("Accounts.")).post_with(users::create, says("Make an account.")),
+            get_with(users::list, summary("Accounts.")).post_with(users::create, summary("Make an account.")),
         )
-        .api_route("/v1/users/{id}", get_with(users::show, says("An account.")))
+        .api_route("/v1/users/{id}", get_with(users::show, summary("An account.")))
         .api_route(
             "/v1/users/{id}/roles",
-            put_with(users::set_roles, says("The whole set of an account's roles.")),
+            put_with(users::set_roles, summary("The whole set of an account's roles.")),
         )
         .api_route(
             "/v1/users/{id}/permissions",
-            get_with(users::permissions, says("All that an account may do.")),
+            get_with(users::permissions, summary("All that an account may do.")),
         )
         .api_route(
             "/v1/users/{id}/deactivate",
-            post_with(users::deactivate, says("Deactivate an account; its sessions end.")),
+            post_with(users::deactivate, summary("Deactivate an account; its sessions end.")),
         )
-        .api_route("/v1/users/{id}/activate", post_with(users::activate, says("Activate an account again.")))
+        .api_route(
+            "/v1/users/{id}/activate",
+            post_with(users::activate, summary("Activate an account again.")),
+        )
         .api_route(
             "/v1/users/{id}/totp",
-            delete_with(users::remove_totp, says("Take an account's second factor off.")),
+            delete_with(users::remove_totp, summary("Take an account's second factor off.")),
         )
         .api_route(
             "/v1/users/{id}/unlock",
-            post_with(users::unlock, says("Forget an account's failed logins.")),
+            post_with(users::unlock, summary("Forget an account's failed logins.")),
         )
-        .api_route("/v1/roles", get_with(roles::list, says("Roles.")))
+        .api_route("/v1/roles", get_with(roles::list, summary("Roles.")))
         .api_route(
             "/v1/roles/{role}/permissions",
-            get_with(roles::grants, says("What a role grants."))
-                .put_with(roles::set_grants, says("The whole set of what a role grants.")),
+            get_with(roles::grants, summary("What a role grants."))
+                .put_with(roles::set_grants, summary("The whole set of what a role grants.")),
         )
-        .api_route("/v1/groups", get_with(groups::list, says("Groups.")))
+        .api_route("/v1/groups", get_with(groups::list, summary("Groups.")))
         .api_route(
             "/v1/groups/{group}",
-            get_with(groups::show, says("A group with its members and roles."))
-                .delete_with(groups::remove, says("Delete a group.")),
+            get_with(groups::show, summary("A group with its members and roles."))
+                .delete_with(groups::remove, summary("Delete a group.")),
         )
         .api_route(
             "/v1/groups/{group}/members",
-            put_with(groups::set_members, says("The whole set of a group's members.")),
+            put_with(groups::set_members, summary("The whole set of a group's members.")),
         )
         .api_route(
             "/v1/groups/{group}/roles",
-            put_with(groups::set_roles, says("The whole set of a group's roles.")),
+            put_with(groups::set_roles, summary("The whole set of a group's roles.")),
         )
         .api_route(
             "/v1/acl",
-            get_with(acl::list, says("Entries of access control lists."))
-                .post_with(acl::add, says("Allow or deny a permission to a user, a role or a group.")),
+            get_with(acl::list, summary("Entries of access control lists."))
+                .post_with(acl::add, summary("Allow or deny a permission to a user, a role or a group.")),
         )
-        .api_route("/v1/acl/{id}", delete_with(acl::remove, says("Delete an entry.")))
+        .api_route("/v1/acl/{id}", delete_with(acl::remove, summary("Delete an entry.")))
         .api_route(
             "/v1/permissions/check",
-            post_with(permissions::check, says("May this user do this to that? One question or a batch.")),
+            post_with(permissions::check, summary("May this user do this to that? One question or a batch.")),
         )
 }
 

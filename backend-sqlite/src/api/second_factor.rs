@@ -48,8 +48,8 @@ pub(crate) async fn enroll(
     Ok(Json(shown))
 }
 
-/// `POST /v1/auth/totp/confirm`: shows that the app has the secret; from now on logins need a code. The recovery codes in
-/// the response are shown this once.
+/// `POST /v1/auth/totp/confirm`: shows that the app has the secret; from now on logins need a code. The recovery codes
+/// in the response are shown this once.
 pub(crate) async fn confirm(
     Account(user): Account,
     State(app): State<App>,
@@ -77,7 +77,7 @@ pub(crate) async fn disable(
     if password.is_some() {
         // Password and code are proved together, which uses the code up.
         reauthentication::require(&app, &holder, Proof { password, totp: Some(code) }).await?;
-        app.database.write(move |transaction| second_factor::take_off(transaction, &holder.user.id)).await?;
+        app.database.write(move |transaction| second_factor::remove(transaction, &holder.user.id)).await?;
     } else {
         reauthentication::require(&app, &holder, Proof::default()).await?;
         disable_with_code(&app, &holder, code).await?;

@@ -46,7 +46,7 @@ pub(crate) struct Secrets {
     pub(crate) jwt_secret: Option<Secret>,
     /// Signs tokens: a private key in PEM.
     pub(crate) jwt_key: Option<Secret>,
-    /// What the gateway shows to be believed.
+    /// The secret that the gateway signs its assertions with.
     pub(crate) gateway_token: Option<Secret>,
     /// Guards `/metrics`.
     pub(crate) metrics_token: Option<Secret>,

@@ -73,7 +73,7 @@ pub(crate) struct Config {
 pub(crate) struct ServerConfig {
     /// `HOST:PORT` or `unix:PATH`.
     pub(crate) listen: String,
-    /// After SIGTERM: not ready, still accepting, until whoever sends requests has noticed.
+    /// After SIGTERM: not ready, still accepting, until clients and load balancers have noticed.
     #[serde(deserialize_with = "duration")]
     pub(crate) drain_delay: Duration,
     /// For requests in flight after that.
@@ -87,7 +87,7 @@ pub(crate) struct ServerConfig {
     /// For a whole body.
     #[serde(deserialize_with = "duration")]
     pub(crate) request_timeout: Duration,
-    /// Between requests; longer than gateways keep a connection (1m), so that it is they who close it.
+    /// Between requests; longer than gateways hold an idle connection (1m), so that the gateway closes it.
     #[serde(deserialize_with = "duration")]
     pub(crate) idle_timeout: Duration,
 }
@@ -318,8 +318,9 @@ impl Config {
         if let Some(file) = file {
             let name = file.display().to_string();
             let text = service::files::read_text(file, LARGEST_FILE)?;
-            // Parsed by itself first, for the place of a fault.
-            toml::from_str::<Self>(&text).map_err(|error| anyhow::anyhow!(located(&name, &text, &error)))?;
+            // Parsed by itself first, so that a fault has a line and a column.
+            toml::from_str::<Self>(&text)
+                .map_err(|error| anyhow::anyhow!(with_location(&name, &text, &error)))?;
             table = text.parse()?;
         }
         for (variable, value) in environment {
@@ -327,11 +328,11 @@ impl Config {
             let path: Vec<_> = path.split("__").map(str::to_ascii_lowercase).collect();
             let scalar = scalar(value, &path);
             let mut single = toml::Table::new();
-            lay(&mut single, &path, scalar.clone());
+            set_path(&mut single, &path, scalar.clone());
             if let Err(error) = single.try_into::<Self>() {
                 bail!("{variable}: {}", with_nearest(error.message()));
             }
-            lay(&mut table, &path, scalar);
+            set_path(&mut table, &path, scalar);
         }
         let config: Self = table.try_into()?;
         config.check()
@@ -390,8 +391,8 @@ impl Config {
     }
 }
 
-/// A value from the environment: what TOML reads as a number, a flag or a list is one, the rest is text; a list of roles may
-/// be written with commas.
+/// A value from the environment: what TOML reads as a number, a flag or a list is one, the rest is text; a list of
+/// roles may be written with commas.
 fn scalar(text: &str, path: &[String]) -> toml::Value {
     let parsed = format!("v = {text}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
     let value =
@@ -403,7 +404,7 @@ fn scalar(text: &str, path: &[String]) -> toml::Value {
     value
 }
 
-fn lay(table: &mut toml::Table, path: &[String], value: toml::Value) {
+fn set_path(table: &mut toml::Table, path: &[String], value: toml::Value) {
     match path {
         [] => {}
         [key] => {
@@ -415,13 +416,13 @@ fn lay(table: &mut toml::Table, path: &[String], value: toml::Value) {
                 *inner = toml::Table::new().into();
             }
             if let Some(inner) = inner.as_table_mut() {
-                lay(inner, rest, value);
+                set_path(inner, rest, value);
             }
         }
     }
 }
 
-fn located(name: &str, text: &str, error: &toml::de::Error) -> String {
+fn with_location(name: &str, text: &str, error: &toml::de::Error) -> String {
     let offset = error.span().map_or(0, |span| span.start);
     let before = &text[..offset.min(text.len())];
     let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;

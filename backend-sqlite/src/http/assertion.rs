@@ -1,9 +1,9 @@
 //! What the gateway asserts of a request: who asks, and that it is this request.
 //!
 //! Every call but health, metrics and the public keys carries an assertion: a JSON Web Token in `x-palisade-assertion`
-//! that the gateway signs with the secret that both know. It is good for one method, target, request id and body, once, and
-//! for half a minute (docs/decisions/0005). So going round the gateway gives nothing, and neither does sending again what
-//! was overheard on the way.
+//! that the gateway signs with the secret that both know. It is valid for one method, target, request id and body,
+//! once, and for half a minute (docs/decisions/0005). So it does not help an attacker to bypass the gateway, nor to
+//! send again what was read on the network.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ const LEEWAY: u64 = 5;
 /// The largest body of which the gateway asserts a digest, in bytes.
 const LARGEST_DIGESTED: usize = 64 * 1024;
 
-/// For longer than an assertion is good, clocks' difference and all.
+/// Longer than an assertion is valid, with the difference of the clocks.
 const GENERATION: Duration = Duration::from_secs(45);
 
 /// Assertions that are remembered in one generation, some 40 MB at most.
@@ -55,7 +55,7 @@ pub(crate) struct Assertion {
     pub(crate) own: bool,
     /// The subject.
     pub(crate) sub: Option<String>,
-    /// Whose word that is, where the gateway takes several issuers' tokens.
+    /// Who issued the subject, where the gateway accepts several issuers' tokens.
     pub(crate) sub_issuer: Option<String>,
     #[serde(default)]
     pub(crate) roles: Vec<String>,
@@ -72,7 +72,7 @@ pub(crate) struct Verifier {
     key: DecodingKey,
     validation: Validation,
     accepted: Mutex<Accepted>,
-    /// What was accepted before, nobody remembers.
+    /// Assertions that were accepted before this are not known.
     started: Instant,
 }
 
@@ -98,53 +98,53 @@ impl Verifier {
     fn assertion(&self, request: &Request) -> Option<Assertion> {
         let mut fields = request.headers().get_all(FIELD).iter();
         let (field, None) = (fields.next()?.to_str().ok()?, fields.next()) else { return None };
-        let said = decode::<Assertion>(field, &self.key, &self.validation).ok()?.claims;
+        let asserted = decode::<Assertion>(field, &self.key, &self.validation).ok()?.claims;
         let target = request.uri().path_and_query()?.as_str();
         let id = request.headers().get("x-request-id").map_or(&b""[..], |id| id.as_bytes());
-        let about_this = said.method == request.method().as_str()
-            && said.target == target
-            && said.request_id.as_bytes() == id;
-        let is_new = said.iat.saturating_add(LEEWAY) >= self.started_at();
-        let number = Uuid::parse_str(&said.jti).ok()?.as_u128();
-        (about_this && is_new && self.accepted.lock().accept(number, Instant::now())).then_some(said)
+        let about_this = asserted.method == request.method().as_str()
+            && asserted.target == target
+            && asserted.request_id.as_bytes() == id;
+        let is_new = asserted.iat.saturating_add(LEEWAY) >= self.started_at();
+        let number = Uuid::parse_str(&asserted.jti).ok()?.as_u128();
+        (about_this && is_new && self.accepted.lock().accept(number, Instant::now())).then_some(asserted)
     }
 }
 
-/// Assertions that were accepted lately.
+/// Assertions that were accepted lately, in two generations.
 struct Accepted {
-    lately: HashSet<u128>,
-    before: HashSet<u128>,
-    turned_at: Instant,
+    current: HashSet<u128>,
+    previous: HashSet<u128>,
+    rotated_at: Instant,
 }
 
 impl Accepted {
     fn new(now: Instant) -> Self {
-        Self { lately: HashSet::new(), before: HashSet::new(), turned_at: now }
+        Self { current: HashSet::new(), previous: HashSet::new(), rotated_at: now }
     }
 
     /// Whether this is the first time; `false` as well while too many are remembered.
     fn accept(&mut self, id: u128, now: Instant) -> bool {
-        if now.duration_since(self.turned_at) >= GENERATION {
-            self.before = std::mem::take(&mut self.lately);
-            if now.duration_since(self.turned_at) >= GENERATION * 2 {
-                self.before = HashSet::new();
+        if now.duration_since(self.rotated_at) >= GENERATION {
+            self.previous = std::mem::take(&mut self.current);
+            if now.duration_since(self.rotated_at) >= GENERATION * 2 {
+                self.previous = HashSet::new();
             }
-            self.turned_at = now;
+            self.rotated_at = now;
         }
-        self.lately.len() < MOST && !self.before.contains(&id) && self.lately.insert(id)
+        self.current.len() < MOST && !self.previous.contains(&id) && self.current.insert(id)
     }
 }
 
-/// Refuses whoever does not show the gateway's word for this very request.
+/// Refuses a request without the gateway's assertion of this very request.
 pub(crate) async fn from_gateway(
     State(verifier): State<Arc<Option<Verifier>>>,
     request: Request,
     next: Next,
 ) -> Result<Response> {
-    let said = Option::as_ref(&verifier).and_then(|verifier| verifier.assertion(&request));
-    let Some(said) = said else { return Err(not_the_gateway()) };
+    let asserted = Option::as_ref(&verifier).and_then(|verifier| verifier.assertion(&request));
+    let Some(asserted) = asserted else { return Err(not_the_gateway()) };
     let (parts, body) = request.into_parts();
-    let body = if let Some(digest) = &said.body_sha256 {
+    let body = if let Some(digest) = &asserted.body_sha256 {
         let body = to_bytes(body, LARGEST_DIGESTED).await.map_err(|_| not_the_gateway())?;
         if URL_SAFE_NO_PAD.encode(Sha256::digest(&body)) != *digest {
             return Err(not_the_gateway());
@@ -152,17 +152,17 @@ pub(crate) async fn from_gateway(
         Body::from(body)
     } else {
         let length = parts.headers.get(CONTENT_LENGTH);
-        if length.and_then(|length| length.to_str().ok()?.parse().ok()) != said.body_length {
+        if length.and_then(|length| length.to_str().ok()?.parse().ok()) != asserted.body_length {
             return Err(not_the_gateway());
         }
         body
     };
     let mut request = Request::from_parts(parts, body);
-    request.extensions_mut().insert(said);
+    request.extensions_mut().insert(asserted);
     Ok(next.run(request).await)
 }
 
-/// The answer to whoever goes round the gateway.
+/// The response to a request that bypasses the gateway.
 pub(crate) fn not_the_gateway() -> Problem {
     Problem::unauthorized("not_the_gateway", "this address answers the gateway alone")
 }
@@ -180,8 +180,8 @@ mod tests {
             assert!(!accepted.accept(1, start + Duration::from_secs(seconds)), "{seconds}");
         }
         assert!(accepted.accept(3, start + Duration::from_secs(89)));
-        assert!(!accepted.accept(3, start + Duration::from_secs(91)), "the one after the turn");
-        assert!(accepted.accept(1, start + Duration::from_secs(1_000)), "and nothing is remembered for ever");
-        assert_eq!(accepted.before.len() + accepted.lately.len(), 1);
+        assert!(!accepted.accept(3, start + Duration::from_secs(91)), "the one after the rotation");
+        assert!(accepted.accept(1, start + Duration::from_secs(1_000)), "and nothing is remembered forever");
+        assert_eq!(accepted.previous.len() + accepted.current.len(), 1);
     }
 }

@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
-use crate::model::places::{HashKey, KNOWN_FOR, Place};
+use crate::model::places::{HashKey, KNOWN_FOR_SECONDS, Place};
 use crate::random::random_token;
 
 /// The cookie that a device is known by.
@@ -17,7 +17,7 @@ pub(crate) struct Client {
     /// The client's address, as the gateway found it out.
     pub(crate) address: String,
     device: Option<String>,
-    /// Whether the client speaks TLS to whoever is in front.
+    /// Whether the client uses TLS to the proxy in front.
     secure: bool,
 }
 
@@ -40,8 +40,9 @@ impl Client {
             None => random_token()?,
         };
         let secure = if self.secure { "; Secure" } else { "" };
-        let cookie =
-            format!("{COOKIE}={device}; Path=/v1; Max-Age={KNOWN_FOR}; HttpOnly; SameSite=Strict{secure}");
+        let cookie = format!(
+            "{COOKIE}={device}; Path=/v1; Max-Age={KNOWN_FOR_SECONDS}; HttpOnly; SameSite=Strict{secure}"
+        );
         let mut value = HeaderValue::try_from(cookie)?;
         value.set_sensitive(true);
         Ok((Self { device: Some(device), ..self.clone() }, value))

@@ -28,7 +28,7 @@ pub(crate) struct Path<T>(pub(crate) T);
 /// The query.
 pub(crate) struct Query<T>(pub(crate) T);
 
-/// What `reading` a body comes to, unless the body is not here in time.
+/// The result of `reading` a body, unless the body is late.
 async fn in_time<T>(deadline: Option<BodyDeadline>, reading: impl Future<Output = T>) -> Result<T> {
     let Some(BodyDeadline(deadline)) = deadline else { return Ok(reading.await) };
     timeout_at(deadline, reading).await.map_err(|_| {

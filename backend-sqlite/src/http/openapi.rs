@@ -22,7 +22,7 @@ use crate::problem::Problem;
 const BEARER: &str = "bearer";
 
 /// Says in a line what an operation does.
-pub(crate) fn says(text: &'static str) -> impl FnOnce(TransformOperation<'_>) -> TransformOperation<'_> {
+pub(crate) fn summary(text: &'static str) -> impl FnOnce(TransformOperation<'_>) -> TransformOperation<'_> {
     move |operation| operation.summary(text)
 }
 

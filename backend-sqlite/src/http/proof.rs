@@ -5,7 +5,7 @@
 use crate::http::app::App;
 use crate::http::client::Client;
 use crate::model::credentials::{self, Unproven};
-use crate::model::lockout::{self, Failed, Try};
+use crate::model::lockout::{self, Attempt, Failed};
 use crate::model::login_guard::Ticket;
 use crate::model::password_hash;
 use crate::model::users::{self, User};
@@ -44,7 +44,7 @@ pub(crate) struct Owner {
 }
 
 impl Proven {
-    /// The response to whoever proved nothing.
+    /// The response where nothing was proved.
     pub(crate) fn refusal(&self) -> Problem {
         match self {
             // Not 401: gateways count those as failed logins.
@@ -61,7 +61,7 @@ impl Proven {
 
 /// An attempt at a name from somewhere that may be made, and by what it is counted.
 pub(crate) struct Admitted {
-    pub(crate) attempt: Try,
+    pub(crate) attempt: Attempt,
     pub(crate) device_is_known: bool,
     pub(crate) ticket: Ticket,
 }
@@ -73,7 +73,7 @@ pub(crate) async fn admit(app: &App, name: &str, client: &Client) -> Result<Admi
     let typed = name.to_owned();
     let known = app.database.read(move |transaction| lockout::known(transaction, &typed, &place)).await?;
     let ticket = app.login_guard.admit(hash, known.is_some())?;
-    let attempt = Try { name: hash, place: known.unwrap_or(place.network), known: ticket.is_known() };
+    let attempt = Attempt { name: hash, place: known.unwrap_or(place.network), known: ticket.is_known() };
     Ok(Admitted { attempt, device_is_known: known.is_some() && known == place.device, ticket })
 }
 

@@ -19,7 +19,7 @@ use crate::storage::sql;
 /// Who the tokens are from and for.
 pub(crate) const ISSUER: &str = "palisade";
 
-/// The most by which a gateway lets clocks differ: a token may be believed for so long after it has expired.
+/// The most by which a gateway lets clocks differ: it may accept a token for so long after it has expired.
 const MOST_LEEWAY: Duration = Duration::from_mins(5);
 
 /// Signs access tokens.
@@ -166,7 +166,7 @@ pub(crate) struct NewPair {
     pub(crate) refresh_token: String,
     pub(crate) issued_at: i64,
     pub(crate) access_expires_at: i64,
-    /// For so long after that a gateway may believe it, unless it is revoked.
+    /// Until then a gateway may accept the access token, unless it is revoked.
     pub(crate) revoked_until: i64,
     pub(crate) refresh_expires_at: i64,
 }
@@ -181,7 +181,7 @@ async fn stored_key(database: &Database) -> anyhow::Result<Vec<u8>> {
         .map_err(|_| anyhow::anyhow!("no signing key can be made"))?
         .as_ref()
         .to_vec();
-    let kept = pkcs8.clone();
-    database.write(move |transaction| transaction.run(sql::ADD_SIGNING_KEY, params![kept, now()])).await?;
+    let stored = pkcs8.clone();
+    database.write(move |transaction| transaction.run(sql::ADD_SIGNING_KEY, params![stored, now()])).await?;
     Ok(pkcs8)
 }

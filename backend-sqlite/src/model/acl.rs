@@ -1,5 +1,5 @@
-//! Access control lists: a permission on a resource that is allowed or denied to one user, role or group. A denial counts
-//! more than whatever else allows.
+//! Access control lists: a permission on a resource that is allowed or denied to one user, role or group. A denial
+//! counts more than whatever else allows.
 
 use rusqlite::params;
 use schemars::JsonSchema;

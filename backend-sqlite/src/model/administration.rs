@@ -94,7 +94,7 @@ pub(crate) fn activate(transaction: &Transaction<'_>, id: &str) -> Result<i64, F
 /// Takes the second factor off, for an owner who has lost it.
 pub(crate) fn remove_second_factor(transaction: &Transaction<'_>, id: &str) -> Result<i64, Failure> {
     let user = find(transaction, id)?;
-    Ok(second_factor::take_off(transaction, &user.id)?)
+    Ok(second_factor::remove(transaction, &user.id)?)
 }
 
 /// Forgets the failed logins of an account, wherever they came from; its name, and the number of the change.

@@ -1,10 +1,10 @@
 //! The log of changes to who may do what.
 //!
 //! A change is numbered in the transaction that makes it. Gateways follow the log through `/internal/changes`: each
-//! asks for what comes after the change that it has taken in, and thereby says that it has. A call that makes a change
-//! is answered once every gateway that follows has taken it in, so that what was taken back is refused everywhere when the
-//! call is answered; a gateway that does not answer delays nobody for longer than
-//! [`AT_MOST`](crate::storage::followers::AT_MOST).
+//! asks for what comes after the change that it has applied, which confirms that it has. A call that makes a change
+//! is answered once every gateway that follows has applied it, so that what was revoked is refused everywhere when the
+//! call is answered; a gateway that does not answer delays no call for longer than
+//! [`NOTIFY_TIMEOUT`](crate::storage::followers::NOTIFY_TIMEOUT).
 
 use rusqlite::params;
 use serde::Serialize;
@@ -12,11 +12,11 @@ use serde::Serialize;
 use crate::clock::now;
 use crate::storage::{Result, Transaction, sql};
 
-/// The most changes in one answer.
+/// The most changes in one response.
 const MOST: i64 = 1_000;
 
-/// So many changes are remembered; a gateway that is further behind begins anew.
-const REMEMBERED: i64 = 100_000;
+/// So many changes are stored; a gateway that is further behind starts again.
+const STORED: i64 = 100_000;
 
 /// What a change is about.
 #[derive(Clone, Copy, Debug)]
@@ -58,10 +58,10 @@ pub(crate) fn revision(transaction: &Transaction<'_>) -> Result<i64> {
     Ok(transaction.row(sql::REVISION, [], |row| row.get(0))?.unwrap_or_default())
 }
 
-/// Forgets what no gateway needs any more.
+/// Drops changes that no gateway needs any more.
 pub(crate) fn sweep(transaction: &Transaction<'_>) -> Result<()> {
     let last = revision(transaction)?;
-    transaction.run(sql::DROP_OLD_CHANGES, params![last - REMEMBERED, now()]).map(drop)
+    transaction.run(sql::DROP_OLD_CHANGES, params![last - STORED, now()]).map(drop)
 }
 
 /// A change as a gateway reads it.
@@ -96,7 +96,7 @@ pub(crate) struct News {
     revision: i64,
     /// Which run of this program this is.
     run: String,
-    /// Whatever it knew before does not count: it begins, or is too far behind, or this program has begun anew.
+    /// Whatever it knew before does not count: it begins, or is too far behind, or this program has restarted.
     pub(crate) reset: bool,
     /// What happened since; after a reset, the tokens that are revoked.
     pub(crate) changes: Vec<Change>,
@@ -121,7 +121,7 @@ pub(crate) fn revoked_after(transaction: &Transaction<'_>, after: i64, run: Stri
 pub(crate) fn news_since(transaction: &Transaction<'_>, known: Option<i64>, run: String) -> Result<News> {
     // INVARIANT: the revision is read before the changes. One that comes between the two is sent twice, never missed.
     let last = revision(transaction)?;
-    let Some(known) = known.filter(|known| (last - REMEMBERED..=last).contains(known)) else {
+    let Some(known) = known.filter(|known| (last - STORED..=last).contains(known)) else {
         let changes = transaction.rows(sql::REVOKED_TOKENS, [now(), 0, MOST], change)?;
         return Ok(News::of(last, run, true, changes));
     };

@@ -1,6 +1,6 @@
 //! What lets an owner in, and what ends when it changes.
 
-use super::lockout::{self, Failed, Try};
+use super::lockout::{self, Attempt, Failed};
 use super::users::{self, User};
 use super::{api_keys, second_factor, sessions};
 use crate::clock::now;
@@ -23,8 +23,8 @@ pub(crate) fn set_password(transaction: &Transaction<'_>, user: &User, hash: &st
     sessions::end_all(transaction, &user.id)
 }
 
-/// Sets the password of an account that proved its old one, and revokes its API keys where wanted; `false` when the account
-/// was changed since the old one was compared.
+/// Sets the password of an account that proved its old one, and revokes its API keys where wanted; `false` when the
+/// account was changed since the old one was compared.
 pub(crate) fn change_password(
     transaction: &Transaction<'_>,
     judged: &User,
@@ -50,13 +50,13 @@ pub(crate) enum Unproven {
     TotpRequired,
 }
 
-/// Decides on lock and second factor, for an account whose password was right (`None`: it was not). The refusal has to be
-/// committed: a failure is counted.
+/// Decides on lock and second factor, for an account whose password was right (`None`: it was not). The refusal has to
+/// be committed: a failure is counted.
 pub(crate) fn prove(
     transaction: &Transaction<'_>,
     right: Option<&User>,
     code: Option<&str>,
-    attempt: &Try,
+    attempt: &Attempt,
     rule: &Lockout,
 ) -> Result<std::result::Result<User, Unproven>> {
     let refuse = || lockout::failed(transaction, attempt, rule).map(|failed| Err(Unproven::Failed(failed)));

@@ -1,5 +1,5 @@
-//! Permissions and resources as they are written: a permission is a word or `*`, a resource a name or a prefix that ends
-//! in `*`.
+//! Permissions and resources as they are written: a permission is a word or `*`, a resource a name or a prefix that
+//! ends in `*`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! What a login and a refresh come to: a session with a pair of tokens, and the roles that the tokens carry.
+//! What a login and a refresh give: a session with a pair of tokens, and the roles that the tokens carry.
 
 use rusqlite::params;
 
@@ -67,6 +67,6 @@ fn standing(
     rules: &AccountRules,
 ) -> Result<Standing> {
     let all = permissions::all_roles(transaction, &user.id)?;
-    let roles = permissions::counting_roles(&all, &user, &rules.require_totp_for);
-    Ok(Standing { totp_enrollment_required: roles.len() < all.len(), user, roles, auth_time })
+    let counting = permissions::counting_roles(&all, &user, &rules.require_totp_for);
+    Ok(Standing { totp_enrollment_required: counting.len() < all.len(), user, roles: counting, auth_time })
 }

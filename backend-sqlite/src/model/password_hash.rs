@@ -1,5 +1,5 @@
-//! Passwords: argon2id, hashed and estimated on blocking threads with a bound on how many at once and how many wait. Hashes
-//! of bcrypt, from another system, are accepted and upgraded at login.
+//! Passwords: argon2id, hashed and estimated on blocking threads with a bound on how many at once and how many wait.
+//! Hashes of bcrypt, from another system, are accepted and upgraded at login.
 
 use std::time::Duration;
 
@@ -29,26 +29,27 @@ const MOST_ARGON2: [u32; 3] = [128 * 1024, 10, 16];
 const AT_ONCE: usize = 8;
 static SLOTS: Semaphore = Semaphore::const_new(AT_ONCE);
 
-/// Those who work or wait for a place; one more is refused at once.
+/// Requests that work or wait for a slot; one more is refused at once.
 static QUEUE: Semaphore = Semaphore::const_new(AT_ONCE * 16);
 
-/// The longest wait for a place.
+/// The longest wait for a slot.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Runs `work`, which takes a core for a while, on a blocking thread, few at a time. Who waits too long gets 503.
+/// Runs `work`, which takes a core for a while, on a blocking thread, few at a time. A request that waits too long is
+/// refused with 503.
 async fn on_blocking_thread<T: Send + 'static>(
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> Result<T, Problem> {
     let busy = || {
-        let detail = "too many passwords are judged just now: try again";
+        let detail = "too many passwords are being checked: try again";
         Problem::unavailable("passwords_busy", detail)
     };
     let _waiting = QUEUE.try_acquire().map_err(|_| busy())?;
-    let place = timeout(QUEUE_TIMEOUT, SLOTS.acquire()).await.map_err(|_| busy())?;
-    let place = place.map_err(|error| internal(error.into()))?;
-    // The place is held by the work, not by who waits for it: a client that leaves frees no core.
+    let slot = timeout(QUEUE_TIMEOUT, SLOTS.acquire()).await.map_err(|_| busy())?;
+    let slot = slot.map_err(|error| internal(error.into()))?;
+    // The slot is held by the work, not by the request that waits for it: a client that disconnects frees no core.
     let done = tokio::task::spawn_blocking(move || {
-        let _place = place;
+        let _slot = slot;
         work()
     });
     done.await.map_err(|error| internal(error.into()))?.map_err(internal)
@@ -93,7 +94,7 @@ pub(crate) fn is_hash(hash: &str) -> bool {
         && costs.iter().zip(&MOST_ARGON2).all(|(cost, most)| cost <= most)
 }
 
-/// Whether a hash that is kept may be computed.
+/// Whether a stored hash may be computed.
 fn is_affordable(stored: &str) -> bool {
     let affordable = is_hash(stored);
     if !affordable {
@@ -118,7 +119,7 @@ async fn hash_async(password: String) -> Result<String, Problem> {
     on_blocking_thread(move || hash(&password)).await
 }
 
-/// The hash of a password that keeps every rule.
+/// The hash of a password that breaks no rule.
 pub(crate) async fn accept(
     rule: PasswordRule,
     password: String,
@@ -154,8 +155,8 @@ fn is_certain(password: &str, stored: &str) -> bool {
     !is_bcrypt(stored) || (password.len() < LOOKED_AT && (password.is_ascii() || !stored.starts_with("$2x$")))
 }
 
-/// A better hash of a password that is right, where `stored` is an old one. None where another password may be the right
-/// one: who knows its beginning alone must not thereby set it.
+/// A better hash of a password that is right, where `stored` is an old one. None where another password may be the
+/// right one: who knows its beginning alone must not thereby set it.
 pub(crate) async fn better_hash(password: String, stored: &str) -> Result<Option<String>, Problem> {
     if stored.starts_with(CURRENT) || !is_certain(&password, stored) {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! Passwords that are forgotten: requests that wait for a mail, and the tokens that the mails carry. A token is good once,
-//! for half an hour.
+//! Passwords that are forgotten: requests that wait for a mail, and the tokens that the mails carry. A token is valid
+//! once, for half an hour.
 
 use rusqlite::params;
 
@@ -10,14 +10,14 @@ use crate::problem::{Failure, Problem};
 use crate::random::fingerprint;
 use crate::storage::{Result, Transaction, sql};
 
-/// How long a token is good, in seconds.
-const LIFETIME: i64 = 30 * 60;
+/// How long a token is valid, in seconds.
+const LIFETIME_SECONDS: i64 = 30 * 60;
 
 /// Requests that wait at most; a further one is refused until there is room.
 const MOST_WAITING: i64 = 10_000;
 
 /// An account is sent one mail at most so often, in seconds.
-const AT_MOST_ONCE_IN: i64 = 60;
+const MIN_INTERVAL_SECONDS: i64 = 60;
 
 /// Stores a request until its mail is sent. It is the same work for everybody, whether there is such an account or not.
 pub(crate) fn request(
@@ -34,7 +34,7 @@ pub(crate) fn request(
     Ok(())
 }
 
-/// The active account that a token is good for.
+/// The active account that a token is valid for.
 pub(crate) fn owner(transaction: &Transaction<'_>, hash: &[u8]) -> Result<Option<User>> {
     let found: Option<(String, i64)> =
         transaction.row(sql::RESET_TOKEN, [hash], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -42,7 +42,8 @@ pub(crate) fn owner(transaction: &Transaction<'_>, hash: &[u8]) -> Result<Option
     Ok(users::by_id(transaction, &id)?.filter(|user| user.active))
 }
 
-/// Uses up a token to set a password. It ends every session and API key of the account, and unlocks it; returns its name.
+/// Uses up a token to set a password. It ends every session and API key of the account, and unlocks it; returns its
+/// name.
 pub(crate) fn redeem(
     transaction: &Transaction<'_>,
     hash: &[u8],
@@ -67,8 +68,8 @@ pub(crate) struct Due {
     pub(crate) asked_at: i64,
 }
 
-/// As many as `at_most` mails that are due. One whose next try is later than `longest_pause` from now is due, too: the clock
-/// was ahead when it was set.
+/// As many as `at_most` mails that are due. One whose next try is later than `longest_pause` from now is due, too: the
+/// clock was ahead when it was set.
 pub(crate) fn due(transaction: &Transaction<'_>, longest_pause: i64, at_most: i64) -> Result<Vec<Due>> {
     transaction.rows(sql::DUE_RESET_MAILS, params![now(), now() + longest_pause, at_most], |row| {
         Ok(Due { request: row.get(0)?, user: row.get(1)?, tries: row.get(2)?, asked_at: row.get(3)? })
@@ -97,7 +98,7 @@ pub(crate) fn is_unresolved(transaction: &Transaction<'_>) -> Result<bool> {
 
 /// Finds whose accounts are meant. An account that has a mail waiting, or was sent one just now, gets no other.
 pub(crate) fn find_accounts(transaction: &Transaction<'_>) -> Result<()> {
-    transaction.run(sql::DROP_SENT_RESET_REQUESTS, [now() - AT_MOST_ONCE_IN, now()])?;
+    transaction.run(sql::DROP_SENT_RESET_REQUESTS, [now() - MIN_INTERVAL_SECONDS, now()])?;
     while let Some((request, username, email, asked_at)) = next_unresolved(transaction)? {
         let users = match (username, email) {
             (Some(name), _) => users::by_name(transaction, &name)?.into_iter().collect(),
@@ -112,8 +113,8 @@ pub(crate) fn find_accounts(transaction: &Transaction<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Makes `token` good, and the next try due after `pause` seconds: whatever happens while the mail is sent, it is not lost.
-/// `None` where there is nobody to send it to any more.
+/// Makes `token` valid, and the next try due after `pause` seconds: whatever happens while the mail is sent, it is not
+/// lost. `None` where there is nobody to send it to any more.
 pub(crate) fn begin(
     transaction: &Transaction<'_>,
     due: &Due,
@@ -131,7 +132,7 @@ pub(crate) fn begin(
     // The newest request counts; of one that is tried again, the server may have taken an earlier mail after all.
     let ended = if due.tries == 0 { i64::MAX } else { now() };
     transaction.run(sql::DROP_RESET_TOKENS, params![due.user, ended])?;
-    transaction.run(sql::ADD_RESET_TOKEN, params![fingerprint(token), due.user, now() + LIFETIME])?;
+    transaction.run(sql::ADD_RESET_TOKEN, params![fingerprint(token), due.user, now() + LIFETIME_SECONDS])?;
     Ok(user)
 }
 

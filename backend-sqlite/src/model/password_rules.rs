@@ -8,12 +8,13 @@ use crate::config::PasswordRule;
 /// A longer password is refused, because hashing it would take too long.
 pub(super) const MAX_BYTES: usize = 1024;
 
-/// Of a longer password its first and its last so many characters are estimated. The time grows with the square and more
-/// of the length, as `estimates_take_milliseconds_whatever_is_estimated` measures, and beyond 20 zxcvbn's products overflow.
+/// Of a longer password its first and its last so many characters are estimated. The time grows with the square and
+/// more of the length, as `estimates_take_milliseconds_whatever_is_estimated` measures, and beyond 20 zxcvbn's products
+/// overflow.
 const ESTIMATED: usize = 20;
 
-/// What zxcvbn takes for letters in disguise. It tries all combinations of those that a password holds, hundreds with all
-/// of these; beyond the first few, each stands for a character that disguises nothing, which is as hard to guess.
+/// What zxcvbn takes for letters in disguise. It tries all combinations of those that a password holds, hundreds with
+/// all of these; beyond the first few, each stands for a character that disguises nothing, which is as hard to guess.
 const DISGUISES: &str = "4@8({[<3691!|70$5+%2";
 const MOST_DISGUISES: usize = 4;
 const UNDISGUISED: &str = "~^&*_=:;?,.'\"/)]";

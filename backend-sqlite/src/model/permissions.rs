@@ -1,7 +1,7 @@
 //! May this user do this to that? The one question that the gateway asks, and an administrator may.
 //!
-//! An account that is not active may do nothing. A denial in an access control list counts more than whatever allows: an
-//! entry, or a grant of a role. Roles are the account's own and those of its groups; one that needs a second factor
+//! An account that is not active may do nothing. A denial in an access control list counts more than whatever allows:
+//! an entry, or a grant of a role. Roles are the account's own and those of its groups; one that needs a second factor
 //! counts only for an account that has it, but what is denied to it is denied either way.
 
 use rusqlite::params;
@@ -130,6 +130,18 @@ pub(crate) fn all_roles(transaction: &Transaction<'_>, user: &str) -> Result<Vec
 pub(crate) fn counting_roles(roles: &[String], user: &User, second_factor: &[String]) -> Vec<String> {
     let counts = |role: &&String| user.totp_secret.is_some() || !second_factor.contains(role);
     roles.iter().filter(counts).cloned().collect()
+}
+
+/// Whether a role counts for the account `id` now; `None` where there is no such account.
+pub(crate) fn holds_role(
+    transaction: &Transaction<'_>,
+    id: &str,
+    role: &str,
+    second_factor: &[String],
+) -> Result<Option<bool>> {
+    let Some(user) = users::by_id(transaction, id)? else { return Ok(None) };
+    let counting = counting_roles(&all_roles(transaction, id)?, &user, second_factor);
+    Ok(Some(user.active && counting.iter().any(|held| held == role)))
 }
 
 /// All that an account may do, and what is denied to it.

@@ -8,10 +8,10 @@ use crate::storage::sql;
 use crate::storage::{Result, Transaction};
 
 /// An account knows a place for so long after the last login from there, in seconds: half a year.
-pub(crate) const KNOWN_FOR: i64 = 180 * 24 * 3_600;
+pub(crate) const KNOWN_FOR_SECONDS: i64 = 180 * 24 * 3_600;
 
 /// The most places that an account knows; the least recently used one is dropped first.
-pub(crate) const MOST_PLACES: i64 = 40;
+pub(crate) const MAX_PLACES: i64 = 40;
 
 /// A longer name is no account's; what is hashed of it has a bound, in bytes.
 const LONGEST_NAME: usize = 256;

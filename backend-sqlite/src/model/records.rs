@@ -10,6 +10,13 @@ use crate::storage::{Result, Transaction, sql};
 /// A page ends with the record that brings its values to this, in bytes.
 const PAGE_BYTES: usize = 4 << 20;
 
+pub(crate) struct Record {
+    pub(crate) key: String,
+    /// JSON, as it came.
+    pub(crate) value: String,
+    pub(crate) version: i64,
+}
+
 /// Makes a collection; `false` when there is one of this name.
 pub(crate) fn add_collection(transaction: &Transaction<'_>, name: &str) -> Result<bool> {
     if exists(transaction, name)? {
@@ -52,8 +59,8 @@ pub(crate) fn get(
     transaction.row(sql::RECORD, [collection, key], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
-/// Writes a record of a collection that exists where `holds` of the version that is there (`None`: there is no record): whether it is new, and its
-/// version.
+/// Writes a record of a collection that exists where `holds` of the version that is there (`None`: there is no record):
+/// whether it is new, and its version.
 pub(crate) fn put(
     transaction: &Transaction<'_>,
     collection: &str,
@@ -87,22 +94,23 @@ pub(crate) fn remove(
     Ok(())
 }
 
-/// Records in the order of their keys, after `after`: key, value and version; and whether there are more. A page of large
+/// Records in the order of their keys, after `after`; and whether there are more. A page of large
 /// values ends early. `None` where there is no such collection.
 pub(crate) fn page(
     transaction: &Transaction<'_>,
     collection: &str,
     after: &str,
     limit: usize,
-) -> Result<Option<(Vec<(String, String, i64)>, bool)>> {
+) -> Result<Option<(Vec<Record>, bool)>> {
     if !exists(transaction, collection)? {
         return Ok(None);
     }
     let mut bytes = 0;
-    let full = |(_, value, _): &(String, String, i64)| {
-        bytes += value.len();
+    let full = |record: &Record| {
+        bytes += record.value.len();
         bytes >= PAGE_BYTES
     };
-    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-    transaction.page(sql::LIST_RECORDS, params![collection, after], row, limit, full).map(Some)
+    let record =
+        |row: &rusqlite::Row<'_>| Ok(Record { key: row.get(0)?, value: row.get(1)?, version: row.get(2)? });
+    transaction.page(sql::LIST_RECORDS, params![collection, after], record, limit, full).map(Some)
 }

@@ -1,10 +1,10 @@
-//! The second factor: time-based one-time passwords (RFC 6238) and recovery codes. A code is good once.
+//! The second factor: time-based one-time passwords (RFC 6238) and recovery codes. A code is valid once.
 
 use rusqlite::params;
 use totp_rs::{Builder, Totp};
 
 use super::changes::{self, Subject};
-use super::lockout::{self, Failed, Try};
+use super::lockout::{self, Attempt, Failed};
 use super::users::{self, User};
 use crate::clock::now;
 use crate::config::Lockout;
@@ -27,7 +27,7 @@ fn totp(secret: &[u8], account: &str) -> anyhow::Result<Totp> {
 /// Steps that a code may be ahead of ours.
 const DRIFT: i64 = 1;
 
-/// The used steps that are remembered of an account: more than a clock is set back while one code is good.
+/// The used steps that are remembered of an account: more than a clock is set back while one code is valid.
 const REMEMBERED: i64 = 16;
 
 /// The step that a code is of, when it is right now.
@@ -39,8 +39,8 @@ fn step_of(secret: &[u8], code: &str) -> Option<i64> {
     i64::try_from(step).ok()
 }
 
-/// Uses up a step: whether neither it nor a later one was used. A step that nobody could have used by now was used under a
-/// clock that was set back since, and says nothing.
+/// Uses up a step: whether neither it nor a later one was used. A step that nobody could have used by now was used
+/// under a clock that was set back since, and does not count.
 fn use_step(transaction: &Transaction<'_>, user: &str, step: i64) -> Result<bool> {
     let latest = step.saturating_add(2 * DRIFT);
     if transaction.row(sql::TOTP_STEP_USED, params![user, step, latest], |_| Ok(()))?.is_some() {
@@ -51,7 +51,7 @@ fn use_step(transaction: &Transaction<'_>, user: &str, step: i64) -> Result<bool
     Ok(true)
 }
 
-/// Uses up a code of the app or a recovery code; whether it was good.
+/// Uses up a code of the app or a recovery code; whether it was valid.
 pub(crate) fn use_code(transaction: &Transaction<'_>, user: &User, code: &str) -> Result<bool> {
     let Some(secret) = &user.totp_secret else { return Ok(false) };
     if let Some(step) = step_of(secret, code) {
@@ -119,7 +119,7 @@ pub(crate) fn confirm(
 }
 
 /// Takes the second factor off, and returns the number of the change.
-pub(crate) fn take_off(transaction: &Transaction<'_>, user: &str) -> Result<i64> {
+pub(crate) fn remove(transaction: &Transaction<'_>, user: &str) -> Result<i64> {
     transaction.run(sql::DISABLE_TOTP, [user])?;
     transaction.run(sql::CLEAR_RECOVERY_CODES, [user])?;
     changes::note(transaction, Subject::User(user))
@@ -137,7 +137,7 @@ pub(crate) fn disable(
     transaction: &Transaction<'_>,
     id: &str,
     code: &str,
-    attempt: &Try,
+    attempt: &Attempt,
     rule: &Lockout,
 ) -> Result<std::result::Result<(), NotDisabled>> {
     let user = users::by_id(transaction, id)?.filter(|user| user.totp_secret.is_some());
@@ -145,7 +145,7 @@ pub(crate) fn disable(
     if lockout::is_locked(transaction, attempt)? || !use_code(transaction, &user, code)? {
         return lockout::failed(transaction, attempt, rule).map(|failed| Err(NotDisabled::WrongCode(failed)));
     }
-    take_off(transaction, &user.id).map(|_| Ok(()))
+    remove(transaction, &user.id).map(|_| Ok(()))
 }
 
 /// As many recovery codes as an account gets.

@@ -1,5 +1,5 @@
-//! Sessions: a login and all that is refreshed from it. Each refresh token is good once; one that is shown a second time
-//! was stolen, and ends the session. When a session ends, its access tokens are revoked.
+//! Sessions: a login and all that is refreshed from it. Each refresh token is valid once; one that is used a second
+//! time was stolen, and ends the session. When a session ends, its access tokens are revoked.
 
 use std::time::Duration;
 
@@ -50,8 +50,8 @@ fn add_pair(transaction: &Transaction<'_>, id: &str, pair: &NewPair) -> Result<(
 /// A refresh token that is unknown, expired or used up.
 pub(crate) struct InvalidToken;
 
-/// Uses up a refresh token for a new pair: whose it is, and when its session began. The refusal has to be committed: a token
-/// that is shown a second time ends the session.
+/// Uses up a refresh token for a new pair: whose it is, and when its session began. The refusal has to be committed: a
+/// token that is used a second time ends the session.
 pub(crate) fn refresh(
     transaction: &Transaction<'_>,
     refresh_token: &str,

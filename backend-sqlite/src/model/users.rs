@@ -75,7 +75,7 @@ pub(crate) fn by_id(transaction: &Transaction<'_>, id: &str) -> Result<Option<Us
 }
 
 /// Active accounts with this address, whatever the case of its letters. Those for which it is verified come first, then
-/// the older ones: whoever registers somebody else's address comes after its owner.
+/// the older ones: an account that was registered with another's address comes after its owner.
 pub(crate) fn by_email(transaction: &Transaction<'_>, email: &str) -> Result<Vec<User>> {
     transaction.rows(sql::USERS_BY_EMAIL, [email], user)
 }

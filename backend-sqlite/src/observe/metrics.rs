@@ -73,7 +73,7 @@ impl Metrics {
                 &["route"],
             )?,
             connections: Counters {
-                open: make.gauge("connections_open", "Connections of gateways and whoever else connects.")?,
+                open: make.gauge("connections_open", "Open connections, of gateways and of other clients.")?,
                 refused: make
                     .counter("connections_refused_total", "Connections beyond server.max_connections.")?,
                 timed_out: make.counters(
@@ -158,7 +158,7 @@ impl Metrics {
 struct Maker<'r>(&'r Registry);
 
 impl Maker<'_> {
-    fn keep<C: prometheus::core::Collector + Clone + 'static>(
+    fn register<C: prometheus::core::Collector + Clone + 'static>(
         &self,
         made: prometheus::Result<C>,
     ) -> prometheus::Result<C> {
@@ -168,22 +168,22 @@ impl Maker<'_> {
     }
 
     fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
-        self.keep(IntCounter::new(name, help))
+        self.register(IntCounter::new(name, help))
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-        self.keep(IntCounterVec::new(Opts::new(name, help), labels))
+        self.register(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
     fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-        self.keep(IntGauge::new(name, help))
+        self.register(IntGauge::new(name, help))
     }
 
     fn histogram(&self, name: &str, help: &str) -> prometheus::Result<Histogram> {
-        self.keep(Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec())))
+        self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec())))
     }
 
     fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
-        self.keep(HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), labels))
+        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), labels))
     }
 }

@@ -60,7 +60,7 @@ pub(crate) async fn observe(State(metrics): State<Metrics>, request: Request, ne
     metrics.request_duration.with_label_values(&[route.as_str()]).observe(took.as_secs_f64());
     let (status_code, took_us) = (status.as_u16(), u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     span.in_scope(|| {
-        // The change feed asks once a second, for ever.
+        // The change feed asks once a second, forever.
         if route == "/internal/changes" {
             debug!(status = status_code, took_us, "answered");
         } else {

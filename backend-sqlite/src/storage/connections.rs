@@ -15,8 +15,8 @@ use crate::config::{DatabaseConfig, Synchronous};
 /// How long SQLite itself waits for a lock.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A write-ahead log that is larger is cut to this at the next checkpoint, in bytes. SQLite moves it into the database every
-/// 1000 pages (4 MiB); it grows beyond that while somebody reads an old state.
+/// A write-ahead log that is larger is cut to this at the next checkpoint, in bytes. SQLite moves it into the database
+/// every 1000 pages (4 MiB); it grows beyond that while a reader holds an old state.
 pub(super) const WAL_SIZE_LIMIT: i64 = 64 << 20;
 
 /// Connections of one kind, with a bound on how many there are.

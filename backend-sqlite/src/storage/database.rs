@@ -1,7 +1,7 @@
 //! The database: transactions that read, transactions that write, and when nothing is written.
 //!
-//! WAL lets readers continue while the writer writes. The writer is one connection, so that `SQLITE_BUSY` comes only from
-//! other programs (a backup, an operator's shell), and is retried. Statements run on blocking threads inside the
+//! WAL lets readers continue while the writer writes. The writer is one connection, so that `SQLITE_BUSY` comes only
+//! from other programs (a backup, an operator's shell), and is retried. Statements run on blocking threads inside the
 //! caller's span.
 
 use std::sync::Arc;
@@ -82,8 +82,8 @@ impl Database {
         self.read(|transaction| transaction.row(sql::PING, [], |_| Ok(())).map(drop)).await
     }
 
-    /// Writes in one transaction, which is rolled back when `work` fails or refuses. `work` may run more than once. What
-    /// changes who may do what is known to the gateways that follow when this returns, see [`Followers::notify`].
+    /// Writes in one transaction, which is rolled back when `work` fails or refuses. `work` may run more than once.
+    /// What changes who may do what is known to the gateways that follow when this returns, see [`Followers::notify`].
     pub(crate) async fn write<T: Send + 'static, E: Abort>(
         &self,
         work: impl Fn(&Transaction<'_>) -> Result<T, E> + Send + 'static,
@@ -103,8 +103,8 @@ impl Database {
         Ok(value)
     }
 
-    /// Writes in one transaction, which is committed **also when `work` refuses**; only a failure of the database rolls it
-    /// back. For what has to stay of a request that is refused, such as the count of a failed login.
+    /// Writes in one transaction, which is committed **also when `work` refuses**; only a failure of the database rolls
+    /// it back. For what has to stay of a request that is refused, such as the count of a failed login.
     pub(crate) async fn write_and_commit_refusal<T: Send + 'static, R: Send + 'static>(
         &self,
         work: impl Fn(&Transaction<'_>) -> Result<std::result::Result<T, R>> + Send + 'static,

@@ -7,10 +7,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// How long a change waits for the gateways.
-pub(crate) const AT_MOST: Duration = Duration::from_millis(100);
+pub(crate) const NOTIFY_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A gateway that was answered asks again within this time, or it is gone.
-const BETWEEN_QUESTIONS: Duration = Duration::from_millis(300);
+/// A gateway that was answered asks again within this time, or it counts as disconnected.
+const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// The most followers that are remembered; one that asks under a new name each time takes no more memory than this.
 const MOST_FOLLOWERS: usize = 1_000;
@@ -48,11 +48,11 @@ impl Followers {
         self.commits.subscribe()
     }
 
-    /// A gateway has taken in everything up to `revision` and asks for more.
+    /// A gateway has applied everything up to `revision` and asks for more.
     pub(crate) fn asks<'f>(&'f self, replica: &str, revision: i64) -> Following<'f> {
         let mut all = self.all.lock();
         if all.len() >= MOST_FOLLOWERS {
-            all.retain(|_, follower| follower.is_there());
+            all.retain(|_, follower| follower.is_connected());
         }
         let now = Instant::now();
         let follower = all.entry(replica.to_owned()).or_insert(Follower {
@@ -67,23 +67,23 @@ impl Followers {
         Following { followers: self, replica: replica.to_owned() }
     }
 
-    /// Wakes the gateways after a commit, and waits until those that are there have taken it in.
+    /// Wakes the gateways after a commit, and waits until those that are connected have applied it.
     pub(crate) async fn notify(&self, revision: i64) {
         let mut confirmations = self.confirmations.subscribe();
         self.commits.send_replace(revision);
         let all_know = async {
-            while self.all.lock().values().any(|one| one.is_there() && one.confirmed < revision) {
-                // Woken or not, look again: who is gone is waited for no longer.
-                let _ = tokio::time::timeout(AT_MOST / 10, confirmations.changed()).await;
+            while self.all.lock().values().any(|one| one.is_connected() && one.confirmed < revision) {
+                // Woken or not, look again: a gateway that disconnected is not waited for.
+                let _ = tokio::time::timeout(NOTIFY_TIMEOUT / 10, confirmations.changed()).await;
             }
         };
-        let _ = tokio::time::timeout(AT_MOST, all_know).await;
+        let _ = tokio::time::timeout(NOTIFY_TIMEOUT, all_know).await;
     }
 }
 
 impl Follower {
-    fn is_there(&self) -> bool {
-        self.questions > 0 || self.answered_at.elapsed() < BETWEEN_QUESTIONS
+    fn is_connected(&self) -> bool {
+        self.questions > 0 || self.answered_at.elapsed() < FOLLOWER_TIMEOUT
     }
 }
 
@@ -107,20 +107,24 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_waits_for_those_who_follow_and_not_for_long() {
+    async fn a_change_waits_for_followers_and_not_for_long() {
         let followers = std::sync::Arc::new(Followers::new());
         let first = followers.asks("one", 1);
-        let telling = tokio::spawn({
+        let notified = tokio::spawn({
             let followers = std::sync::Arc::clone(&followers);
             async move { followers.notify(2).await }
         });
         tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(!telling.is_finished(), "one has not taken it in");
+        assert!(!notified.is_finished(), "one has not applied it");
         drop(first);
         let _second = followers.asks("one", 2);
-        telling.await.unwrap();
+        notified.await.unwrap();
         let begun = tokio::time::Instant::now();
         followers.notify(3).await;
-        assert_eq!(begun.elapsed(), AT_MOST, "who does not answer holds nobody up for longer");
+        assert_eq!(
+            begun.elapsed(),
+            NOTIFY_TIMEOUT,
+            "a gateway that does not answer delays no call for longer"
+        );
     }
 }

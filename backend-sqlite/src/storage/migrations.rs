@@ -24,8 +24,8 @@ pub(super) fn check_parts(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Brings the schema up to date, of a new file as well. A file that is another program's, a newer version's, or the half
-/// of a database is refused and left as it is.
+/// Brings the schema up to date, of a new file as well. A file that is another program's, a newer version's, or the
+/// half of a database is refused and left as it is.
 pub(super) fn prepare(connection: &mut Connection, path: &Path) -> anyhow::Result<()> {
     let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let newest = u32::try_from(sql::MIGRATIONS.len())?;

@@ -1,7 +1,7 @@
 //! SQLite: one writer, a pool of readers, every statement named, timed and traced.
 //!
-//! [`Database`] is the only way to the file, and [`sql`] holds every statement. Floor 2: it may import `config`, `observe`,
-//! `clock` and `random`.
+//! [`Database`] is the only way to the file, and [`sql`] holds every statement. Floor 2: it may import `config`,
+//! `observe`, `clock` and `random`.
 
 mod connections;
 mod database;

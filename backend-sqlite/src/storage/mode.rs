@@ -1,5 +1,6 @@
-//! Read-only mode: entered by hand, or by itself when the disk is full or writing fails. Reading goes on; what would write is
-//! answered with 503. What was entered by itself is left by itself, once writing has worked several times in a row.
+//! Read-only mode: entered by hand, or by itself when the disk is full or writing fails. Reading continues; what would
+//! write is answered with 503. What was entered by itself is left by itself, once writing has worked several times in a
+//! row.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -43,13 +44,13 @@ impl Mode {
         }
     }
 
-    /// Somebody wants it so.
+    /// An operator wants it so.
     pub(crate) fn set_by_hand(&self, read_only: bool) {
         self.by_hand.store(read_only, Ordering::Relaxed);
         info!(mode = self.describe(), "mode set by hand");
     }
 
-    /// What a write that failed says of the disk.
+    /// A write failed: whether the disk is the cause.
     pub(crate) fn learn(&self, fault: &DbError) {
         let DbError::Sqlite(fault) = fault else { return };
         let of_the_disk = matches!(

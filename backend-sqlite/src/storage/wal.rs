@@ -1,6 +1,6 @@
-//! The write-ahead log: what is committed is in it first, and moves into the database file at a checkpoint. It has a size
-//! that it is cut to, it is looked at at an interval, and a clean stop leaves nothing in it, so that the database file alone
-//! is the whole database.
+//! The write-ahead log: what is committed is in it first, and moves into the database file at a checkpoint. It has a
+//! size that it is cut to, it is checked at an interval, and a clean stop leaves nothing in it, so that the database
+//! file alone is the whole database.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use super::database::{Database, Inner};
 use super::error::Result;
 use super::migrations::wal_of;
 
-/// How often the log is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How often the size of the log is checked.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
 
 /// For requests in flight when the database is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ const WAIT_FOR_READERS: Duration = Duration::from_millis(200);
 /// How far a checkpoint comes.
 #[derive(Clone, Copy)]
 enum Checkpoint {
-    /// As far as nobody has to wait.
+    /// As far as no reader and no writer has to wait.
     Passive,
     /// All of it; the file is empty afterwards.
     Truncate,
@@ -60,7 +60,7 @@ fn report_size(inner: &Inner) -> i64 {
 pub(crate) async fn watch(database: Database) {
     let mut is_large = false;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(CHECK_EVERY).await;
         let size = report_size(&database.inner);
         if size == 0 {
             continue;
@@ -73,7 +73,7 @@ pub(crate) async fn watch(database: Database) {
             (false, true) => warn!(
                 bytes = size,
                 limit = WAL_SIZE_LIMIT,
-                "the write-ahead log is too large: somebody has been reading an old state for long, or writes come faster \
+                "the write-ahead log is too large: a reader has held an old state for long, or writes come faster \
                  than the disk takes them. Look for other programs that have the database open"
             ),
             (true, false) => info!(bytes = size, "the write-ahead log is no longer too large"),

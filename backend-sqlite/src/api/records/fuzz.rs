@@ -6,12 +6,12 @@ mod mutate;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
-use super::{Batch, Conditions, Write, check_key, json_as_it_came};
+use super::{Batch, Conditions, Write, check_key, raw_json};
 use crate::http::page::PageQuery;
 
 /// Any bytes as a value, a batch, a key, a cursor and a condition.
 fn records(bytes: &[u8]) {
-    if let Ok(value) = json_as_it_came(bytes) {
+    if let Ok(value) = raw_json(bytes) {
         assert!(
             bytes.windows(value.get().len()).any(|window| window == value.get().as_bytes()),
             "as it came"

@@ -1,5 +1,5 @@
-//! A leaky bucket into which refused attempts are poured as well: who keeps to its rate is served at once, and a flood
-//! gets nothing at all for as long as it goes on.
+//! A leaky bucket that counts refused attempts as well: a client that stays within the rate is served at once, and a
+//! flood gets nothing at all for as long as it continues.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,8 @@ pub(super) struct Rule {
     pub(super) rate: f64,
     /// Attempts at once.
     pub(super) burst: f64,
-    /// How long after the end of a flood the bucket takes the next attempt, at most; zero: what is refused is not counted.
+    /// How long after the end of a flood the bucket takes the next attempt, at most; zero: what is refused is not
+    /// counted.
     pub(super) debt: Duration,
 }
 
@@ -33,8 +34,8 @@ impl Bucket {
         self.at = now;
     }
 
-    /// Takes an attempt, or says after what time of silence it takes one.
-    pub(super) fn pour(&mut self, rule: &Rule, now: Instant) -> Result<(), Duration> {
+    /// Takes an attempt, or returns after what time without attempts it takes one.
+    pub(super) fn take(&mut self, rule: &Rule, now: Instant) -> Result<(), Duration> {
         self.drain(rule, now);
         if self.level + 1.0 <= rule.burst {
             self.level += 1.0;
@@ -70,7 +71,7 @@ mod tests {
         (0..per_second * seconds)
             .filter(|turn| {
                 let now = begun + Duration::from_secs(1) / per_second * *turn;
-                bucket.pour(&RULE, now).is_ok()
+                bucket.take(&RULE, now).is_ok()
             })
             .count()
     }
@@ -85,11 +86,11 @@ mod tests {
     fn the_wait_that_is_said_is_the_wait_that_helps() {
         let begun = Instant::now();
         let mut bucket = Bucket::new(begun);
-        let waits: Vec<_> = (0..1_000).filter_map(|_| bucket.pour(&RULE, begun).err()).collect();
+        let waits: Vec<_> = (0..1_000).filter_map(|_| bucket.take(&RULE, begun).err()).collect();
         let last = *waits.last().unwrap();
         assert!(last <= RULE.debt + Duration::from_millis(101), "{last:?}");
-        assert!(bucket.pour(&RULE, begun + last + Duration::from_millis(1)).is_ok());
+        assert!(bucket.take(&RULE, begun + last + Duration::from_millis(1)).is_ok());
         bucket.give_back();
-        assert!(bucket.pour(&RULE, begun + last + Duration::from_millis(2)).is_ok());
+        assert!(bucket.take(&RULE, begun + last + Duration::from_millis(2)).is_ok());
     }
 }

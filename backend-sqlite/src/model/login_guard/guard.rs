@@ -1,5 +1,5 @@
-//! Who may try to log in now. A place that an account knows, because its owner logged in from there, has a way of its own
-//! that nobody else's failures close. Everybody else shares what is left: few guesses at an account, few at all accounts
+//! Who may try to log in now. A place that an account knows, because its owner logged in from there, is never refused
+//! because others fail. All other places share a budget: few guesses at an account, few at all accounts
 //! together, so that a crowd of addresses gets nowhere. Whether a name is an account's makes no difference to what
 //! is answered. `docs/decisions/0006-who-may-try-to-log-in.md` says why.
 
@@ -16,14 +16,15 @@ use crate::model::places::{Hash, HashKey};
 use crate::observe::metrics::Metrics;
 use crate::problem::Problem;
 
-/// Failures in a row from unknown places, after which an account is guessed at slowly (NIST SP 800-63B, 3.2.2: at most 100).
+/// Failures in a row from unknown places, after which an account is guessed at slowly (NIST SP 800-63B, 3.2.2: at most
+/// 100).
 const IN_A_ROW: u32 = 100;
 
 /// The most names in memory, some 80 bytes each: 5 MiB.
 const MOST_NAMES: usize = 65_536;
 
-/// How often the log says that logins are refused, at most.
-const SAY_AGAIN: Duration = Duration::from_mins(1);
+/// The shortest time between two log lines about refused logins.
+const LOG_EVERY: Duration = Duration::from_mins(1);
 
 /// Guesses at one account from places that it does not know.
 const fn of_account(failures: f64) -> Rule {
@@ -60,14 +61,14 @@ struct State {
     names: HashMap<Hash, Name>,
     guessed_at: Bucket,
     quiet: Bucket,
-    said: Option<Instant>,
+    logged_at: Option<Instant>,
 }
 
 /// What is known of a name at which somebody tries from an unknown place.
 #[derive(Clone, Copy)]
 struct Name {
     bucket: Bucket,
-    /// In a row, as far as is remembered; the database knows better and says so at each failure.
+    /// In a row, as far as is remembered; each failure corrects it from the database.
     failures: u32,
     trying: u32,
 }
@@ -93,7 +94,7 @@ impl LoginGuard {
                 names: HashMap::new(),
                 guessed_at: Bucket::new(now),
                 quiet: Bucket::new(now),
-                said: None,
+                logged_at: None,
             }),
             metrics,
         })
@@ -108,7 +109,7 @@ impl LoginGuard {
     pub(crate) fn admit(self: &Arc<Self>, name: Hash, known: bool) -> Result<Ticket, Problem> {
         self.admit_at(name, known, Instant::now()).map_err(|(limit, wait)| {
             self.metrics.logins_throttled.with_label_values(&[limit]).inc();
-            self.say_so(limit);
+            self.log_refusal(limit);
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             Problem::too_many(
                 "login_throttled",
@@ -139,15 +140,15 @@ impl LoginGuard {
         } else {
             &self.rules.account
         };
-        one.bucket.pour(rule, now).map_err(|wait| ("account", wait))?;
+        one.bucket.take(rule, now).map_err(|wait| ("account", wait))?;
         let lane = if one.is_quiet() { Lane::Quiet } else { Lane::GuessedAt };
-        let poured = match lane {
-            Lane::Quiet => quiet.pour(&QUIET, now).map_err(|wait| ("quiet_accounts", wait)),
+        let taken = match lane {
+            Lane::Quiet => quiet.take(&QUIET, now).map_err(|wait| ("quiet_accounts", wait)),
             Lane::GuessedAt => {
-                guessed_at.pour(&self.rules.guessed_at, now).map_err(|wait| ("guessed_accounts", wait))
+                guessed_at.take(&self.rules.guessed_at, now).map_err(|wait| ("guessed_accounts", wait))
             }
         };
-        match poured {
+        match taken {
             Ok(()) => {
                 one.trying = one.trying.saturating_add(1);
                 drop(state);
@@ -171,10 +172,10 @@ impl LoginGuard {
         }
     }
 
-    fn say_so(&self, limit: &str) {
+    fn log_refusal(&self, limit: &str) {
         let mut state = self.state.lock();
-        if state.said.is_none_or(|said| said.elapsed() > SAY_AGAIN) {
-            state.said = Some(Instant::now());
+        if state.logged_at.is_none_or(|at| at.elapsed() > LOG_EVERY) {
+            state.logged_at = Some(Instant::now());
             drop(state);
             warn!(
                 limit,
@@ -201,7 +202,7 @@ enum Lane {
     GuessedAt,
 }
 
-/// Leave to try once. Dropped without a word, as when the client leaves meanwhile, it has been used.
+/// A permit to try once. Dropped without an outcome, as when the client disconnects meanwhile, it counts as used.
 pub(crate) struct Ticket {
     guard: Arc<LoginGuard>,
     name: Hash,
@@ -223,7 +224,7 @@ impl Ticket {
         }
     }
 
-    /// It came to a login: nothing of this name is held against it any more.
+    /// It was a login: earlier failures at this name no longer count.
     pub(crate) fn succeeded(self) {
         self.guard.forget(self.name);
         self.give_back();
