@@ -33,7 +33,6 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use service::telemetry::Start;
 
-use crate::config::Config;
 use crate::config::cli::{Cli, Command};
 
 fn main() -> ExitCode {
@@ -51,7 +50,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let environment: BTreeMap<String, String> = std::env::vars().collect();
     match cli.command {
         Command::Serve { common } => {
-            let config = Config::load(common.config.as_deref(), &environment)?;
+            let config = config::load(common.config.as_deref(), &environment)?;
             let start = Start {
                 service: "palisade-backend",
                 target: "backend_sqlite",
@@ -64,7 +63,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::User { command } => user_command::run(command, &environment).await,
         Command::Healthcheck { common } => {
-            healthcheck::run(&Config::load(common.config.as_deref(), &environment)?.server.listen)
+            healthcheck::run(&config::load(common.config.as_deref(), &environment)?.server.listen)
         }
     }
 }

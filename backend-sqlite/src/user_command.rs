@@ -6,7 +6,7 @@ use std::io::Read as _;
 use anyhow::{Context as _, bail};
 
 use crate::config::cli::{DatabasePlace, UserCommand};
-use crate::config::{Config, Profile};
+use crate::config::{self, Config, Profile};
 use crate::model::names::{NAME, is_name};
 use crate::model::users::{self, Added, NewUser, User};
 use crate::model::{credentials, password_hash, password_rules};
@@ -80,7 +80,7 @@ fn read_stdin() -> anyhow::Result<String> {
 }
 
 fn open(place: &DatabasePlace, environment: &BTreeMap<String, String>) -> anyhow::Result<(Database, Config)> {
-    let mut config = Config::load(place.config.as_deref(), environment)?;
+    let mut config = config::load(place.config.as_deref(), environment)?;
     if let Some(path) = &place.database {
         config.database.path.clone_from(path);
     }

@@ -1,4 +1,4 @@
-//! What answers where.
+//! Every address, and the handler that answers it.
 
 use std::sync::Arc;
 
@@ -30,8 +30,9 @@ const MAX_BODY: usize = 4 * 1024 * 1024;
 /// A clone of the router shares it. It must have its state: `axum::serve` would give it one for each connection, with a
 /// copy of every handler and of all that a handler holds.
 pub(crate) fn router(app: App) -> serde_json::Result<Router> {
-    let (documented, api) =
-        openapi::describe(|| accounts_routes().merge(permission_routes()).merge(record_routes()));
+    let (documented, api) = openapi::describe(|| {
+        own_routes().merge(user_routes()).merge(permission_routes()).merge(record_routes())
+    });
     // As bytes, which all answers share: the document itself takes a megabyte.
     let api = Bytes::from(serde_json::to_vec(&api)?);
     let public = Router::new()
@@ -68,7 +69,7 @@ pub(crate) fn router(app: App) -> serde_json::Result<Router> {
     Ok(router)
 }
 
-/// What there is to read and write.
+/// Collections and records.
 fn record_routes() -> ApiRouter<App> {
     ApiRouter::new()
         .api_route("/v1/collections", get_with(records::list_collections, summary("Collections.")))
@@ -92,8 +93,8 @@ fn record_routes() -> ApiRouter<App> {
         )
 }
 
-/// Who one is: open to everybody, or to oneself.
-fn accounts_routes() -> ApiRouter<App> {
+/// Accounts for their owners, or for everybody.
+fn own_routes() -> ApiRouter<App> {
     ApiRouter::new()
         .api_route(
             "/v1/auth/register",
@@ -152,8 +153,8 @@ fn accounts_routes() -> ApiRouter<App> {
         )
 }
 
-/// Who may do what: for administrators.
-fn permission_routes() -> ApiRouter<App> {
+/// Accounts, for administrators.
+fn user_routes() -> ApiRouter<App> {
     ApiRouter::new()
         .api_route(
             "/v1/users",
@@ -184,6 +185,11 @@ fn permission_routes() -> ApiRouter<App> {
             "/v1/users/{id}/unlock",
             post_with(users::unlock, summary("Forget an account's failed logins.")),
         )
+}
+
+/// Who may do what, for administrators.
+fn permission_routes() -> ApiRouter<App> {
+    ApiRouter::new()
         .api_route("/v1/roles", get_with(roles::list, summary("Roles.")))
         .api_route(
             "/v1/roles/{role}/permissions",

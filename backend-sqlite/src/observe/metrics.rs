@@ -45,22 +45,7 @@ impl Metrics {
         let registry = Registry::new_custom(Some("palisade".to_owned()), None)?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let make = Maker(&registry);
-        let dropped = make.counters(
-            "log_lines_dropped_total",
-            "Log lines not written, because their writer was late.",
-            &["log"],
-        )?;
-        dropped.with_label_values(&[Log::General.as_str()]);
-        service::lines::report_drops(move |log| dropped.with_label_values(&[log.as_str()]).inc());
-        let spans = make.counters(
-            "spans_exported_total",
-            "Spans sent to the collector, and spans that it did not take.",
-            &["result"],
-        )?;
-        for fate in Fate::ALL {
-            spans.with_label_values(&[fate.as_str()]);
-        }
-        count_spans(move |fate, count| spans.with_label_values(&[fate.as_str()]).inc_by(count));
+        count_telemetry(&make)?;
         Ok(Self {
             requests: make.counters(
                 "requests_total",
@@ -152,6 +137,27 @@ impl Metrics {
     pub(crate) fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
+}
+
+/// Counts what logs and traces lose.
+fn count_telemetry(make: &Maker<'_>) -> prometheus::Result<()> {
+    let dropped = make.counters(
+        "log_lines_dropped_total",
+        "Log lines not written, because their writer was late.",
+        &["log"],
+    )?;
+    dropped.with_label_values(&[Log::General.as_str()]);
+    service::lines::report_drops(move |log| dropped.with_label_values(&[log.as_str()]).inc());
+    let spans = make.counters(
+        "spans_exported_total",
+        "Spans sent to the collector, and spans that it did not take.",
+        &["result"],
+    )?;
+    for fate in Fate::ALL {
+        spans.with_label_values(&[fate.as_str()]);
+    }
+    count_spans(move |fate, count| spans.with_label_values(&[fate.as_str()]).inc_by(count));
+    Ok(())
 }
 
 /// Makes and registers.
