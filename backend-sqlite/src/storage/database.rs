@@ -207,3 +207,65 @@ fn transact<T, E: Abort>(
     begun.commit().map_err(DbError::from)?;
     Ok((value, revision))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    enum Refusal {
+        Refused,
+        Database(DbError),
+    }
+
+    impl From<DbError> for Refusal {
+        fn from(error: DbError) -> Self {
+            Self::Database(error)
+        }
+    }
+
+    impl Abort for Refusal {
+        fn database_error(&self) -> Option<&DbError> {
+            match self {
+                Self::Refused => None,
+                Self::Database(error) => Some(error),
+            }
+        }
+    }
+
+    fn add(transaction: &Transaction<'_>, role: &str) -> Result<()> {
+        transaction.run(sql::ADD_ROLE, [role]).map(drop)
+    }
+
+    #[tokio::test]
+    async fn a_refusal_rolls_back_unless_it_is_to_be_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = DatabaseConfig { path: dir.path().join("palisade.db"), ..DatabaseConfig::default() };
+        let database = Database::open(&config, Metrics::new().unwrap()).unwrap();
+        let before: Vec<String> = roles(&database).await;
+        let refused = database.write(|transaction| {
+            add(transaction, "lost")?;
+            Err::<(), _>(Refusal::Refused)
+        });
+        assert!(matches!(refused.await, Err(Refusal::Refused)));
+        assert_eq!(roles(&database).await, before);
+        let refused = database.write_and_commit_refusal(|transaction| {
+            add(transaction, "stays")?;
+            Ok(Err::<(), _>(Refusal::Refused))
+        });
+        assert!(matches!(refused.await, Ok(Err(Refusal::Refused))));
+        assert!(roles(&database).await.contains(&"stays".to_owned()));
+        let failed: Result<()> = database
+            .write(|transaction| {
+                add(transaction, "lost")?;
+                transaction.run(sql::ADD_ROLE_TO_USER, ["nobody", "stays"]).map(drop)
+            })
+            .await;
+        assert!(failed.is_err_and(|error| error.is_constraint()));
+        assert!(!roles(&database).await.contains(&"lost".to_owned()));
+    }
+
+    async fn roles(database: &Database) -> Vec<String> {
+        database.read(|transaction| transaction.rows(sql::LIST_ROLES, [], |row| row.get(0))).await.unwrap()
+    }
+}
