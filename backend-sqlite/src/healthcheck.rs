@@ -13,13 +13,13 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Succeeds when `/health/ready` at `listen` answers 200.
 pub(crate) fn run(listen: &str) -> anyhow::Result<()> {
     let answer = if let Some(path) = listen.strip_prefix("unix:") {
-        let stream = UnixStream::connect(path).with_context(|| format!("nobody answers at `{listen}`"))?;
+        let stream = UnixStream::connect(path).with_context(|| format!("nothing answers at `{listen}`"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         ask(stream)?
     } else {
         let address = listen.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:");
         let stream =
-            TcpStream::connect(&address).with_context(|| format!("nobody answers at `{address}`"))?;
+            TcpStream::connect(&address).with_context(|| format!("nothing answers at `{address}`"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         ask(stream)?
     };

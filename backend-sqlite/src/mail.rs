@@ -1,4 +1,4 @@
-//! Mail: to an SMTP server, or to files where none is configured and nobody minds.
+//! Mail: to an SMTP server, or to files where none is configured, except in production.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,23 +11,20 @@ use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 use tracing::{info, warn};
 use url::Url;
 
+use crate::config::secrets::Secret;
 use crate::config::{MailConfig, Profile};
-use crate::secrets::Secret;
-
-/// The secret that opens the SMTP server, beside the user in `mail.url`.
-pub(crate) const SMTP_PASSWORD: &str = "SMTP_PASSWORD";
 
 /// For one exchange with the SMTP server.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const SEND_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Sends mail.
 pub(crate) struct Mail {
     from: Mailbox,
     reset_url: String,
-    way: Way,
+    transport: Transport,
 }
 
-enum Way {
+enum Transport {
     Smtp(AsyncSmtpTransport<Tokio1Executor>),
     Files(PathBuf),
     Nowhere,
@@ -36,17 +33,18 @@ enum Way {
 /// Why a mail was not sent.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-pub(crate) struct Fault {
+pub(crate) struct MailError {
     text: String,
     /// Whether it will never be: its receiver is refused.
     pub(crate) is_final: bool,
-    /// The server's code; 0 where it did not come to one. Texts differ each time.
+    /// The server's code; 0 where it did not answer with one. Texts differ each time.
     pub(crate) kind: u16,
 }
 
-impl Fault {
+impl MailError {
     fn of_server(error: &lettre::transport::smtp::Error) -> Self {
-        // 550 to 553 are about the receiver, unless it is policy (RFC 3463, X.7.X): that and all else heals with settings.
+        // 550 to 553 are about the receiver, unless it is policy (RFC 3463, X.7.X): that and all else can be fixed in
+        // the settings.
         let (code, text) = (error.status().map(u16::from), described(error));
         let of_the_receiver = code.is_some_and(|code| (550..=553).contains(&code)) && !text.contains("5.7.");
         Self { is_final: error.is_permanent() && of_the_receiver, kind: code.unwrap_or_default(), text }
@@ -56,8 +54,8 @@ impl Fault {
         Self { text: format!("{error:#}"), is_final: true, kind: 0 }
     }
 
-    /// One that heals.
-    pub(crate) fn late(text: String) -> Self {
+    /// One that may go away: the mail is tried again.
+    pub(crate) fn temporary(text: String) -> Self {
         Self { text, is_final: false, kind: 0 }
     }
 }
@@ -74,22 +72,22 @@ impl Mail {
         password: Option<&Secret>,
         profile: Profile,
     ) -> anyhow::Result<Self> {
-        let way = match config.url.as_str() {
+        let transport = match config.url.as_str() {
             "" if profile == Profile::Production => {
-                warn!("mail.url is empty: nobody can reset a password by mail");
-                Way::Nowhere
+                warn!("mail.url is empty: passwords cannot be reset by mail");
+                Transport::Nowhere
             }
-            "" => Way::Files(config.dir.clone()),
-            url => Way::Smtp(server(url, password).context("mail.url")?),
+            "" => Transport::Files(config.dir.clone()),
+            url => Transport::Smtp(server(url, password).context("mail.url")?),
         };
         let from =
             config.from.parse().with_context(|| format!("mail.from: an address (got {:?})", config.from))?;
-        Ok(Self { from, reset_url: config.reset_url.clone(), way })
+        Ok(Self { from, reset_url: config.reset_url.clone(), transport })
     }
 
     /// Whether mail goes anywhere.
     pub(crate) const fn is_sent(&self) -> bool {
-        !matches!(self.way, Way::Nowhere)
+        !matches!(self.transport, Transport::Nowhere)
     }
 
     /// A message that large providers take: they refuse one without `Message-ID`, and guess at one without a type.
@@ -108,7 +106,7 @@ impl Mail {
     }
 
     /// Sends a token to reset the password of `username`.
-    pub(crate) async fn send_reset(&self, to: &str, username: &str, token: &str) -> Result<(), Fault> {
+    pub(crate) async fn send_reset(&self, to: &str, username: &str, token: &str) -> Result<(), MailError> {
         let how = if self.reset_url.is_empty() {
             format!("Send this token with a new password to POST /v1/auth/reset-password:\n\n{token}")
         } else {
@@ -121,29 +119,29 @@ impl Mail {
             "Somebody asked for a new password for the account {username}.\n\n{how}\n\nIt works once, for 30 minutes. \
              If it was not you, there is nothing to do.\n"
         );
-        let message = self.message(to, "A new password", text).map_err(|error| Fault::unfit(&error))?;
-        match &self.way {
-            Way::Smtp(server) => {
-                server.send(message).await.map_err(|error| Fault::of_server(&error))?;
+        let message = self.message(to, "A new password", text).map_err(|error| MailError::unfit(&error))?;
+        match &self.transport {
+            Transport::Smtp(server) => {
+                server.send(message).await.map_err(|error| MailError::of_server(&error))?;
             }
-            Way::Files(dir) => {
+            Transport::Files(dir) => {
                 let file = dir.join(format!("{}.eml", uuid::Uuid::now_v7()));
                 let (path, bytes) = (file.clone(), message.formatted());
                 // What is in the file opens an account: nobody else reads it.
                 let write = move || service::files::replace(&path, |out| out.write_all(&bytes));
                 let written = tokio::task::spawn_blocking(write).await;
-                let written = written.map_err(|error| Fault::late(error.to_string()))?;
-                written.map_err(|error| Fault::late(format!("`{}`: {error}", file.display())))?;
+                let written = written.map_err(|error| MailError::temporary(error.to_string()))?;
+                written.map_err(|error| MailError::temporary(format!("`{}`: {error}", file.display())))?;
                 info!(file = %file.display(), "mail written to a file, because mail.url is empty");
             }
-            Way::Nowhere => return Err(Fault::unfit(&anyhow::anyhow!("mail.url is empty"))),
+            Transport::Nowhere => return Err(MailError::unfit(&anyhow::anyhow!("mail.url is empty"))),
         }
         Ok(())
     }
 }
 
-/// The SMTP server that `url` names. What the address cannot mean is refused, and so is a password that would go over the
-/// network for everybody to read, unless the address says so.
+/// The SMTP server that `url` names. What the address cannot mean is refused, and so is a password that would go over
+/// the network unencrypted, unless the address says so.
 fn server(url: &str, password: Option<&Secret>) -> anyhow::Result<AsyncSmtpTransport<Tokio1Executor>> {
     let allowed =
         "expected smtp://[USER@]HOST[:PORT][?tls=required|opportunistic|none] or smtps://[USER@]HOST[:PORT]";
@@ -169,16 +167,16 @@ fn server(url: &str, password: Option<&Secret>) -> anyhow::Result<AsyncSmtpTrans
         bail!("it names a user, and there is no SMTP_PASSWORD");
     }
     if tls.is_empty() && (password.is_some() || parsed.password().is_some()) {
-        bail!("the password would be sent in the clear: add ?tls=required, or ?tls=none where that is meant");
+        bail!("the password would be sent unencrypted: add ?tls=required, or ?tls=none where that is meant");
     }
     if matches!(tls, "" | "none") {
         warn!(
-            "mail.url: mails, and the tokens in them, go over the network in the clear: ?tls=required encrypts them"
+            "mail.url: mails, and the tokens in them, are sent over the network unencrypted: ?tls=required encrypts them"
         );
         parsed.set_query(None);
     }
     let mut builder =
-        AsyncSmtpTransport::<Tokio1Executor>::from_url(parsed.as_str())?.timeout(Some(PATIENCE));
+        AsyncSmtpTransport::<Tokio1Executor>::from_url(parsed.as_str())?.timeout(Some(SEND_TIMEOUT));
     if let (Some(password), Some(user)) = (password, user) {
         let password = String::from_utf8_lossy(password.expose()).into_owned();
         builder = builder.credentials(Credentials::new(user, password));
@@ -231,7 +229,7 @@ mod tests {
             assert!(said.starts_with("expected smtp://") && !said.contains("hush"), "{url}: {said}");
         }
         let said = fault("smtp://ann@mail.test", Some(&secret)).unwrap();
-        assert!(said.starts_with("the password would be sent in the clear"), "{said}");
+        assert!(said.starts_with("the password would be sent unencrypted"), "{said}");
         assert!(fault("smtp://ann:hush@mail.test", None).is_some());
         assert!(fault("smtp://mail.test", Some(&secret)).unwrap().contains("with a USER"));
         assert!(fault("smtp://ann@mail.test?tls=none", None).unwrap().contains("there is no SMTP_PASSWORD"));
@@ -240,7 +238,7 @@ mod tests {
         {
             assert_eq!(fault(url, Some(&secret)), None, "{url}");
         }
-        assert_eq!(fault("smtp://mail.test", None), None, "nothing to hide but mails, which is said");
+        assert_eq!(fault("smtp://mail.test", None), None, "only mails are unencrypted, which is logged");
     }
 
     #[test]

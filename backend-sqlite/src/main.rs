@@ -1,46 +1,31 @@
 //! Palisade's persistence backend: accounts, roles, permissions and JSON records on SQLite.
 //!
-//! [`routes`] says what answers where; [`db`] is the only door to SQLite and [`sql`] holds every statement.
+//! The code is a house of floors. A file uses what lies beside it in its room and what lies on lower floors, never a
+//! higher one, and no two files use each other:
+//!
+//! 1. [`config`], [`observe`], [`clock`], [`random`]: settings and secrets, metrics, time, chance;
+//! 2. [`mail`], [`storage`]: the mail server, and the only way to SQLite; [`storage::sql`] holds every statement;
+//! 3. [`problem`]: every error that a client sees;
+//! 4. [`model`]: what the service knows and does, as functions over a transaction, without HTTP;
+//! 5. [`http`]: what handlers share: the parts of a request, who sent it, and what proves that;
+//! 6. [`api`]: one file a resource; [`api::routes`] lists every address;
+//! 7. [`maintenance`], [`outbox`], [`serve`], [`user_command`], [`healthcheck`]: what runs beside requests, and the commands.
 
-mod accounts;
-mod acl;
-mod api_keys;
-mod assertion;
-mod auth;
-mod changes;
-mod cli;
+mod api;
+mod clock;
 mod config;
-mod db;
-mod extract;
-mod health;
 mod healthcheck;
-mod identity;
-mod lockout;
-mod login_guard;
+mod http;
 mod mail;
-mod metrics;
-mod mode;
+mod maintenance;
+mod model;
 mod observe;
-mod openapi;
 mod outbox;
-mod password;
-mod permissions;
 mod problem;
-mod proof;
-mod reauthentication;
-mod records;
-mod reset;
-mod resource;
-mod roles;
-mod routes;
-mod secrets;
+mod random;
 mod serve;
-mod sessions;
-mod sql;
-mod tokens;
-mod totp;
+mod storage;
 mod user_command;
-mod users;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -48,8 +33,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use service::telemetry::Start;
 
-use crate::cli::{Cli, Command};
-use crate::config::Config;
+use crate::config::cli::{Cli, Command};
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
@@ -66,7 +50,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let environment: BTreeMap<String, String> = std::env::vars().collect();
     match cli.command {
         Command::Serve { common } => {
-            let config = Config::load(common.config.as_deref(), &environment)?;
+            let config = config::load(common.config.as_deref(), &environment)?;
             let start = Start {
                 service: "palisade-backend",
                 target: "backend_sqlite",
@@ -79,7 +63,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::User { command } => user_command::run(command, &environment).await,
         Command::Healthcheck { common } => {
-            healthcheck::run(&Config::load(common.config.as_deref(), &environment)?.server.listen)
+            healthcheck::run(&config::load(common.config.as_deref(), &environment)?.server.listen)
         }
     }
 }

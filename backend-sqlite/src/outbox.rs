@@ -1,38 +1,32 @@
-//! Mails to reset a password on their way: kept in the database from the answer on until they are sent. A mail server that
-//! is away is tried again, with growing pauses; a stop waits for what is being sent, and a start goes on with the rest.
+//! Sends the mails to reset a password. They are stored in the database from the request on until they are sent. When
+//! the mail server is unavailable it is tried again, with growing pauses; a shutdown waits for what is being sent, and
+//! the next start continues with the rest.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rusqlite::params;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use crate::accounts::{self, User};
-use crate::db::{Result as DbResult, Session};
-use crate::mail::{self, Fault};
-use crate::problem::{Problem, Result};
-use crate::reset::{Forgot, LIFETIME};
-use crate::serve::App;
-use crate::sql;
-use crate::tokens::{fingerprint, now, random_bytes, random_token};
-
-/// Requests that wait at most; whoever asks for one more is told to come back.
-const MOST_WAITING: i64 = 10_000;
+use crate::clock::now;
+use crate::mail::{self, Mail, MailError};
+use crate::model::password_resets::{self, Due};
+use crate::model::users::User;
+use crate::observe::metrics::Metrics;
+use crate::random::{random_bytes, random_token};
+use crate::storage::Database;
 
 /// Mails that are sent at a time.
 const AT_ONCE: i64 = 8;
-
-/// An account is sent one mail at most so often, in seconds.
-const AT_MOST_ONCE_IN: i64 = 60;
 
 /// The first pause after a failure and the longest one, in seconds; each is twice the one before, less a random part.
 const FIRST_PAUSE: i64 = 5;
 const LONGEST_PAUSE: i64 = 10 * 60;
 
 /// What is asked for in this time is sent together.
-const MOMENT: Duration = Duration::from_millis(500);
+const BATCH_DELAY: Duration = Duration::from_millis(500);
 
 /// The longest time without a look at what is due, in seconds.
 const LONGEST_WAIT: i64 = 60;
@@ -40,150 +34,122 @@ const LONGEST_WAIT: i64 = 60;
 /// A mail that could not be sent for so long is given up, in seconds.
 const GIVEN_UP_AFTER: i64 = 24 * 3_600;
 
-/// What those who ask and who sends share.
-#[derive(Default)]
+/// What sending needs.
 pub(crate) struct Outbox {
-    asked: Notify,
-    /// Why nothing can be sent, while that is so.
-    trouble: Mutex<Option<u16>>,
-}
-
-/// A mail that is due.
-struct Due {
-    request: i64,
-    user: String,
-    tries: i64,
-    asked_at: i64,
-}
-
-/// Keeps a request until its mail is sent. It is the same work for everybody, whether there is such an account or not.
-pub(crate) async fn keep(app: &App, forgot: Forgot) -> Result<()> {
-    let keep = move |session: &Session<'_>| {
-        let waiting: i64 = session.row(sql::COUNT_RESET_REQUESTS, [], |row| row.get(0))?.unwrap_or_default();
-        if waiting >= MOST_WAITING {
-            return Ok(false);
-        }
-        session.run(sql::ADD_RESET_REQUEST, params![forgot.username, forgot.email, now()])?;
-        Ok(true)
-    };
-    if !app.database.write(keep).await? {
-        let detail = "too many mails are waiting to be sent: try again";
-        return Err(Problem::too_many("mail_busy", detail, 60));
-    }
-    app.outbox.asked.notify_one();
-    Ok(())
-}
-
-/// Sends what is due, until `stop`; what is being sent then is finished.
-pub(crate) async fn send(app: App, mut stop: watch::Receiver<bool>) {
-    loop {
-        // Where the database is away or read-only, that is said elsewhere.
-        let pause = send_due(&app, &stop).await.unwrap_or(Duration::from_secs(FIRST_PAUSE.unsigned_abs()));
-        // Not at once: the writes for a request that somebody just made tell nobody whether there is such an account.
-        let asked = async {
-            app.outbox.asked.notified().await;
-            tokio::time::sleep(MOMENT).await;
-        };
-        tokio::select! {
-            () = asked => {}
-            () = tokio::time::sleep(pause) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
-        }
-    }
-}
-
-/// Sends what is due now, and returns how long nothing else is.
-async fn send_due(app: &App, stop: &watch::Receiver<bool>) -> anyhow::Result<Duration> {
-    let mut next = i64::MAX;
-    while !*stop.borrow() {
-        if app.database.read(is_unresolved).await? {
-            app.database.write(find_accounts).await?;
-        }
-        next = note_waiting(app).await?;
-        let due = app.database.read(due).await?;
-        if due.is_empty() {
-            break;
-        }
-        let tries: Vec<_> = due.into_iter().map(|due| tokio::spawn(try_one(app.clone(), due))).collect();
-        let mut all = Ok(());
-        for one in tries {
-            all = all.and(one.await?); // all of them are waited for, whatever becomes of one
-        }
-        all?;
-    }
-    Ok(Duration::from_secs(next.saturating_sub(now()).clamp(0, LONGEST_WAIT).unsigned_abs()))
-}
-
-/// Shows operators how many mails wait, and returns when the next one is due.
-async fn note_waiting(app: &App) -> anyhow::Result<i64> {
-    let (waiting, next) = app.database.read(waiting).await?;
-    app.metrics.mails_waiting.set(waiting);
-    Ok(next)
-}
-
-async fn try_one(app: App, due: Due) -> anyhow::Result<()> {
-    let (token, request) = (random_token()?, due.request);
-    let Some(user) = begin(&app, &due, &token).await? else { return Ok(()) };
-    let address = user.email.as_deref().unwrap_or_default();
-    let sent = timeout(mail::PATIENCE, app.mail.send_reset(address, &user.username, &token)).await;
-    let result = match sent.unwrap_or_else(|_| Err(Fault::late("the mail server took too long".to_owned()))) {
-        Ok(()) => {
-            app.outbox.works();
-            let sent =
-                move |session: &Session<'_>| session.run(sql::RESET_MAIL_SENT, params![request, now()]);
-            app.database.write(sent).await?;
-            app.metrics.user_operations.with_label_values(&["forgot_password"]).inc();
-            "sent"
-        }
-        Err(fault) if fault.is_final || now() - due.asked_at > GIVEN_UP_AFTER => {
-            error!(user = user.id, error = %fault, tries = due.tries + 1, "a mail to reset a password is given up");
-            app.database.write(move |session| session.run(sql::DROP_RESET_REQUEST, [request])).await?;
-            "failed"
-        }
-        Err(fault) => {
-            app.outbox.fails(&fault);
-            "late"
-        }
-    };
-    app.metrics.mails.with_label_values(&[result]).inc();
-    Ok(())
-}
-
-/// Makes `token` good, and the next try due later: whatever happens while the mail is sent, it is not lost. `None` where
-/// there is nobody to send it to any more.
-async fn begin(app: &App, due: &Due, token: &str) -> anyhow::Result<Option<User>> {
-    let (hash, id, request, tries) = (fingerprint(token), due.user.clone(), due.request, due.tries);
-    let pause = pause(tries, f64::from(random_bytes::<1>()?[0]) / 255.0);
-    let begin = move |session: &Session<'_>| {
-        let user = accounts::by_id(session, &id)?.filter(|user| user.active && user.email.is_some());
-        if user.is_none() {
-            session.run(sql::DROP_RESET_REQUEST, [request])?;
-            return Ok(None);
-        }
-        if session.run(sql::BEGIN_RESET_MAIL, params![request, now() + pause, tries])? == 0 {
-            return Ok(None); // it was sent or tried meanwhile, or is not wanted any more
-        }
-        // The newest request counts; of one that is tried again, the server may have taken an earlier mail after all.
-        let ended = if tries == 0 { i64::MAX } else { now() };
-        session.run(sql::DROP_RESET_TOKENS, params![id, ended])?;
-        session.run(sql::ADD_RESET_TOKEN, params![hash, id, now() + LIFETIME])?;
-        Ok(user)
-    };
-    Ok(app.database.write(begin).await?)
+    pub(crate) database: Database,
+    pub(crate) mail: Arc<Mail>,
+    pub(crate) metrics: Metrics,
+    /// Somebody asked for a mail.
+    pub(crate) requested: Arc<Notify>,
+    /// The kind of the last fault, while nothing can be sent.
+    pub(crate) trouble: Mutex<Option<u16>>,
 }
 
 impl Outbox {
-    fn works(&self) {
+    /// Sends what is due, until `stop`; what is being sent then is finished.
+    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+        let outbox = Arc::new(self);
+        loop {
+            // Where the database is unavailable or read-only, that is logged elsewhere.
+            let pause =
+                outbox.send_due(&stop).await.unwrap_or(Duration::from_secs(FIRST_PAUSE.unsigned_abs()));
+            // Not at once: otherwise the time of the writes for a request would show whether there is such an account.
+            let requested = async {
+                outbox.requested.notified().await;
+                tokio::time::sleep(BATCH_DELAY).await;
+            };
+            tokio::select! {
+                () = requested => {}
+                () = tokio::time::sleep(pause) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// Sends what is due now, and returns how long nothing else is.
+    async fn send_due(self: &Arc<Self>, stop: &watch::Receiver<bool>) -> anyhow::Result<Duration> {
+        let mut next = i64::MAX;
+        while !*stop.borrow() {
+            if self.database.read(password_resets::is_unresolved).await? {
+                self.database.write(password_resets::find_accounts).await?;
+            }
+            next = self.report_waiting().await?;
+            let due = self
+                .database
+                .read(|transaction| password_resets::due(transaction, LONGEST_PAUSE, AT_ONCE))
+                .await?;
+            if due.is_empty() {
+                break;
+            }
+            let tries: Vec<_> =
+                due.into_iter().map(|due| tokio::spawn(Arc::clone(self).try_one(due))).collect();
+            let mut all = Ok(());
+            for one in tries {
+                all = all.and(one.await?); // all of them are waited for, whatever becomes of one
+            }
+            all?;
+        }
+        Ok(Duration::from_secs(next.saturating_sub(now()).clamp(0, LONGEST_WAIT).unsigned_abs()))
+    }
+
+    /// Shows operators how many mails wait, and returns when the next one is due.
+    async fn report_waiting(&self) -> anyhow::Result<i64> {
+        let (waiting, next) = self.database.read(password_resets::waiting).await?;
+        self.metrics.mails_waiting.set(waiting);
+        Ok(next)
+    }
+
+    async fn try_one(self: Arc<Self>, due: Due) -> anyhow::Result<()> {
+        let (token, request, tries, asked_at) = (random_token()?, due.request, due.tries + 1, due.asked_at);
+        let Some(user) = self.begin(due, token.clone()).await? else { return Ok(()) };
+        let address = user.email.as_deref().unwrap_or_default();
+        let sent = timeout(mail::SEND_TIMEOUT, self.mail.send_reset(address, &user.username, &token)).await;
+        let result = match sent
+            .unwrap_or_else(|_| Err(MailError::temporary("the mail server took too long".to_owned())))
+        {
+            Ok(()) => {
+                self.report_success();
+                self.database
+                    .write(move |transaction| password_resets::mark_sent(transaction, request))
+                    .await?;
+                self.metrics.user_operations.with_label_values(&["forgot_password"]).inc();
+                "sent"
+            }
+            Err(fault) if fault.is_final || now() - asked_at > GIVEN_UP_AFTER => {
+                error!(user = user.id, error = %fault, tries, "a mail to reset a password is given up");
+                self.database
+                    .write(move |transaction| password_resets::drop_request(transaction, request))
+                    .await?;
+                "failed"
+            }
+            Err(fault) => {
+                self.report_fault(&fault);
+                "late"
+            }
+        };
+        self.metrics.mails.with_label_values(&[result]).inc();
+        Ok(())
+    }
+
+    /// `None` where there is nobody to send the mail to any more.
+    async fn begin(&self, due: Due, token: String) -> anyhow::Result<Option<User>> {
+        let pause = pause(due.tries, f64::from(random_bytes::<1>()?[0]) / 255.0);
+        let begin =
+            self.database.write(move |transaction| password_resets::begin(transaction, &due, &token, pause));
+        Ok(begin.await?)
+    }
+
+    fn report_success(&self) {
         if self.trouble.lock().take().is_some() {
             info!("mail is sent again");
         }
     }
 
-    fn fails(&self, fault: &Fault) {
+    fn report_fault(&self, fault: &MailError) {
         if self.trouble.lock().replace(fault.kind) != Some(fault.kind) {
             warn!(
                 error = %fault,
-                "mail cannot be sent: what was asked for is kept for a day and tried again; look at mail.url, SMTP_PASSWORD \
+                "mail cannot be sent: it is stored for a day and tried again; check mail.url, SMTP_PASSWORD \
                  and the mail server"
             );
         }
@@ -196,48 +162,6 @@ fn pause(failures: i64, chance: f64) -> i64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "some hundred seconds")]
     let jitter = (longest as f64 / 2.0 * chance) as i64;
     longest - jitter
-}
-
-/// A request as it was asked for.
-type Asked = (i64, Option<String>, Option<String>, i64);
-
-fn next_unresolved(session: &Session<'_>) -> DbResult<Option<Asked>> {
-    let asked = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
-    session.row(sql::UNRESOLVED_RESET_REQUEST, [], asked)
-}
-
-fn is_unresolved(session: &Session<'_>) -> DbResult<bool> {
-    next_unresolved(session).map(|next| next.is_some())
-}
-
-/// Finds whose accounts are meant. An account that has a mail waiting, or was sent one just now, gets no other.
-fn find_accounts(session: &Session<'_>) -> DbResult<()> {
-    session.run(sql::DROP_SENT_RESET_REQUESTS, [now() - AT_MOST_ONCE_IN, now()])?;
-    while let Some((request, username, email, asked_at)) = next_unresolved(session)? {
-        let users = match (username, email) {
-            (Some(name), _) => accounts::by_name(session, &name)?.into_iter().collect(),
-            (None, Some(email)) => accounts::by_email(session, &email)?,
-            (None, None) => Vec::new(),
-        };
-        for user in users.iter().filter(|user| user.active && user.email.is_some()) {
-            session.run(sql::ADD_RESET_MAIL, params![user.id, asked_at])?;
-        }
-        session.run(sql::DROP_RESET_REQUEST, [request])?;
-    }
-    Ok(())
-}
-
-fn due(session: &Session<'_>) -> DbResult<Vec<Due>> {
-    session.rows(sql::DUE_RESET_MAILS, params![now(), now() + LONGEST_PAUSE, AT_ONCE], |row| {
-        Ok(Due { request: row.get(0)?, user: row.get(1)?, tries: row.get(2)?, asked_at: row.get(3)? })
-    })
-}
-
-/// The mails that wait, and when the next one is due.
-fn waiting(session: &Session<'_>) -> DbResult<(i64, i64)> {
-    let both = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?));
-    let (waiting, next) = session.row(sql::WAITING_RESET_MAILS, [], both)?.unwrap_or_default();
-    Ok((waiting, next.unwrap_or(i64::MAX)))
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::db::DbError;
+use crate::storage::{Abort, DbError};
 
-/// The code of a refusal to write; the gateway is told by a field, so that it does not take this for a failure.
+/// The code of a refusal to write. A response field marks it, so that the gateway does not count it as a failure.
 const READ_ONLY: &str = "read_only";
 
 /// An answer that is not a success.
@@ -30,7 +30,7 @@ impl Problem {
         Self { status, code, detail: detail.into(), more: None, retry_after }
     }
 
-    /// Says more, under a name of its own.
+    /// Adds a member to the body.
     #[must_use]
     pub(crate) fn with(mut self, name: &'static str, value: Value) -> Self {
         self.more = Some((name, value));
@@ -39,6 +39,23 @@ impl Problem {
 
     pub(crate) fn unprocessable(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
+    }
+
+    pub(crate) fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, detail)
+    }
+
+    pub(crate) fn forbidden(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, code, detail)
+    }
+
+    /// Nothing is wrong with the request: it may succeed later.
+    pub(crate) fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
+    }
+
+    pub(crate) fn precondition_failed(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", detail)
     }
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
@@ -91,7 +108,7 @@ impl IntoResponse for Problem {
 
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {
-        // What the client reads and what the log keeps are two things: `Database` has logged the cause.
+        // What the client reads and what the log holds are two things: `Database` has logged the cause.
         match error {
             DbError::Busy => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "database_busy", "the database is busy, try again")
@@ -99,7 +116,7 @@ impl From<DbError> for Problem {
             DbError::ReadOnly => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 READ_ONLY,
-                "nothing can be changed now, reading goes on",
+                "nothing can be changed now, reading continues",
             ),
             DbError::Sqlite(_) | DbError::Stopped => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -108,4 +125,63 @@ impl From<DbError> for Problem {
             ),
         }
     }
+}
+
+/// Why a transaction was rolled back: the database failed, or the request is refused.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Database(DbError),
+    Refused(Problem),
+}
+
+impl Failure {
+    /// Adds a member to a refusal.
+    #[must_use]
+    pub(crate) fn with(self, name: &'static str, value: impl FnOnce() -> Value) -> Self {
+        match self {
+            Self::Refused(problem) => Self::Refused(problem.with(name, value())),
+            Self::Database(error) => Self::Database(error),
+        }
+    }
+}
+
+impl From<DbError> for Failure {
+    fn from(error: DbError) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem)
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Database(error) => error.into(),
+            Failure::Refused(problem) => problem,
+        }
+    }
+}
+
+impl Abort for Failure {
+    fn database_error(&self) -> Option<&DbError> {
+        match self {
+            Self::Database(error) => Some(error),
+            Self::Refused(_) => None,
+        }
+    }
+}
+
+/// An error of which the client learns nothing, and the log everything.
+#[expect(clippy::needless_pass_by_value, reason = "what `map_err` takes")]
+pub(crate) fn internal(error: anyhow::Error) -> Problem {
+    tracing::error!(error = format!("{error:#}"), "a request failed");
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal_error",
+        "something went wrong here, not with the request",
+    )
 }

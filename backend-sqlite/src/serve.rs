@@ -1,10 +1,11 @@
-//! The service: what answers where, from start to SIGTERM.
+//! The service, from its start to SIGTERM.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use service::listener::{self, Limits};
@@ -16,33 +17,19 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::assertion::Verifier;
-use crate::config::{AccountRules, Config, Profile, ServerConfig};
-use crate::db::{Database, Session};
-use crate::login_guard::{HashKey, LoginGuard};
+use crate::api::routes::router;
+use crate::config::secrets::{SMTP_PASSWORD, Secrets};
+use crate::config::{Config, Profile, ServerConfig};
+use crate::http::app::App;
+use crate::http::assertion::Verifier;
 use crate::mail::{self, Mail};
-use crate::metrics::Metrics;
-use crate::outbox::{self, Outbox};
-use crate::routes::router;
-use crate::secrets::Secrets;
-use crate::tokens::Signer;
-use crate::{changes, lockout, sessions};
-
-/// What the handlers share.
-#[derive(Clone)]
-pub(crate) struct App {
-    pub(crate) database: Database,
-    pub(crate) signer: Arc<Signer>,
-    pub(crate) secrets: Arc<Secrets>,
-    pub(crate) metrics: Metrics,
-    pub(crate) leaving: Arc<AtomicBool>,
-    pub(crate) accounts: Arc<AccountRules>,
-    pub(crate) login_guard: Arc<LoginGuard>,
-    pub(crate) mail: Arc<Mail>,
-    pub(crate) outbox: Arc<Outbox>,
-    pub(crate) verifier: Arc<Option<Verifier>>,
-    pub(crate) pool_places: usize,
-}
+use crate::maintenance;
+use crate::model::access_tokens::Signer;
+use crate::model::login_guard::LoginGuard;
+use crate::model::places::HashKey;
+use crate::observe::metrics::Metrics;
+use crate::outbox::Outbox;
+use crate::storage::{Database, wal};
 
 /// Serves until SIGTERM or Ctrl-C, then lets requests in flight finish.
 pub(crate) async fn serve(
@@ -50,19 +37,70 @@ pub(crate) async fn serve(
     profile: Profile,
     environment: &BTreeMap<String, String>,
 ) -> anyhow::Result<()> {
+    log_start(&config, profile, environment);
+    let app = build(&config, profile, environment).await?;
+    let rules = Arc::clone(&app.rules);
+    // A failure is logged, and the rules are applied at the next start.
+    let _ = app.database.write(move |transaction| maintenance::apply_rules(transaction, &rules)).await;
+    tokio::spawn(maintenance::sweep(app.database.clone()));
+    tokio::spawn(app.database.clone().leave_read_only());
+    tokio::spawn(wal::watch(app.database.clone()));
+    let outbox = Outbox {
+        database: app.database.clone(),
+        mail: Arc::clone(&app.mail),
+        metrics: app.metrics.clone(),
+        requested: Arc::clone(&app.reset_requested),
+        trouble: parking_lot::Mutex::default(),
+    };
+    let (stop_mails, mails_stop) = watch::channel(false);
+    let mails = tokio::spawn(outbox.run(mails_stop));
+    let (draining, mut drain) = watch::channel(());
+    let stop = StopSignal::new()?;
+    let asked = wait_for_stop(stop, app.clone(), config.server.drain_delay, stop_mails, draining);
+    let served = listen_and_serve(&config.server, &app, asked);
+    let too_late = async {
+        let _ = drain.changed().await;
+        tokio::time::sleep(config.server.drain_timeout).await;
+    };
+    tokio::select! {
+        result = served => result?,
+        () = too_late => warn!("requests in flight did not finish in time"),
+    }
+    if !mails.is_finished() {
+        info!("mails that are on their way are waited for");
+    }
+    // A mail that is cut off here is sent again after the next start.
+    if timeout(mail::SEND_TIMEOUT, mails).await.is_err() {
+        warn!("a mail is still being sent: it is sent again after the next start");
+    }
+    wal::close(&app.database).await;
+    info!("stopped");
+    telemetry::flush();
+    Ok(())
+}
+
+fn log_start(config: &Config, profile: Profile, environment: &BTreeMap<String, String>) {
     Summary::new(&config.secrets.dir, environment)
         .secret("GATEWAY_TOKEN")
         .secret("JWT_KEY")
         .secret("JWT_SECRET")
         .secret("METRICS_TOKEN")
-        .secret(mail::SMTP_PASSWORD)
+        .secret(SMTP_PASSWORD)
         .part("mail.url", !config.mail.url.is_empty())
         .part("telemetry.otlp_endpoint", !config.telemetry.otlp_endpoint.is_empty())
         .log(profile.as_str(), env!("CARGO_PKG_VERSION"));
+}
+
+/// Opens the database and makes what the handlers share.
+async fn build(
+    config: &Config,
+    profile: Profile,
+    environment: &BTreeMap<String, String>,
+) -> anyhow::Result<App> {
     let secrets = Secrets::load(&config.secrets.dir, environment, profile)?;
     if secrets.gateway_token.is_none() {
         warn!(
-            "GATEWAY_TOKEN is not set: nobody is believed to be the gateway, and only health, metrics and keys answer"
+            "GATEWAY_TOKEN is not set: no request can come from the gateway, and only health, metrics and keys answer"
         );
     }
     let metrics = Metrics::new()?;
@@ -72,70 +110,42 @@ pub(crate) async fn serve(
     let login_guard = LoginGuard::new(key, &config.accounts.lockout, metrics.clone());
     let mail = Mail::new(&config.mail, secrets.smtp_password.as_ref(), profile)?;
     let verifier = secrets.gateway_token.as_ref().map(|token| Verifier::new(token.expose()));
-    let app = App {
+    Ok(App {
         signer: Arc::new(signer),
         mail: Arc::new(mail),
-        outbox: Arc::default(),
+        reset_requested: Arc::default(),
         verifier: Arc::new(verifier),
         secrets: Arc::new(secrets),
         metrics,
-        leaving: Arc::default(),
-        accounts: Arc::new(config.accounts.rules(profile)),
+        draining: Arc::default(),
+        rules: Arc::new(config.accounts.rules(profile)),
         login_guard,
-        pool_places: usize::try_from(config.database.pool_size + config.database.pool_overflow)?,
+        pool_slots: usize::try_from(config.database.pool_size + config.database.pool_overflow)?,
         database,
-    };
-    let rules = Arc::clone(&app.accounts);
-    let follow = move |session: &Session<'_>| {
-        lockout::follow_rule(session, &rules.lockout)?;
-        sessions::follow_rule(session, rules.refresh_token)
-    };
-    // Where nothing is written now, that is said; it is done at the next start.
-    let _ = app.database.write(follow).await;
-    tokio::spawn(changes::sweep_for_ever(app.database.clone()));
-    tokio::spawn(app.database.clone().leave_read_only());
-    tokio::spawn(app.database.clone().watch_wal());
-    let (stop_mails, mails_stop) = watch::channel(false);
-    let mails = tokio::spawn(outbox::send(app.clone(), mails_stop));
-    let mut stop = StopSignal::new()?;
-    let leaving = Arc::clone(&app.leaving);
-    let (drain_delay, drain_timeout) = (config.server.drain_delay, config.server.drain_timeout);
-    let (stopped, mut drain) = watch::channel(());
-    let asked = async move {
-        let name = stop.wait().await;
-        info!(signal = name, drain_delay_ms = drain_delay.as_millis(), "leaving: not ready, still accepting");
-        leaving.store(true, Ordering::Relaxed);
-        stop_mails.send_replace(true);
-        tokio::spawn(async move {
-            stop.wait().await;
-            warn!("second signal: leaving at once");
-            service::lines::flush(service::lines::FLUSH_PATIENCE);
-            std::process::exit(1);
-        });
-        tokio::time::sleep(drain_delay).await;
-        info!("no new connections, requests in flight finish");
-        drop(stopped);
-    };
-    let served = listen_and_serve(&config.server, &app, asked);
-    let too_late = async {
-        let _ = drain.changed().await;
-        tokio::time::sleep(drain_timeout).await;
-    };
-    tokio::select! {
-        result = served => result?,
-        () = too_late => warn!("requests in flight did not finish in time"),
-    }
-    if !mails.is_finished() {
-        info!("mails that are on their way are waited for");
-    }
-    // One that is cut off here is sent again after the next start.
-    if timeout(mail::PATIENCE, mails).await.is_err() {
-        warn!("a mail is still being sent: it is sent again after the next start");
-    }
-    app.database.close().await;
-    info!("stopped");
-    telemetry::flush();
-    Ok(())
+    })
+}
+
+/// Returns when no new connections are to be accepted: `drain_delay` after the signal. `draining` is dropped then.
+async fn wait_for_stop(
+    mut stop: StopSignal,
+    app: App,
+    drain_delay: Duration,
+    stop_mails: watch::Sender<bool>,
+    draining: watch::Sender<()>,
+) {
+    let name = stop.wait().await;
+    info!(signal = name, drain_delay_ms = drain_delay.as_millis(), "leaving: not ready, still accepting");
+    app.draining.store(true, Ordering::Relaxed);
+    stop_mails.send_replace(true);
+    tokio::spawn(async move {
+        stop.wait().await;
+        warn!("second signal: leaving at once");
+        service::lines::flush(service::lines::FLUSH_PATIENCE);
+        std::process::exit(1);
+    });
+    tokio::time::sleep(drain_delay).await;
+    info!("no new connections, requests in flight finish");
+    drop(draining);
 }
 
 async fn listen_and_serve(
@@ -175,7 +185,7 @@ fn affordable(max_connections: usize) -> usize {
         warn!(
             open_files_limit = files,
             connections = most,
-            "server.max_connections is more than the limit of open files (ulimit -n) allows: fewer it is"
+            "server.max_connections is more than the limit of open files (ulimit -n) allows: the limit applies"
         );
     }
     max_connections.min(most)

@@ -5,14 +5,14 @@ use std::io::Read as _;
 
 use anyhow::{Context as _, bail};
 
-use crate::accounts::{self, Added, NewUser, User};
-use crate::cli::{DatabasePlace, UserCommand};
-use crate::config::{Config, Profile};
-use crate::db::{Database, Session};
-use crate::metrics::Metrics;
-use crate::password;
-use crate::tokens::random_token;
-use crate::users::{NAME, is_name};
+use crate::config::cli::{DatabasePlace, UserCommand};
+use crate::config::{self, Config, Profile};
+use crate::model::names::{NAME, is_name};
+use crate::model::users::{self, Added, NewUser, User};
+use crate::model::{credentials, password_hash, password_rules};
+use crate::observe::metrics::Metrics;
+use crate::random::random_token;
+use crate::storage::{Database, Transaction};
 
 pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, String>) -> anyhow::Result<()> {
     match command {
@@ -25,10 +25,10 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
                 (hash_from_stdin()?, None)
             } else {
                 let password = Password::new(password_stdin, &config, &name)?;
-                (password::hash(&password.text)?, Some(password))
+                (password_hash::hash(&password.text)?, Some(password))
             };
             let user = NewUser { username: name.clone(), email, email_verified: true, password_hash, roles };
-            match database.write(move |session| accounts::add(session, &user)).await? {
+            match database.write(move |transaction| users::add(transaction, &user)).await? {
                 Added::Id(id) => println!("{id}"),
                 Added::Taken => bail!("the username `{name}` is taken"),
                 Added::UnknownRole(role) => bail!("there is no role `{role}`"),
@@ -38,9 +38,9 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
         UserCommand::Passwd { name, password_stdin, place } => {
             let (database, config) = open(&place, environment)?;
             let password = Password::new(password_stdin, &config, &name)?;
-            let (hash, username) = (password::hash(&password.text)?, name.clone());
-            let set = move |session: &Session<'_>| match accounts::by_name(session, &username)? {
-                Some(user) => accounts::reset_password(session, &user, &hash).map(|()| true),
+            let (hash, username) = (password_hash::hash(&password.text)?, name.clone());
+            let set = move |transaction: &Transaction<'_>| match users::by_name(transaction, &username)? {
+                Some(user) => credentials::reset_password(transaction, &user, &hash).map(|()| true),
                 None => Ok(false),
             };
             if !database.write(set).await? {
@@ -50,10 +50,10 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
         }
         UserCommand::List { place } => {
             let (database, _) = open(&place, environment)?;
-            let listed = database.read(|session| {
-                let (users, _) = accounts::page(session, "", usize::MAX)?;
-                let with_roles = |user: User| Ok((accounts::roles(session, &user.id)?, user));
-                users.into_iter().map(with_roles).collect::<crate::db::Result<Vec<_>>>()
+            let listed = database.read(|transaction| {
+                let (users, _) = users::page(transaction, "", usize::MAX)?;
+                let with_roles = |user: User| Ok((users::own_roles(transaction, &user.id)?, user));
+                users.into_iter().map(with_roles).collect::<crate::storage::Result<Vec<_>>>()
             });
             for (roles, user) in listed.await? {
                 let state = if user.active { "active" } else { "inactive" };
@@ -67,8 +67,8 @@ pub(crate) async fn run(command: UserCommand, environment: &BTreeMap<String, Str
 /// A hash that another system made: argon2 in its PHC form, or bcrypt.
 fn hash_from_stdin() -> anyhow::Result<String> {
     let hash = read_stdin()?;
-    if !password::is_hash(&hash) {
-        bail!("standard input: expected a hash of {}", password::hash_kinds());
+    if !password_hash::is_hash(&hash) {
+        bail!("standard input: expected a hash of {}", password_hash::hash_kinds());
     }
     Ok(hash)
 }
@@ -80,7 +80,7 @@ fn read_stdin() -> anyhow::Result<String> {
 }
 
 fn open(place: &DatabasePlace, environment: &BTreeMap<String, String>) -> anyhow::Result<(Database, Config)> {
-    let mut config = Config::load(place.config.as_deref(), environment)?;
+    let mut config = config::load(place.config.as_deref(), environment)?;
     if let Some(path) = &place.database {
         config.database.path.clone_from(path);
     }
@@ -98,9 +98,9 @@ impl Password {
             return Ok(Self { text: random_token()?, made: true });
         }
         let text = read_stdin()?;
-        // Whoever reads and writes the database is not told how strong a password has to be, but how long.
+        // Whoever can write the database may choose a password that is easy to guess, but not a short one.
         let rules = config.accounts.rules(Profile::Development);
-        let violations = rules.password.violations(&text, &[name]);
+        let violations = password_rules::violations(rules.password, &text, &[name]);
         if let Some(violation) = violations.first() {
             bail!("a password is {}", violation.detail);
         }
