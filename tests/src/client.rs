@@ -30,6 +30,17 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// An answer over HTTP/1.1 whose body has an announced length or ends with the connection.
+    pub fn read(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
+        let (status, fields) = head.split_once("\r\n").unwrap_or((head, ""));
+        let mut answer = http::Response::builder().status(status.get(9..12).unwrap_or_default());
+        for (name, value) in fields.lines().filter_map(|field| field.split_once(':')) {
+            answer = answer.header(name, value.trim());
+        }
+        Self { head: answer.body(()).unwrap().into_parts().0, body: body.to_owned().into() }
+    }
+
     /// The status.
     pub fn status(&self) -> u16 {
         self.head.status.as_u16()

@@ -5,14 +5,18 @@
 #![expect(clippy::missing_panics_doc, reason = "a harness panics to fail a test")]
 #![expect(clippy::unwrap_used, reason = "a harness panics to fail a test")]
 
+pub mod accounts;
+pub mod answers;
 pub mod authority;
 pub mod client;
 pub mod fake_clock;
 pub mod fault;
+pub mod frames;
 pub mod hammer;
 pub mod load;
 pub mod mutate;
 pub mod peers;
+pub mod policy_text;
 pub mod program;
 pub mod redis;
 pub mod secrets;

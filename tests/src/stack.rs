@@ -192,9 +192,11 @@ impl Gateway {
         self.dir.path().join("policy.toml")
     }
 
-    /// Replaces the policy file as an editor does: written beside and renamed.
+    /// Replaces the policy file as an editor does: written beside and renamed. An edit that changes nothing fails.
     pub fn edit_policy(&self, edit: impl FnOnce(String) -> String) {
-        let text = edit(std::fs::read_to_string(self.policy_file()).unwrap());
+        let before = std::fs::read_to_string(self.policy_file()).unwrap();
+        let text = edit(before.clone());
+        assert_ne!(text, before, "the edit changes nothing");
         let beside = self.dir.path().join("policy.toml.new");
         std::fs::write(&beside, text).unwrap();
         std::fs::rename(beside, self.policy_file()).unwrap();

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tests::client::Client;
+use tests::policy_text::PolicyText;
 use tests::stack::{GATEWAY_TOKEN, PASSWORD, Stack};
 
 /// A gateway that believes a key of the test's own, read from a file, and the key.
@@ -16,8 +17,9 @@ async fn stack_with_key() -> (Stack, EncodingKey) {
     let public = jsonwebtoken::jwk::Jwk::from_encoding_key(&key, Algorithm::EdDSA).unwrap();
     let file = std::env::temp_dir().join(format!("palisade-test-keys-{}.json", std::process::id()));
     std::fs::write(&file, json!({"keys": [public]}).to_string()).unwrap();
-    let policy = tests::stack::POLICY
-        .replace("jwks = \"{jwks}\"", &format!("key_file = {:?}", file.to_str().unwrap()));
+    let policy = PolicyText::shipped()
+        .remove("jwt.accounts.jwks")
+        .set("jwt.accounts.key_file", file.to_str().unwrap());
     (Stack::with(&policy, &[]).await, key)
 }
 
@@ -171,9 +173,7 @@ async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
 
 #[tokio::test]
 async fn what_the_backend_believes_is_the_gateways_to_write_whatever_the_policy_forwards() {
-    let open = tests::stack::POLICY
-        .replace("forward = { sub = \"x-auth-user\", roles = \"x-auth-roles\" }", "")
-        .replace("roles = [\"admin\"]", "")
+    let open = PolicyText::shipped().remove("jwt.accounts.forward").remove_from_routes("roles")
         + "[[routes]]\nname = \"all\"\npath = \"/{*rest}\"\nupstream = \"backend\"\n";
     let stack = Stack::with(&open, &[]).await;
     let user = stack.user("ann", &[]).await;
@@ -219,9 +219,10 @@ async fn a_record_can_be_read_back_by_everybody_or_is_not_taken() {
 
 #[tokio::test]
 async fn a_field_of_the_body_can_be_what_is_limited_and_the_body_still_arrives() {
-    let by_account = tests::stack::POLICY
-        .replace("limits = [\"login\"]", "limits = [\"account\"]\nmax_body = \"1KB\"")
-        .replace("failures = 3", "failures = 1000")
+    let by_account = PolicyText::shipped()
+        .set("routes.login.limits", vec!["account"])
+        .set("routes.login.max_body", "1KB")
+        .set("blocks.auto.failures", 1_000)
         + "[limits.account]\nkey = \"field:username\"\nrate = \"2/min\"\n";
     let stack = Stack::with(&by_account, &[]).await;
     stack.backend.add_user("ann", &[]).await;

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
+use tests::answers::HTTP2;
 use tests::eventually;
 use tests::stack::Gateway;
 use tests::upstream::RawUpstream;
-
-use crate::hop::HTTP2;
 
 const GOOD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
 

@@ -1,14 +1,13 @@
 //! The wall clock is set, back and forth: limits go on, tokens and bans end by the new time.
 
 use serde_json::json;
+use tests::accounts::{code, enroll, lenient, login, post};
 use tests::eventually;
 use tests::fake_clock::FakeClock;
 use tests::load::{Load, count};
 use tests::redis::{Redis, valkey};
 use tests::stack::{Backend, Gateway, PASSWORD, POLICY};
 use tokio::sync::watch;
-
-use crate::identity::{code, enroll, lenient, login, post};
 
 /// What the load asks for: no more than it may.
 const LIMITED: &str = "[limits.load]\nkey = \"ip\"\nrate = \"200/s\"\nburst = 200\n[limits.few]\nkey = \"ip\"\nrate = \"5/min\"\n\

@@ -6,6 +6,7 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::json;
 use tests::client::{Client, ask_on, closes, read_until};
 use tests::eventually;
+use tests::policy_text::PolicyText;
 use tests::program::{Program, command};
 use tests::stack::{Backend, GATEWAY_TOKEN, Gateway, POLICY, Stack};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
@@ -60,9 +61,10 @@ async fn cost(program: &Program, to: SocketAddr, network: u8, what: &str) {
 async fn a_connection_costs_less_than_20_kib_on_every_listener() {
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     // The feed is not to wait for what this test does to its backend.
-    let policy = POLICY
-        .replace("rate = \"10/s\"\nburst = 20", "rate = \"100000/s\"\nburst = 100000")
-        .replace("header_timeout = \"2s\"", "header_timeout = \"20s\"");
+    let policy = PolicyText::shipped()
+        .set("limits.shared.rate", "100000/s")
+        .set("limits.shared.burst", 100_000)
+        .set("requests.header_timeout", "20s");
     let stack = Stack::with(&policy, &[]).await;
     cost(&stack.backend.program, stack.backend.address, 21, "backend").await;
     cost(&stack.gateway.program, stack.gateway.admin, 22, "gateway, admin plane").await;

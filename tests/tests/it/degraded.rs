@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tests::client::Answer;
 use tests::eventually;
+use tests::policy_text::PolicyText;
 use tests::stack::{Gateway, Stack, User};
 use tests::upstream::RawUpstream;
 
@@ -68,10 +69,10 @@ async fn an_operator_stops_changes_and_lets_them_go_on() {
 
 #[tokio::test]
 async fn while_the_breaker_is_open_each_gets_the_last_good_answer_that_was_theirs() {
-    let policy = tests::stack::POLICY
-        .replace("name = \"read-record\"", "name = \"read-record\"\nwhen_open = \"stale\"")
-        .replace("[permissions]\n", "[permissions]\non_failure = \"stale\"\n")
-        .replace("rate = \"5/min\"", "rate = \"1000/s\"");
+    let policy = PolicyText::shipped()
+        .set("routes.read-record.when_open", "stale")
+        .set("permissions.on_failure", "stale")
+        .set("limits.login.rate", "1000/s");
     let mut stack = Stack::with(&policy, &[]).await;
     let admin = stack.user("root", &["admin"]).await;
     let second = stack.user("second", &["admin"]).await;
@@ -118,8 +119,7 @@ async fn an_upstream_is_sent_no_more_than_it_can_take_and_what_matters_least_is_
         &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"[..],
     )];
     let upstream = RawUpstream::start(slow, false).await;
-    let policy = tests::stack::POLICY
-        .replace("name = \"read-record\"", "name = \"read-record\"\npriority = \"high\"")
+    let policy = PolicyText::shipped().set("routes.read-record.priority", "high")
         + "[concurrency.backend]\nmost = 1\nqueue = 1\nwait = \"2s\"\n[[routes]]\nname = \"low\"\npath = \"/low\"\nupstream = \"backend\"\npriority = \"low\"\n[[routes]]\nname = \"high\"\npath = \"/high\"\nupstream = \"backend\"\npriority = \"high\"\n";
     let gateway = Gateway::start(upstream.address, &policy, &[]).await;
     let client = gateway.client();

@@ -2,6 +2,7 @@
 //! what is valid but rare arrives as it should. Each case is sent at once and one byte a segment.
 
 use tests::client::read_until;
+use tests::policy_text::PolicyText;
 use tests::stack::Gateway;
 use tests::upstream::RawUpstream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -295,7 +296,7 @@ async fn what_is_valid_but_rare_arrives_as_it_should() {
 #[tokio::test]
 async fn a_chunk_that_is_announced_beyond_the_limit_is_refused_before_it_comes() {
     let upstream = RawUpstream::start(vec![(std::time::Duration::ZERO, ANSWER)], false).await;
-    let policy = POLICY.replace("[requests]\n", "[requests]\nmax_body = \"1KB\"\n");
+    let policy = PolicyText::of(POLICY).set("requests.max_body", "1KB");
     let gateway = Gateway::start(upstream.address, &policy, &[]).await;
     let head = "PUT /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
     for announced in ["3e9\r\n", "1\r\nx\r\n3e8\r\n", "ffffffffffffffff\r\n"] {
@@ -310,7 +311,7 @@ async fn a_chunk_that_is_announced_beyond_the_limit_is_refused_before_it_comes()
 #[tokio::test]
 async fn a_client_with_too_many_connections_is_told_when_to_come_back() {
     let upstream = RawUpstream::start(vec![(std::time::Duration::ZERO, ANSWER)], false).await;
-    let policy = POLICY.replace("max_connections = 10000", "max_connections = 1");
+    let policy = PolicyText::of(POLICY).set("requests.max_connections", 1);
     let gateway = Gateway::start(upstream.address, &policy, &[]).await;
     let mut first = gateway.client().connect().await;
     first.write_all(b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();

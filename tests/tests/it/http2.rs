@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use tests::client::Client;
 use tests::eventually;
+use tests::frames::{
+    CONTINUATION, DATA, END_STREAM_AND_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, frame, frames,
+    get, open,
+};
 use tests::stack::{Gateway, tool};
 use tests::streams::streams;
 use tests::upstream::RawUpstream;
@@ -21,63 +24,8 @@ path = "/{*rest}"
 upstream = "backend"
 "#;
 
-pub(crate) const DATA: u8 = 0;
-pub(crate) const HEADERS: u8 = 1;
-pub(crate) const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-pub(crate) const END_STREAM_AND_HEADERS: u8 = 5;
-
 /// What a server says to a client that is to calm down.
 const ENHANCE_YOUR_CALM: u8 = 0xb;
-
-pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let head = [length[1], length[2], length[3], kind, flags];
-    [&head, &stream.to_be_bytes()[..], payload].concat()
-}
-
-/// GET of `path` from `h`.
-fn header(path: &str) -> Vec<u8> {
-    block(&[(":method", "GET"), (":scheme", "http"), (":authority", "h"), (":path", path)])
-}
-
-/// A header block in literals that no table keeps; none is longer than 16 KiB.
-pub(crate) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let text = |text: &str| {
-        let length = if let Ok(length @ 0..127) = u8::try_from(text.len()) {
-            vec![length]
-        } else {
-            let [low, high] = u16::try_from(text.len() - 127).unwrap().to_le_bytes();
-            vec![127, low | 0x80, high << 1 | low >> 7]
-        };
-        [&length, text.as_bytes()].concat()
-    };
-    fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
-}
-
-pub(crate) async fn open(client: Client) -> TcpStream {
-    let mut stream = client.connect().await;
-    let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat();
-    stream.write_all(&begin).await.unwrap();
-    stream
-}
-
-/// The frames in `bytes`: kind, stream and payload.
-pub(crate) fn frames(bytes: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
-    let (mut rest, mut all) = (bytes, Vec::new());
-    while let [a, b, c, kind, _flags, s, t, u, v, more @ ..] = rest {
-        let length = usize::try_from(u32::from_be_bytes([0, *a, *b, *c])).unwrap();
-        if more.len() < length {
-            break; // its end is not there yet
-        }
-        all.push((*kind, u32::from_be_bytes([*s, *t, *u, *v]), more[..length].to_vec()));
-        rest = &more[length..];
-    }
-    all
-}
 
 /// All that comes until the connection ends; a PING is answered, as clients do.
 async fn until_it_ends(stream: &mut TcpStream) -> Vec<(u8, u32, Vec<u8>)> {
@@ -116,7 +64,7 @@ async fn a_client_that_asks_only_to_take_it_back_is_ended_and_hurts_nobody() {
     while ended(&gateway, "resets").await < 0.5 {
         assert!(asked < 1_000, "it goes on and on");
         let id = asked * 2 + 1;
-        let _ = stream.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, id, &header("/a"))).await;
+        let _ = stream.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, id, &get("/a"))).await;
         asked += 1;
         // In the service's hands it is more than HTTP/2's own bookkeeping that is kept busy.
         eventually("it is asked, or the end has come", || async {
@@ -150,11 +98,11 @@ async fn a_header_that_trickles_has_a_deadline_over_http2_too() {
     let upstream = RawUpstream::start(Vec::new(), false).await;
     let gateway = Gateway::start(upstream.address, POLICY, &[]).await;
     let mut stream = open(gateway.client()).await;
-    stream.write_all(&frame(HEADERS, 1, 1, &header("/a"))).await.unwrap();
+    stream.write_all(&frame(HEADERS, 1, 1, &get("/a"))).await.unwrap();
     // It goes on in a frame of which the bytes come one by one.
     let rest = frame(CONTINUATION, 0, 1, &[0; 16_000]);
     let mut within = open(gateway.client()).await;
-    within.write_all(&frame(HEADERS, 1, 1, &header("/a"))[..20]).await.unwrap();
+    within.write_all(&frame(HEADERS, 1, 1, &get("/a"))[..20]).await.unwrap();
     for byte in rest {
         let _ = stream.write_all(&[byte]).await;
         if ended(&gateway, "slow_header").await > 1.5 {
@@ -173,7 +121,7 @@ async fn a_gateway_that_leaves_says_so_and_answers_what_is_in_flight() {
     let upstream = RawUpstream::start(vec![(Duration::from_millis(700), answer)], false).await;
     let mut gateway = Gateway::start(upstream.address, POLICY, &[]).await;
     let (mut busy, mut idle) = (open(gateway.client()).await, open(gateway.client()).await);
-    busy.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, 1, &header("/a"))).await.unwrap();
+    busy.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, 1, &get("/a"))).await.unwrap();
     eventually("it is in flight", || async { upstream.heard().len() == 1 }).await;
     gateway.program.signal("TERM");
     let seen = until_it_ends(&mut busy).await;

@@ -3,43 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tests::client::{Answer, Client};
+use tests::accounts::{RECORD, code, enroll, lenient, lenient_stack, login, post, reader, shared_secret};
+use tests::client::Client;
 use tests::eventually;
-use tests::stack::{Backend, Gateway, PASSWORD, POLICY, Stack, User};
-
-/// A policy under which a test may log in as often as it likes.
-pub(crate) fn lenient() -> String {
-    POLICY.replace("rate = \"5/min\"", "rate = \"1000/s\"").replace("failures = 3", "failures = 1000")
-}
-
-pub(crate) async fn lenient_stack() -> Stack {
-    Stack::with(&lenient(), &[]).await
-}
-
-pub(crate) async fn post(client: &Client, target: &str, token: Option<&str>, body: &Value) -> Answer {
-    client.json("POST", target, token, body).await
-}
-
-pub(crate) async fn login(client: &Client, name: &str, password: &str) -> Answer {
-    post(client, "/v1/auth/login", None, &json!({"username": name, "password": password})).await
-}
-
-/// A collection with a record, and a user who may read it.
-pub(crate) async fn reader(stack: &Stack) -> (User, User) {
-    let admin = stack.user("root", &["admin"]).await;
-    let reader = stack.user("ann", &[]).await;
-    let client = stack.gateway.client();
-    client.json("PUT", "/v1/collections/notes", Some(&admin.token), &json!({})).await;
-    client.json("PUT", "/v1/collections/notes/records/a", Some(&admin.token), &json!(1)).await;
-    let grants = json!({"permissions": [{"permission": "records:read", "resource": "notes"}]});
-    client.json("PUT", "/v1/roles/reader/permissions", Some(&admin.token), &grants).await;
-    let path = format!("/v1/users/{}/roles", reader.id);
-    let answer = client.json("PUT", &path, Some(&admin.token), &json!({"roles": ["reader"]})).await;
-    assert_eq!(answer.status(), 200);
-    (admin, reader)
-}
-
-pub(crate) const RECORD: &str = "/v1/collections/notes/records/a";
+use tests::stack::{Backend, Gateway, PASSWORD, Stack};
 
 #[tokio::test]
 async fn an_account_is_registered_once_and_with_a_password_that_keeps_every_rule() {
@@ -71,8 +38,7 @@ async fn in_production_a_password_is_strong_and_an_administrator_has_a_second_fa
     let backend =
         Backend::start(&[("PALISADE_PROFILE", "production"), ("JWT_SECRET", &"j".repeat(32))]).await;
     backend.add_user("root", &["admin"]).await;
-    let policy = lenient().replace("algorithms = [\"EdDSA\"]", "algorithms = [\"HS256\"]");
-    let policy = policy.replace("jwks = \"{jwks}\"", "secret = \"JWT_SECRET\"");
+    let policy = shared_secret();
     let gateway = Gateway::start(backend.address, &policy, &[("JWT_SECRET", &"j".repeat(32))]).await;
     let client = gateway.client();
     let weak = json!({"username": "bob", "password": "passwordpassword"});
@@ -92,30 +58,6 @@ async fn in_production_a_password_is_strong_and_an_administrator_has_a_second_fa
     assert_eq!(client.get("/v1/users", Some(token)).await.status(), 200);
     let forgot = post(&client, "/v1/auth/forgot-password", None, &json!({"username": "root"})).await;
     assert_eq!((forgot.status(), forgot.json()["code"].as_str()), (501, Some("mail_not_configured")));
-}
-
-/// The code of `steps` steps from now, as an authenticator app shows it.
-pub(crate) fn code(secret: &str, steps: i64) -> String {
-    let output = std::process::Command::new("oathtool")
-        .args(["--totp", "--base32", secret, "--now", &format!("{} seconds", steps * 30)])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-/// Enrolls and confirms a second factor: its secret and the recovery codes.
-pub(crate) async fn enroll(client: &Client, token: &str) -> (String, Vec<String>) {
-    let enrolled = post(client, "/v1/auth/totp/enroll", Some(token), &json!({})).await.json();
-    let secret = enrolled["secret"].as_str().unwrap().to_owned();
-    assert!(enrolled["otpauth_url"].as_str().unwrap().starts_with("otpauth://totp/Palisade:"));
-    let wrong = post(client, "/v1/auth/totp/confirm", Some(token), &json!({"code": "000000"})).await;
-    assert_eq!(wrong.json()["code"], "totp_invalid");
-    let confirmed =
-        post(client, "/v1/auth/totp/confirm", Some(token), &json!({"code": code(&secret, 0)})).await;
-    assert_eq!(confirmed.status(), 200, "{:?}", confirmed.body);
-    let codes = confirmed.json()["recovery_codes"].as_array().unwrap().clone();
-    (secret, codes.iter().map(|code| code.as_str().unwrap().to_owned()).collect())
 }
 
 #[tokio::test]

@@ -7,17 +7,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tests::accounts::{code, lenient, login};
 use tests::client::{Answer, Client};
 use tests::eventually;
-use tests::stack::{Backend, Gateway, PASSWORD, POLICY, Stack, root};
-
-use crate::identity::{code, lenient, login};
+use tests::policy_text::PolicyText;
+use tests::stack::{Backend, Gateway, PASSWORD, Stack, root};
 
 /// The policy that is shipped, before a backend of the test's.
-fn shipped(backend: &Backend) -> String {
+fn shipped(backend: &Backend) -> PolicyText {
     let text = std::fs::read_to_string(Path::new(root()).join("config/policy.toml")).unwrap();
-    text.replace("127.0.0.1:8090", &backend.address.to_string())
-        .replace("max_connections  = 100", "max_connections  = 1000")
+    PolicyText::of(text)
+        .replace("127.0.0.1:8090", &backend.address.to_string())
+        .set("requests.max_connections", 1_000)
 }
 
 async fn shipped_stack() -> Stack {
@@ -189,7 +190,7 @@ async fn flood(client: &Client, name: &str, network: u8) -> Answer {
 
 #[tokio::test]
 async fn who_logged_in_from_an_address_or_a_device_before_is_let_in_whatever_others_do() {
-    let policy = POLICY.replace("rate = \"5/min\"", "rate = \"1000/s\""); // three failures ban an address
+    let policy = PolicyText::shipped().set("limits.login.rate", "1000/s"); // three failures ban an address
     let stack = Stack::with(&policy, &[]).await;
     stack.backend.add_user("ann", &[]).await;
     let client = stack.gateway.client();
@@ -271,7 +272,7 @@ async fn failures_lock_the_place_that_they_come_from_and_not_the_owner() {
 
 #[tokio::test]
 async fn the_right_password_without_its_code_is_no_failure_and_a_code_is_taken_as_apps_show_it() {
-    let policy = POLICY.replace("rate = \"5/min\"", "rate = \"1000/s\""); // three failures ban an address
+    let policy = PolicyText::shipped().set("limits.login.rate", "1000/s"); // three failures ban an address
     let stack = Stack::with(&policy, &[]).await;
     let user = stack.user("ann", &[]).await;
     let client = stack.gateway.client().at([127, 0, 7, 21]);

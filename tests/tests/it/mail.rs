@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tests::accounts::{lenient, login, post};
 use tests::authority::Authority;
 use tests::peers::{python, smtp_server};
 use tests::program::Program;
 use tests::stack::{Backend, Gateway, PASSWORD};
 use tests::{eventually, free_port};
-
-use crate::identity::{lenient, login, post};
 
 fn mails(dir: &Path) -> Vec<String> {
     tests::mails(dir).iter().map(|file| std::fs::read_to_string(file).unwrap()).collect()

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tests::client::Client;
 use tests::eventually;
+use tests::policy_text::PolicyText;
 use tests::program::{Program, built, command};
 use tests::stack::{Gateway, root};
 use tests::upstream::RawUpstream;
@@ -114,7 +115,7 @@ async fn production_needs_the_secret_of_the_permission_service_only_where_there_
 async fn a_feed_that_is_not_there_is_said_once_and_asked_for_ever_more_seldom() {
     let nothing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     let service = RawUpstream::start(vec![(Duration::ZERO, nothing)], false).await;
-    let policy = PASS.replace("[[routes]]", "[permissions]\n[[routes]]") + "auth = [\"api_key\"]\n";
+    let policy = PolicyText::of(PASS).set("routes.all.auth", vec!["api_key"]) + "[permissions]\n";
     let gateway = Gateway::start(service.address, &policy, &[]).await;
     let asked = || service.heard().iter().filter(|one| one.starts_with("GET /internal/changes")).count();
     for_a_while(|| assert!(asked() <= 8, "{}", asked())).await;

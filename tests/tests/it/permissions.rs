@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use tests::client::{Client, closes, read_for};
 use tests::eventually;
 use tests::fault::FaultProxy;
-use tests::stack::{Backend, Gateway, PASSWORD, POLICY};
+use tests::policy_text::PolicyText;
+use tests::stack::{Backend, Gateway, PASSWORD};
 use tests::upstream::RawUpstream;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -167,8 +168,8 @@ impl Setup {
     }
 }
 
-fn lenient() -> String {
-    POLICY.replace("rate = \"5/min\"", "rate = \"1000/s\"")
+fn lenient() -> PolicyText {
+    PolicyText::shipped().set("limits.login.rate", "1000/s")
 }
 
 async fn login(client: &Client, name: &str) -> Value {
@@ -310,9 +311,7 @@ async fn what_is_taken_back_is_refused_at_three_gateways_at_once() {
 #[tokio::test]
 async fn without_the_feed_no_answer_is_believed_longer_than_max_staleness() {
     const MOST: Duration = Duration::from_secs(2);
-    let policy = lenient()
-        .replace("[permissions]\n", "[permissions]\nmax_staleness = \"2s\"\n")
-        .replace("[breakers.backend]\nfailures = 5", "[breakers.backend]\nfailures = 1000000");
+    let policy = lenient().set("permissions.max_staleness", "2s").set("breakers.backend.failures", 1_000_000);
     let backend = Backend::start(&[]).await;
     let near = Gateway::start(backend.address, &policy, &[]).await;
     let way = FaultProxy::to(backend.address).await;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tests::eventually;
+use tests::policy_text::PolicyText;
 use tests::program::{Program, command};
 use tests::stack::{Backend, Gateway, POLICY, Stack, policy_for};
 
@@ -165,8 +166,8 @@ async fn deny_files_are_watched_and_their_faults_named() {
 async fn a_policy_that_leaves_its_band_is_rolled_back_and_stays_so_over_a_restart() {
     const CANARY: &str = "[canary]\nwindow = \"1m\"\nmin_requests = 20\n";
     let backend = Backend::start(&[]).await;
-    let policy_with_list = POLICY.replacen("deny = [", "deny_files = [\"list.txt\"]\ndeny = [", 1);
-    let text = format!("{policy_with_list}\n{CANARY}");
+    let policy_with_list = PolicyText::shipped().set("blocks.deny_files", vec!["list.txt"]);
+    let text = policy_with_list + CANARY;
     let gateway = Gateway::start_beside(&[("list.txt", "")], backend.address, &text, &[]).await;
     let ask = async |gateway: &Gateway| gateway.client().get("/.well-known/jwks.json", None).await.status();
     let policy = async |gateway: &Gateway| gateway.operator().get("/admin/policy", None).await.json();

@@ -1,10 +1,10 @@
 //! What ends a session or a token ends it on every gateway, for good.
 
 use serde_json::{Value, json};
+use tests::accounts::{lenient, lenient_stack, login, post};
 use tests::eventually;
 use tests::stack::{Backend, Gateway, PASSWORD};
 
-use crate::identity::{lenient, lenient_stack, login, post};
 #[tokio::test]
 async fn what_ends_a_session_revokes_its_tokens_on_every_gateway_and_over_restarts() {
     let backend = Backend::start(&[]).await;
@@ -118,7 +118,7 @@ fn claim(token: &str, name: &str) -> String {
 #[tokio::test]
 async fn a_token_that_is_revoked_is_not_believed_again_while_clocks_may_differ() {
     let backend = Backend::start(&[("PALISADE_BACKEND__ACCOUNTS__ACCESS_TOKEN", "1s")]).await;
-    let policy = lenient().replace("[jwt.accounts]\n", "[jwt.accounts]\nleeway = \"1m\"\n");
+    let policy = lenient().set("jwt.accounts.leeway", "1m");
     let gateway = Gateway::start(backend.address, &policy, &[]).await;
     backend.add_user("ann", &[]).await;
     let client = gateway.client();

@@ -4,13 +4,12 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use tests::frames::{DATA, END_STREAM_AND_HEADERS, HEADERS, block, frame, frames, open};
 use tests::stack::Gateway;
 use tests::upstream::RawUpstream;
 use tests::{PATIENCE, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
-
-use crate::http2::{DATA, END_STREAM_AND_HEADERS, HEADERS, block, frame, frames, open};
 
 const POLICY: &str = r#"
 version = 1

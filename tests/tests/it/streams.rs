@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tests::PATIENCE;
+use tests::policy_text::PolicyText;
 use tests::stack::Gateway;
 use tests::streams::streams;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -103,7 +104,8 @@ async fn events_arrive_one_by_one_for_a_minute() {
 #[tokio::test]
 async fn clients_that_do_not_read_hold_a_bound_and_are_cut_off() {
     const CLIENTS: u64 = 100;
-    let policy = POLICY.replace("max_body", "write_timeout = \"2s\"\nmax_connections = 1000\nmax_body");
+    let policy =
+        PolicyText::of(POLICY).set("requests.write_timeout", "2s").set("requests.max_connections", 1_000);
     let gateway = Gateway::start(streams().await, &policy, &[]).await;
     gateway.client().raw(b"GET /down/1000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     let hold = async {
@@ -127,7 +129,7 @@ async fn clients_that_do_not_read_hold_a_bound_and_are_cut_off() {
 
 #[tokio::test]
 async fn a_client_that_takes_none_of_many_small_answers_is_cut_off() {
-    let policy = POLICY.replace("max_body", "write_timeout = \"1s\"\nmax_body");
+    let policy = PolicyText::of(POLICY).set("requests.write_timeout", "1s");
     let gateway = Gateway::start(streams().await, &policy, &[("PALISADE_GATEWAY__LOG__ACCESS", "off")]).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();

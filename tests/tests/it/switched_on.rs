@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
+use tests::accounts::{lenient, login, post};
 use tests::authority::Authority;
 use tests::client::Client;
 use tests::peers::{python, smtp_server};
+use tests::policy_text::PolicyText;
 use tests::program::{Program, command};
 use tests::redis::Redis;
 use tests::stack::{Backend, Gateway, PASSWORD, POLICY};
 use tests::upstream::RawUpstream;
 use tests::{eventually, free_port};
-
-use crate::identity::{lenient, login, post};
 
 const KEYS: &str = "/.well-known/jwks.json";
 
@@ -134,7 +134,6 @@ async fn a_token_of_each_algorithm_is_verified() {
     openssl("genpkey -algorithm ED25519 -out EdDSA.key");
     let read = |name: &str| std::fs::read(file(name)).unwrap();
     let secret = "s".repeat(32);
-    let (begin, end) = (POLICY.find("[jwt.accounts]").unwrap(), POLICY.find("[permissions]").unwrap());
     let backend = Backend::start(&[]).await;
     for (name, algorithm, key) in [
         ("HS256", Algorithm::HS256, EncodingKey::from_secret(secret.as_bytes())),
@@ -148,11 +147,8 @@ async fn a_token_of_each_algorithm_is_verified() {
             openssl(&format!("pkey -in {name}.key -pubout -out {name}.pem"));
             format!("key_file = {:?}", file(&format!("{name}.pem")))
         };
-        let policy = format!(
-            "{}[jwt.accounts]\nalgorithms = [{name:?}]\n{keys}\n{}",
-            &POLICY[..begin],
-            &POLICY[end..]
-        );
+        let policy = PolicyText::shipped().remove("jwt.accounts")
+            + &format!("[jwt.accounts]\nalgorithms = [{name:?}]\n{keys}\n");
         let gateway = Gateway::start(backend.address, &policy, &[("A_SECRET", &secret)]).await;
         let exp = jsonwebtoken::get_current_timestamp() + 600;
         let token = encode(&Header::new(algorithm), &json!({"sub": "ann", "exp": exp}), &key).unwrap();

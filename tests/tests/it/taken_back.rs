@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
 use serde_json::{Value, json};
+use tests::accounts::{lenient, login};
 use tests::client::{Client, closes, read_until};
 use tests::eventually;
 use tests::stack::{Backend, Gateway, User};
 use tests::upstream::RawUpstream;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-
-use crate::identity::{lenient, login};
 
 /// The secret of a second issuer.
 const SECRET: &str = "a secret of another issuer, long enough";

@@ -11,16 +11,15 @@ use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tests::client::Client;
+use tests::policy_text::PolicyText;
 use tests::program::Program;
-use tests::stack::{Backend, Gateway, POLICY};
+use tests::stack::{Backend, Gateway};
 use tests::{eventually, free_port};
 use tokio::process::Command;
 
 /// A policy whose one issuer is `issuer`, a TOML table.
-fn policy_with(issuer: &str) -> String {
-    let begin = POLICY.find("[jwt.accounts]").unwrap();
-    let end = begin + POLICY[begin..].find("[permissions]").unwrap();
-    format!("{}{issuer}\n{}", &POLICY[..begin], &POLICY[end..])
+fn policy_with(issuer: &str) -> PolicyText {
+    PolicyText::shipped().remove("jwt.accounts") + issuer
 }
 
 fn claims() -> Value {
@@ -268,10 +267,7 @@ async fn a_route_may_believe_several_issuers_and_each_has_its_rules() {
          [jwt.partner]\nalgorithms = [\"EdDSA\"]\njwks = {url:?}\nissuer = \"other\"\nroles = \"groups\"\n",
         url = server.url
     );
-    let policy = policy_with(&issuers).replace(
-        "auth = [\"jwt:accounts\"]\nroles = [\"admin\"]",
-        "auth = [\"jwt:accounts\", \"jwt:partner\"]\nroles = [\"admin\"]",
-    );
+    let policy = policy_with(&issuers).set("routes.admin.auth", vec!["jwt:accounts", "jwt:partner"]);
     let backend = Backend::start(&[]).await;
     let gateway = Gateway::start(backend.address, &policy, &[]).await;
     let client = gateway.client();

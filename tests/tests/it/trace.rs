@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
 use tests::client::Client;
+use tests::policy_text::PolicyText;
 use tests::program::Program;
 use tests::redis::Redis;
 use tests::stack::{Backend, Gateway, POLICY, Stack, tool};
@@ -80,7 +81,7 @@ async fn one_trace_over(protocol: &str) {
         ("PALISADE_BACKEND__TELEMETRY__SAMPLE_RATIO", "0.0"),
     ])
     .await;
-    let policy = POLICY.replace("name = \"read-record\"", "name = \"read-record\"\nlimits = [\"shared\"]");
+    let policy = PolicyText::shipped().set("routes.read-record.limits", vec!["shared"]);
     let gateway = Gateway::start(
         backend.address,
         &policy,
