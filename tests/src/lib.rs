@@ -16,12 +16,14 @@ pub mod hammer;
 pub mod load;
 pub mod mutate;
 pub mod peers;
+pub mod permissions;
 pub mod policy_text;
 pub mod program;
 pub mod redis;
 pub mod secrets;
 pub mod stack;
 pub mod streams;
+pub mod three;
 pub mod upstream;
 
 use std::future::Future;

@@ -207,6 +207,27 @@ impl Gateway {
         self.operator().get("/admin/policy", None).await.json()["sha256"].as_str().unwrap().to_owned()
     }
 
+    /// Waits until it follows the backend's feed of changes.
+    pub async fn follows_the_feed(&self) {
+        crate::eventually("it follows the feed", || async {
+            self.metric("palisade_permission_feed_lag_seconds").await >= 0.0
+        })
+        .await;
+    }
+
+    /// Does `work`, and by how many KiB the gateway has grown at most meanwhile.
+    pub async fn grows_by<T>(&self, work: impl Future<Output = T>) -> (T, u64) {
+        let before = self.memory();
+        let (mut most, mut work) = (before, std::pin::pin!(work));
+        let mut look = tokio::time::interval(std::time::Duration::from_millis(20));
+        loop {
+            tokio::select! {
+                done = &mut work => return (done, most.max(self.memory()).saturating_sub(before)),
+                _ = look.tick() => most = most.max(self.memory()),
+            }
+        }
+    }
+
     /// What it holds in memory, in KiB.
     pub fn memory(&self) -> u64 {
         self.program.memory()

@@ -15,7 +15,6 @@ use tests::stack::Gateway;
 use tests::streams::streams;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::process::Command;
 
 /// An upstream that closes its first connection on the second request, and answers every other one.
 async fn forgetful() -> (SocketAddr, Arc<AtomicUsize>) {
@@ -96,33 +95,6 @@ async fn a_request_that_the_upstream_says_it_did_not_look_at_is_sent_again() {
     let gateway = Gateway::start(reluctant().await, OPEN, &[HTTP2]).await;
     let answer = gateway.client().ask("POST", "/a", &[], "the body").await;
     assert_eq!((answer.status(), &answer.body[..]), (200, &b"the body"[..]));
-}
-
-#[tokio::test]
-async fn two_large_bodies_pass_each_other() {
-    const SIZE: u64 = 50_000_000;
-    let far = Gateway::start(streams().await, OPEN, &[]).await;
-    let near = Gateway::start(far.address, OPEN, &[HTTP2]).await;
-    let file = tempfile::NamedTempFile::new().unwrap();
-    file.as_file().set_len(SIZE).unwrap();
-    for (gateway, hop) in [(&far, "HTTP/1.1"), (&near, "HTTP/2")] {
-        for protocol in ["--http1.1", "--http2-prior-knowledge"] {
-            let mut curl = Command::new("curl");
-            curl.args([
-                "-s",
-                protocol,
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{http_code} %{size_upload} %{size_download}",
-            ]);
-            curl.arg("-T").arg(file.path()).arg(format!("http://{}/echo", gateway.address));
-            let output = tokio::time::timeout(PATIENCE, curl.kill_on_drop(true).output()).await;
-            let text =
-                String::from_utf8(output.expect("neither waits for the other").unwrap().stdout).unwrap();
-            assert_eq!(text, format!("200 {SIZE} {SIZE}"), "{protocol}, then {hop}");
-        }
-    }
 }
 
 #[tokio::test]

@@ -7,12 +7,10 @@ use tests::frames::{
     CONTINUATION, DATA, END_STREAM_AND_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, frame, frames,
     get, open,
 };
-use tests::stack::{Gateway, tool};
-use tests::streams::streams;
+use tests::stack::Gateway;
 use tests::upstream::RawUpstream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::process::Command;
 
 const POLICY: &str = r#"
 version = 1
@@ -133,20 +131,4 @@ async fn a_gateway_that_leaves_says_so_and_answers_what_is_in_flight() {
     assert!(no_error(&seen), "{seen:?}");
     assert!(no_error(&until_it_ends(&mut idle).await), "and who asked for nothing is told, too");
     assert!(gateway.program.ended().await.success());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_load_of_many_streams_is_served_whole() {
-    let Some(h2load) = tool("h2load") else { return };
-    let gateway = Gateway::start(streams().await, POLICY, &[("PALISADE_GATEWAY__LOG__ACCESS", "off")]).await;
-    let mut load = Command::new(h2load);
-    load.args(["-n", "10000", "-c", "10", "-m", "50", "-t", "1"]);
-    load.arg(format!("http://{}/down/1000", gateway.address));
-    let output = load.kill_on_drop(true).output().await.unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let line =
-        |begins: &str| text.lines().find(|line| line.starts_with(begins)).unwrap_or_default().to_owned();
-    println!("{}; {}", line("finished"), line("requests:"));
-    assert!(line("status codes:").starts_with("status codes: 10000 2xx,"), "{text}");
-    assert!(line("requests:").contains("10000 succeeded, 0 failed, 0 errored, 0 timeout"), "{text}");
 }

@@ -179,44 +179,6 @@ async fn http2_is_judged_and_answered_like_http1() {
     assert!(refused.ends_with("\n2 404") && refused.contains("route_not_found"), "{refused}");
 }
 
-/// Memory of a process, in KiB.
-fn resident_kib(id: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-#[tokio::test]
-async fn ten_thousand_idle_connections_cost_a_few_kib_each() {
-    const CONNECTIONS: u32 = 10_000;
-    let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap();
-    assert!(
-        descriptors > u64::from(CONNECTIONS) + 500,
-        "at most {descriptors} open files: raise the hard limit"
-    );
-    let stack = Stack::start().await;
-    let client = stack.gateway.client();
-    // What pools and caches take once is not the connections'.
-    for _ in 0..50 {
-        client.get(KEYS, None).await;
-    }
-    let id = stack.gateway.program.id();
-    let before = resident_kib(id);
-    let mut idle = Vec::new();
-    for number in 0..CONNECTIONS {
-        let mut stream = client.at([127, 0, 1, u8::try_from(number % 250).unwrap() + 1]).connect().await;
-        stream.write_all(format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
-        let mut piece = [0; 4096];
-        let answered = tokio::io::AsyncReadExt::read(&mut stream, &mut piece).await.unwrap();
-        assert!(answered > 0);
-        idle.push(stream);
-    }
-    let grown = u32::try_from(resident_kib(id) - before).unwrap();
-    let each = f64::from(grown) / f64::from(CONNECTIONS);
-    println!("{CONNECTIONS} idle keep-alive connections: {each:.2} KiB each");
-    assert!(each < 12.0, "{each:.2} KiB for each idle connection");
-}
-
 /// The status of a request over HTTP/2 whose body begins and does not go on.
 async fn stalled_over_http2(client: &tests::client::Client) -> u16 {
     let stream = client.connect().await;

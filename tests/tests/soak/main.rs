@@ -1,0 +1,11 @@
+//! What takes its time by nature: floods, long streams, ten thousand of something, a crowd that guesses, a steady load while
+//! everything around it fails. Run by `make test` after the short tests.
+#![expect(clippy::unwrap_used, reason = "a test panics to fail")]
+
+mod chaos;
+mod connections;
+mod guessing;
+mod limits;
+mod permissions;
+mod slow;
+mod streams;
