@@ -39,7 +39,7 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut state: impl Fn
     let begun = Instant::now();
     while !state().await {
         assert!(begun.elapsed() < PATIENCE, "did not come about: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await; // between two looks
     }
 }
 

@@ -78,7 +78,7 @@ async fn serve(stream: TcpStream) -> std::io::Result<()> {
                 let data = format!("data: {event}\n\n");
                 stream.write_all(format!("{:x}\r\n{data}\r\n", data.len()).as_bytes()).await?;
                 stream.flush().await?;
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(Duration::from_secs(1)).await; // what the path asks for
             }
             stream.write_all(b"0\r\n\r\n").await?;
         } else {

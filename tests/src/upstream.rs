@@ -60,7 +60,7 @@ impl RawUpstream {
                         if whole && !answered {
                             answered = true;
                             for (wait, piece) in &script {
-                                tokio::time::sleep(*wait).await;
+                                tokio::time::sleep(*wait).await; // as the script says
                                 let _ = stream.write_all(piece).await;
                             }
                         }

@@ -90,7 +90,7 @@ async fn a_body_that_trickles_gets_408_however_it_trickles() {
     let trickle = async {
         // Until the other side closes.
         while writing.write_all(b" ").await.is_ok() {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await; // a client that is slow by intent
         }
         std::future::pending::<()>().await;
     };

@@ -298,7 +298,7 @@ async fn a_chunked_body_arrives_whole_however_it_is_cut() {
     stream.set_nodelay(true).unwrap();
     for byte in request.bytes() {
         stream.write_all(&[byte]).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(1)).await; // a segment of its own
+        tokio::time::sleep(Duration::from_millis(1)).await; // so that each byte is read by itself
     }
     assert!(read_for(&mut stream, Duration::from_millis(300)).await.starts_with("HTTP/1.1 200 "));
     let heard = upstream.heard().concat();
@@ -316,7 +316,7 @@ async fn a_websocket_outlives_the_deadlines_of_a_request() {
     let handshake = "GET /a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     stream.write_all(handshake.as_bytes()).await.unwrap();
     assert!(read_for(&mut stream, Duration::from_millis(300)).await.starts_with("HTTP/1.1 101 "));
-    tokio::time::sleep(Duration::from_secs(1)).await; // longer than both deadlines
+    tokio::time::sleep(Duration::from_secs(1)).await; // not a wait for a state: longer than both deadlines
     stream.write_all(b"ping").await.unwrap();
     assert_eq!(read_for(&mut stream, Duration::from_millis(500)).await, "ping");
 }
