@@ -29,6 +29,7 @@ mod own_service;
 mod permissions;
 mod reauthentication;
 mod redis_nodes;
+mod refusals;
 mod reload;
 mod replicas;
 mod response_headers;
