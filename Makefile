@@ -13,10 +13,13 @@ build: ## Both programs, for development
 	@scripts/need cargo cc cmake
 	$(CARGO) build --locked --workspace --bins
 
+# End-to-end tests mostly wait for a program: more of them at once than there are cores.
+TEST_THREADS ?= 6
 test: lint walls deny ## Everything: format, lints, walls, dependencies, unit and end-to-end tests
 	@scripts/need redis-server curl openssl oathtool
 	$(CARGO) build --locked --workspace --bins
-	$(CARGO) test --locked --workspace
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace -- --skip soak::
+	$(CARGO) test --locked --workspace --test soak -- --test-threads 2
 	$(MAKE) fuzz FUZZ_SECONDS=$(if $(CI),60,5)
 
 lint: ## Format and lints; a warning fails

@@ -63,7 +63,7 @@ fn attack(client: Client, guessed: &Arc<AtomicUsize>) -> Vec<tokio::task::JoinHa
 }
 
 #[tokio::test]
-async fn of_ten_thousand_guesses_99_percent_are_refused_and_300_a_minute_hold_nobody_up() {
+async fn ten_thousand_guesses_are_refused_at_99_percent_and_300_a_minute_hold_nobody_up() {
     crowd().await;
     trickle().await;
 }

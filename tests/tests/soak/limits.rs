@@ -1,10 +1,13 @@
 //! Limits and bans of three gateways on one Redis, under load: exact, cheap, and harmless while Redis is unavailable.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tests::eventually;
 use tests::hammer::{Tally, hammer};
 use tests::redis::{Cluster, Redis, Sentinel};
+use tests::stack::{Backend, Gateway, POLICY};
 use tests::three::{Three, limited, use_up};
 
 fn no_failure(tally: &Tally) {
@@ -145,4 +148,43 @@ async fn a_cluster_that_is_resharded_keeps_the_bound_and_costs_no_request() {
     assert_eq!(banned.status(), 204);
     let client = three.gateways[2].client().at([127, 0, 0, 32]);
     eventually("the ban holds", || async { client.get("/health", None).await.status() == 403 }).await;
+}
+
+#[tokio::test]
+async fn one_key_at_two_gateways_admits_exactly_its_burst_and_rate() {
+    let (redis, backend) = (Redis::start().await, Backend::start(&[]).await);
+    let url = redis.url();
+    let mut gateways = Vec::new();
+    for _ in 0..2 {
+        let environment = [("PALISADE_GATEWAY__REDIS__URL", url.as_str())];
+        gateways.push(Gateway::start(backend.address, POLICY, &environment).await);
+    }
+    for gateway in &gateways {
+        eventually("redis is there", || async { gateway.metric("palisade_redis_up").await > 0.5 }).await;
+    }
+    let admitted = Arc::new(AtomicU32::new(0));
+    let begun = Instant::now();
+    let until = begun + Duration::from_secs(4);
+    let hammers: Vec<_> = gateways
+        .iter()
+        .flat_map(|gateway| [gateway.client(), gateway.client().at([127, 0, 0, 2])])
+        .map(|client| {
+            let admitted = Arc::clone(&admitted);
+            tokio::spawn(async move {
+                while Instant::now() < until {
+                    match client.get("/health/live", None).await.status() {
+                        200 => drop(admitted.fetch_add(1, Ordering::Relaxed)),
+                        status => assert_eq!(status, 429),
+                    }
+                }
+            })
+        })
+        .collect();
+    for hammer in hammers {
+        hammer.await.unwrap();
+    }
+    let bound = 20.0 + 10.0 * begun.elapsed().as_secs_f64();
+    let admitted = f64::from(admitted.load(Ordering::Relaxed));
+    println!("admitted {admitted} of at most {bound:.1}: {:.3}", admitted / bound);
+    assert!(admitted <= bound && admitted / bound > 0.97, "{admitted} of {bound}");
 }

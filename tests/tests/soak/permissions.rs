@@ -213,7 +213,7 @@ fn percentile(times: &mut [Duration], share: f64) -> Duration {
 }
 
 #[tokio::test]
-async fn what_is_taken_back_is_refused_at_three_gateways_at_once() {
+async fn a_revoked_grant_or_token_is_refused_at_three_gateways_at_once() {
     const ROUNDS: usize = 100;
     let backend = Backend::start(&[]).await;
     let mut gateways = Vec::new();
