@@ -43,7 +43,7 @@ async fn code(client: &Client, token: &str) -> String {
 }
 
 #[tokio::test]
-async fn only_a_token_that_is_right_in_every_way_is_believed() {
+async fn only_a_token_that_is_right_in_every_way_is_accepted() {
     let (stack, key) = stack_with_key().await;
     let client = stack.gateway.client();
     assert_eq!(code(&client, &sign(&key, |_| {})).await, "ok");
@@ -78,7 +78,7 @@ async fn only_a_token_that_is_right_in_every_way_is_believed() {
 }
 
 #[tokio::test]
-async fn going_round_the_gateway_gives_nothing() {
+async fn a_request_that_bypasses_the_gateway_gets_nothing() {
     let stack = Stack::start().await;
     let backend = Client::of(stack.backend.address);
     for (method, target) in [
@@ -172,7 +172,7 @@ async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
 }
 
 #[tokio::test]
-async fn what_the_backend_believes_is_the_gateways_to_write_whatever_the_policy_forwards() {
+async fn a_client_cannot_write_what_the_backend_trusts_whatever_the_policy_forwards() {
     let open = PolicyText::shipped().remove("jwt.accounts.forward").remove_from_routes("roles")
         + "[[routes]]\nname = \"all\"\npath = \"/{*rest}\"\nupstream = \"backend\"\n";
     let stack = Stack::with(&open, &[]).await;

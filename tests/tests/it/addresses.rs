@@ -28,7 +28,7 @@ fn dead() -> String {
 }
 
 #[tokio::test]
-async fn with_two_of_three_addresses_dead_no_request_fails_and_no_breaker_opens() {
+async fn two_dead_addresses_of_three_fail_no_request_and_open_no_breaker() {
     let well = RawUpstream::start(vec![(Duration::ZERO, GOOD)], false).await;
     let addresses = format!("{},localhost:{},{}", dead(), well.address.port(), dead());
     let gateway = Gateway::start(well.address, POLICY, &[(ADDRESSES, &addresses)]).await;
@@ -64,7 +64,7 @@ async fn an_upstream_of_http2_has_several_addresses_as_well() {
 }
 
 #[tokio::test]
-async fn when_no_address_can_be_reached_all_were_tried_and_the_log_says_why() {
+async fn every_address_is_tried_and_the_log_says_why_when_none_can_be_reached() {
     let addresses = format!("{},{}", dead(), dead());
     let unused = "127.0.0.1:1".parse().unwrap();
     let gateway = Gateway::start(unused, POLICY, &[(ADDRESSES, &addresses)]).await;

@@ -24,7 +24,7 @@ async fn stack() -> (Stack, User) {
 }
 
 #[tokio::test]
-async fn a_full_disk_stops_writing_alone_and_it_goes_on_by_itself() {
+async fn a_full_disk_stops_writes_alone_and_they_resume_by_themselves() {
     let (stack, admin) = stack().await;
     let client = stack.gateway.client();
     let write = async || client.json("PUT", RECORD, Some(&admin.token), &json!("x".repeat(10_000))).await;
@@ -52,7 +52,7 @@ async fn a_full_disk_stops_writing_alone_and_it_goes_on_by_itself() {
 }
 
 #[tokio::test]
-async fn an_operator_stops_changes_and_lets_them_go_on() {
+async fn an_operator_stops_changes_and_allows_them_again() {
     let (stack, admin) = stack().await;
     let client = stack.gateway.client();
     let operator = stack.gateway.operator();
@@ -68,7 +68,7 @@ async fn an_operator_stops_changes_and_lets_them_go_on() {
 }
 
 #[tokio::test]
-async fn while_the_breaker_is_open_each_gets_the_last_good_answer_that_was_theirs() {
+async fn a_client_gets_its_own_last_good_answer_while_the_breaker_is_open() {
     let policy = PolicyText::shipped()
         .set("routes.read-record.when_open", "stale")
         .set("permissions.on_failure", "stale")
@@ -142,7 +142,7 @@ async fn an_upstream_is_sent_no_more_than_it_can_take_and_what_matters_least_is_
 }
 
 #[tokio::test]
-async fn an_api_key_that_nobody_can_check_is_not_believed() {
+async fn an_api_key_that_nobody_can_check_is_not_accepted() {
     let mut stack = Stack::start().await;
     stack.backend.program.signal("KILL");
     stack.backend.program.ended().await;

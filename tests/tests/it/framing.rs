@@ -230,7 +230,7 @@ async fn chunks_and_trailers_that_break_the_grammar_are_refused() {
 }
 
 #[tokio::test]
-async fn what_is_too_much_is_refused_before_the_upstream_hears_of_it() {
+async fn a_message_that_is_too_large_is_refused_before_the_upstream_receives_it() {
     let fields = (0..100).map(|number| format!("X{number}: a\r\n")).collect::<Vec<_>>().concat();
     let many = with("GET", fields.trim_end().as_bytes());
     let large = with("GET", format!("X: {}", "a".repeat(65_000)).as_bytes());
@@ -239,7 +239,7 @@ async fn what_is_too_much_is_refused_before_the_upstream_hears_of_it() {
 }
 
 #[tokio::test]
-async fn what_is_valid_but_rare_arrives_as_it_should() {
+async fn a_message_that_is_valid_but_rare_arrives_as_it_should() {
     let (upstream, gateway) = start().await;
     let get = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
     let host = |host: &str| format!("GET /a HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();
@@ -309,7 +309,7 @@ async fn a_chunk_that_is_announced_beyond_the_limit_is_refused_before_it_comes()
 }
 
 #[tokio::test]
-async fn a_client_with_too_many_connections_is_told_when_to_come_back() {
+async fn a_client_with_too_many_connections_gets_429_with_retry_after() {
     let upstream = RawUpstream::start(vec![(std::time::Duration::ZERO, ANSWER)], false).await;
     let policy = PolicyText::of(POLICY).set("requests.max_connections", 1);
     let gateway = Gateway::start(upstream.address, &policy, &[]).await;

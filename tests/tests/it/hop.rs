@@ -46,7 +46,7 @@ async fn forgetful() -> (SocketAddr, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_was_closed_meanwhile_costs_no_request_that_may_be_repeated() {
+async fn a_pooled_connection_that_was_closed_meanwhile_costs_no_request_that_may_be_repeated() {
     for (method, status, heard) in [("PUT", 200, 3), ("POST", 502, 2)] {
         let (upstream, requests) = forgetful().await;
         let gateway = Gateway::start(upstream, OPEN, &[ONE_THREAD]).await;

@@ -79,7 +79,7 @@ async fn a_client_that_asks_only_to_take_it_back_is_ended_and_hurts_nobody() {
 }
 
 #[tokio::test]
-async fn a_client_that_only_makes_work_is_told_to_calm_down() {
+async fn a_client_that_only_makes_work_gets_enhance_your_calm() {
     let upstream = RawUpstream::start(Vec::new(), false).await;
     let gateway = Gateway::start(upstream.address, POLICY, &[]).await;
     for busywork in [frame(PING, 0, 0, &[0; 8]), frame(SETTINGS, 0, 0, &[])] {
@@ -114,7 +114,7 @@ async fn a_header_that_trickles_has_a_deadline_over_http2_too() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_leaves_says_so_and_answers_what_is_in_flight() {
+async fn a_gateway_that_drains_says_so_and_answers_what_is_in_flight() {
     let answer: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let upstream = RawUpstream::start(vec![(Duration::from_millis(700), answer)], false).await;
     let mut gateway = Gateway::start(upstream.address, POLICY, &[]).await;

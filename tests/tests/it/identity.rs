@@ -32,7 +32,7 @@ async fn an_account_is_registered_once_and_with_a_password_that_keeps_every_rule
 }
 
 #[tokio::test]
-async fn in_production_a_password_is_strong_and_an_administrator_has_a_second_factor() {
+async fn a_password_is_strong_and_an_administrator_has_a_second_factor_in_production() {
     let backend =
         Backend::start(&[("PALISADE_PROFILE", "production"), ("JWT_SECRET", &"j".repeat(32))]).await;
     backend.add_user("root", &["admin"]).await;
@@ -149,7 +149,7 @@ async fn a_forgotten_password_is_reset_once_by_mail_and_nobody_learns_who_has_an
 }
 
 #[tokio::test]
-async fn a_name_at_which_too_many_guesses_failed_is_locked_and_nobody_is_told() {
+async fn a_name_at_which_too_many_guesses_failed_is_locked_and_no_answer_shows_it() {
     let backend = Backend::start(&[
         ("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__FAILURES", "3"),
         ("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__DURATION", "1h"),
@@ -187,7 +187,7 @@ async fn a_name_at_which_too_many_guesses_failed_is_locked_and_nobody_is_told() 
 }
 
 #[tokio::test]
-async fn a_password_of_another_system_is_accepted_and_kept_better() {
+async fn a_password_hash_of_another_system_is_accepted_and_upgraded() {
     let stack = lenient_stack().await;
     // `htpasswd -bnBC 10 "" 'correct horse battery'`
     let bcrypt = "$2y$10$RE5tWKQtyWUNCw/P2MhDou4M2PVdsHirWTs7lCnaZXxq8ntovIb3S";
@@ -201,7 +201,7 @@ async fn a_password_of_another_system_is_accepted_and_kept_better() {
 }
 
 #[tokio::test]
-async fn who_knows_the_beginning_of_a_long_password_does_not_set_it() {
+async fn a_login_with_the_beginning_of_a_long_password_does_not_set_it() {
     let stack = lenient_stack().await;
     let whole = "correct horse battery staple, and so on until it is longer than bcrypt looks at it";
     // crypt(3) of `whole`, which looks at 72 bytes.
@@ -271,7 +271,7 @@ async fn the_api_describes_itself_and_all_of_it_answers_the_gateway_alone() {
 }
 
 #[tokio::test]
-async fn what_is_denied_to_a_role_or_a_group_stays_so_and_no_longer() {
+async fn a_denial_to_a_role_or_a_group_holds_as_long_as_it_stands() {
     let backend = Backend::start(&[("PALISADE_BACKEND__ACCOUNTS__REQUIRE_TOTP_FOR", "[\"reader\"]")]).await;
     let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
     let stack = Stack { backend, gateway };

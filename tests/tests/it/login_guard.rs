@@ -42,7 +42,7 @@ async fn flood(client: &Client, name: &str, network: u8) -> Answer {
 }
 
 #[tokio::test]
-async fn who_logged_in_from_an_address_or_a_device_before_is_let_in_whatever_others_do() {
+async fn an_owner_gets_in_from_a_known_address_or_device_whatever_others_do() {
     let policy = PolicyText::shipped().set("limits.login.rate", "1000/s"); // three failures ban an address
     let stack = Stack::with(&policy, &[]).await;
     stack.backend.add_user("ann", &[]).await;

@@ -111,7 +111,7 @@ async fn a_mail_is_what_its_receiver_expects_and_its_token_resets_the_password()
 }
 
 #[tokio::test]
-async fn a_mail_server_that_is_away_loses_no_mail_over_a_restart() {
+async fn an_unavailable_mail_server_loses_no_mail_over_a_restart() {
     let Some(python) = python() else { return eprintln!("PEERS_PYTHON is not set: not tried") };
     let port = free_port();
     let (backend, gateway) = mailing_to(port).await;

@@ -98,7 +98,7 @@ fn crowded() -> String {
 }
 
 #[tokio::test]
-async fn a_large_policy_is_judged_in_time_while_requests_go_on_and_a_larger_one_is_refused() {
+async fn a_large_policy_is_judged_in_time_beside_requests_and_a_larger_one_is_refused() {
     let stack = Stack::start().await;
     let (policy, gateway) = (crowded(), &stack.gateway);
     let asked = async {
@@ -176,7 +176,7 @@ async fn a_last_good_policy_that_is_good_no_more_stops_no_start() {
 }
 
 #[tokio::test]
-async fn without_a_token_only_names_of_this_machine_are_answered() {
+async fn only_names_of_this_machine_are_answered_without_a_token() {
     let stack = Stack::start().await;
     let admin = Client::of(stack.gateway.admin);
     for host in ["localhost", "127.0.0.1", "127.9.9.9", "[::1]:8081"] {
@@ -194,7 +194,7 @@ async fn without_a_token_only_names_of_this_machine_are_answered() {
 }
 
 #[tokio::test]
-async fn taking_back_what_is_not_there_is_no_success() {
+async fn removing_what_is_not_there_gets_404() {
     let stack = Stack::start().await;
     for path in [
         "/admin/ip-blocks/192.0.2.1",

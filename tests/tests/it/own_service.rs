@@ -70,7 +70,7 @@ async fn the_lines_of_the_readme_work_and_the_service_s_log_shows_its_clients_re
 }
 
 #[tokio::test]
-async fn a_service_is_asked_nothing_and_told_nothing_that_it_did_not_ask_for() {
+async fn a_service_receives_its_clients_requests_and_nothing_else() {
     let service = RawUpstream::start(vec![(Duration::ZERO, GOOD)], false).await;
     // Two addresses are balanced; the name is that of the upstream which is asked about permissions where somebody is.
     let both = format!("{},localhost:{}", service.address, service.address.port());

@@ -18,7 +18,7 @@ fn lenient() -> PolicyText {
 }
 
 #[tokio::test]
-async fn without_the_feed_no_answer_is_believed_longer_than_max_staleness() {
+async fn a_permission_answer_counts_no_longer_than_max_staleness_without_the_feed() {
     const MOST: Duration = Duration::from_secs(2);
     let policy = lenient().set("permissions.max_staleness", "2s").set("breakers.backend.failures", 1_000_000);
     let backend = Backend::start(&[]).await;
@@ -62,7 +62,7 @@ async fn without_the_feed_no_answer_is_believed_longer_than_max_staleness() {
 }
 
 #[tokio::test]
-async fn a_websocket_is_closed_when_what_let_it_in_is_taken_back() {
+async fn a_websocket_is_closed_when_its_permission_or_its_token_is_revoked() {
     let switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     let rooms = RawUpstream::start(vec![(Duration::ZERO, switch)], true).await;
     let policy = lenient()

@@ -163,7 +163,7 @@ async fn deny_files_are_watched_and_their_faults_named() {
 }
 
 #[tokio::test]
-async fn a_policy_that_leaves_its_band_is_rolled_back_and_stays_so_over_a_restart() {
+async fn a_policy_that_refuses_too_much_is_rolled_back_and_stays_so_over_a_restart() {
     const CANARY: &str = "[canary]\nwindow = \"1m\"\nmin_requests = 20\n";
     let backend = Backend::start(&[]).await;
     let policy_with_list = PolicyText::shipped().set("blocks.deny_files", vec!["list.txt"]);
@@ -248,7 +248,7 @@ async fn a_rule_that_changes(environment: &[(&str, &str)]) {
 }
 
 #[tokio::test]
-async fn whom_a_limit_held_it_holds_no_longer_once_it_is_raised() {
+async fn a_client_that_a_limit_refused_is_served_once_the_limit_is_raised() {
     a_rule_that_changes(&[]).await;
     let redis = tests::redis::Redis::start().await;
     let url = redis.url();

@@ -134,7 +134,7 @@ async fn stopped(mut program: Program) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn after_a_clean_stop_the_database_file_alone_is_the_whole_database() {
+async fn the_database_file_alone_is_the_whole_database_after_a_clean_stop() {
     let Stack { backend, gateway } = Stack::start().await;
     let admin = backend.add_user("root", &["admin"]).await;
     let token =

@@ -28,7 +28,7 @@ async fn gateway(scripts: Vec<Script>, rule: &str) -> (RawUpstream, Gateway) {
 }
 
 #[tokio::test]
-async fn what_may_be_repeated_is_tried_again_until_it_succeeds() {
+async fn a_request_that_may_be_repeated_is_tried_until_it_succeeds() {
     let scripts = vec![says(BUSY), says(b""), says(GOOD)];
     let (upstream, gateway) = gateway(scripts, "base = \"10ms\"\ntry_timeout = \"300ms\"").await;
     let answer = gateway.client().ask("PUT", "/a", &[], "the body").await;
@@ -41,7 +41,7 @@ async fn what_may_be_repeated_is_tried_again_until_it_succeeds() {
 }
 
 #[tokio::test]
-async fn what_may_not_be_repeated_is_sent_once() {
+async fn a_request_that_may_not_be_repeated_is_sent_once() {
     let (upstream, gateway) = gateway(vec![says(BUSY), says(GOOD)], "base = \"10ms\"").await;
     let client = gateway.client();
     assert_eq!(client.ask("POST", "/a", &[], "x").await.status(), 503, "the upstream's own answer");
@@ -52,7 +52,7 @@ async fn what_may_not_be_repeated_is_sent_once() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_again_once_the_client_has_been_sent_something() {
+async fn a_request_is_not_retried_once_its_answer_has_begun() {
     let broken = says(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nthe beginn");
     let cut: Script = vec![broken[0]];
     let (upstream, gateway) =

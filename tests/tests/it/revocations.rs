@@ -6,7 +6,7 @@ use tests::eventually;
 use tests::stack::{Backend, Gateway, PASSWORD};
 
 #[tokio::test]
-async fn what_ends_a_session_revokes_its_tokens_on_every_gateway_and_over_restarts() {
+async fn the_end_of_a_session_revokes_its_tokens_on_every_gateway_and_over_restarts() {
     let backend = Backend::start(&[]).await;
     let gateways = [
         Gateway::start(backend.address, &lenient(), &[]).await,
@@ -116,7 +116,7 @@ fn claim(token: &str, name: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_token_that_is_revoked_is_not_believed_again_while_clocks_may_differ() {
+async fn a_revoked_token_is_not_accepted_again_while_clocks_may_differ() {
     let backend = Backend::start(&[("PALISADE_BACKEND__ACCOUNTS__ACCESS_TOKEN", "1s")]).await;
     let policy = lenient().set("jwt.accounts.leeway", "1m");
     let gateway = Gateway::start(backend.address, &policy, &[]).await;

@@ -94,7 +94,7 @@ async fn an_answer_to_head_has_no_body_whoever_makes_it() {
 }
 
 #[tokio::test]
-async fn informational_answers_pass_and_who_expects_to_go_on_may() {
+async fn informational_answers_pass_and_a_client_that_expects_100_gets_it() {
     let hinted =
         b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
     let (upstream, gateway) = start(hinted).await;
@@ -146,7 +146,7 @@ async fn a_query_passes_as_over_http_1() {
 }
 
 #[tokio::test]
-async fn what_is_malformed_is_refused_in_words_and_written_down() {
+async fn a_malformed_request_over_http2_gets_a_reason_and_a_log_line() {
     let (upstream, gateway) =
         start(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok").await;
     let whole = |fields: &[(&str, &str)]| frame(HEADERS, END_STREAM_AND_HEADERS, 1, &get_with(fields));

@@ -229,7 +229,7 @@ async fn each_limit_counts_what_its_rule_says() {
 }
 
 #[tokio::test]
-async fn without_redis_a_shared_limit_does_what_it_says() {
+async fn a_shared_limit_without_redis_does_what_it_says() {
     let redis = Redis::start().await;
     let url = redis.url();
     let backend = Backend::start(&[]).await;
@@ -304,7 +304,7 @@ async fn pauses_between_tries_grow_as_the_policy_says() {
 }
 
 #[tokio::test]
-async fn what_is_acknowledged_outlives_a_kill_however_the_disk_is_written() {
+async fn an_acknowledged_write_outlives_a_kill_however_the_disk_is_written() {
     for word in ["full", "normal"] {
         let environment = [("PALISADE_BACKEND__DATABASE__SYNCHRONOUS", word)];
         let backend = Backend::start(&environment).await;

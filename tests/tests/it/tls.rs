@@ -22,7 +22,7 @@ fn text(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn a_certificate_serves_both_protocols_and_is_swapped_while_requests_go_on() {
+async fn a_certificate_serves_both_protocols_and_is_swapped_beside_requests() {
     let authority = Authority::new().await;
     authority.sign("first").await;
     for (from, to) in [("first.pem", "tls.pem"), ("first.key", "tls.key")] {

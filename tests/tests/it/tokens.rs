@@ -258,7 +258,7 @@ async fn the_access_log_says_what_of_a_proof_did_not_do() {
 }
 
 #[tokio::test]
-async fn a_route_may_believe_several_issuers_and_each_has_its_rules() {
+async fn a_route_may_trust_several_issuers_and_each_has_its_rules() {
     let server = KeyServer::start().await;
     let (one, other) = (new_key(), new_key());
     server.publish(&[("one", &one), ("other", &other)]);

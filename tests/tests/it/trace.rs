@@ -154,7 +154,7 @@ fn said(program: &Program) -> usize {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_or_speaks_another_protocol_is_said_once_and_counted() {
+async fn a_collector_that_is_unavailable_or_speaks_another_protocol_is_logged_once_and_counted() {
     let lost = "palisade_spans_exported_total{result=\"lost\"}";
     let other = Backend::start(&[]).await; // it speaks HTTP/1.1, and knows no traces
     for (endpoint, protocol) in [

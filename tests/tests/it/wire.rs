@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 const KEYS: &str = "/.well-known/jwks.json";
 
 #[tokio::test]
-async fn what_is_malformed_is_refused_closed_and_never_forwarded() {
+async fn a_malformed_request_is_refused_and_closed_and_never_forwarded() {
     let stack = Stack::start().await;
     let client = stack.gateway.client();
     let smuggled = format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -44,7 +44,7 @@ async fn what_is_malformed_is_refused_closed_and_never_forwarded() {
 }
 
 #[tokio::test]
-async fn what_is_valid_but_rare_is_served_right() {
+async fn a_request_that_is_valid_but_rare_is_served() {
     let stack = Stack::start().await;
     let client = stack.gateway.client();
     for request in [
@@ -98,7 +98,7 @@ async fn a_bad_chunk_is_400_and_closes() {
 }
 
 #[tokio::test]
-async fn a_short_chunked_body_is_sound_before_the_upstream_hears_of_it_and_a_slow_one_is_passed_on() {
+async fn a_short_chunked_body_is_checked_before_the_upstream_receives_it_and_a_slow_one_is_streamed() {
     let upstream = RawUpstream::start(vec![(Duration::ZERO, OK)], false).await;
     let heard = || upstream.heard().into_iter().filter(|heard| heard.starts_with("POST "));
     let policy = "version = 1\n[[routes]]\nname = \"all\"\npath = \"/{*rest}\"\nupstream = \"backend\"\n";
@@ -354,7 +354,7 @@ async fn an_answer_is_passed_on_as_it_comes() {
 }
 
 #[tokio::test]
-async fn what_is_malformed_from_the_start_reaches_nobody_and_closes() {
+async fn a_request_that_is_malformed_from_the_start_reaches_nobody_and_closes() {
     let upstream = RawUpstream::start(vec![(Duration::ZERO, OK)], false).await;
     let gateway = before(&upstream).await;
     for request in [
@@ -414,7 +414,7 @@ async fn crumbs_of_an_http2_cookie_are_joined_and_its_header_is_checked() {
 }
 
 #[tokio::test]
-async fn what_a_malformed_answer_says_is_nowhere_in_the_log() {
+async fn a_malformed_answer_is_not_quoted_in_the_log() {
     let answer: &[u8] =
         b"HTTP/1.1 200 OK\r\nSet-Cookie: session=hush\r\nBad Header: x\r\nContent-Length: 0\r\n\r\n";
     let upstream = RawUpstream::start(vec![(Duration::ZERO, answer)], false).await;
