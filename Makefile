@@ -1,10 +1,10 @@
 # Palisade. `make run` to try it, `make test` for everything that CI runs.
 
 CARGO ?= cargo
-.PHONY: run test build lint walls deny images bench fuzz help
+.PHONY: run test build e2e soak lint walls deny images bench fuzz help
 
 help: ## This list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 run: build ## Backend and gateway with the development profile, an administrator, and five lines to try
 	@scripts/run-dev
@@ -19,8 +19,14 @@ test: lint walls deny ## Everything: format, lints, walls, dependencies, unit an
 	@scripts/need redis-server curl openssl oathtool
 	$(CARGO) build --locked --workspace --bins
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace -- --skip soak::
-	$(CARGO) test --locked --workspace --test soak -- --test-threads 2
+	$(MAKE) soak
 	$(MAKE) fuzz FUZZ_SECONDS=$(if $(CI),60,5)
+
+e2e: build ## The short end-to-end tests, on the real programs: about two minutes
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace --test it
+
+soak: build ## The long ones: floods, large streams, ten thousand of something, chaos
+	$(CARGO) test --locked --workspace --test soak -- --test-threads 2
 
 lint: ## Format and lints; a warning fails
 	$(CARGO) fmt --all --check
