@@ -87,9 +87,13 @@ pub fn count(samples: &[Sample]) -> BTreeMap<u16, usize> {
     })
 }
 
-/// The time below which `share` of the requests stay.
+/// The time below which `share` of the requests stay; none: no time.
 pub fn quantile(samples: &[Sample], share: f64) -> Duration {
-    let mut times: Vec<_> = samples.iter().map(|sample| sample.took).collect();
+    percentile(samples.iter().map(|sample| sample.took).collect(), share)
+}
+
+/// The time that no more than `share` of these are below.
+pub fn percentile(mut times: Vec<Duration>, share: f64) -> Duration {
     times.sort_unstable();
     #[expect(
         clippy::cast_precision_loss,
@@ -97,8 +101,8 @@ pub fn quantile(samples: &[Sample], share: f64) -> Duration {
         clippy::cast_sign_loss,
         reason = "an index"
     )]
-    let at = (times.len() as f64 * share) as usize;
-    times.get(at.min(times.len().saturating_sub(1))).copied().unwrap_or_default()
+    let place = (times.len().saturating_sub(1) as f64 * share).ceil() as usize;
+    times.get(place).copied().unwrap_or_default()
 }
 
 struct Client {

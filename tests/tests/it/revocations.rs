@@ -21,15 +21,9 @@ async fn the_end_of_a_session_revokes_its_tokens_on_every_gateway_and_over_resta
         gateway.client().get("/v1/auth/sessions", Some(token)).await.status()
     };
     let admin = word(&tokens("root").await, "access_token");
-    eventually("both follow the feed", || async {
-        for gateway in &gateways {
-            if gateway.metric("palisade_permission_feed_lag_seconds").await < 0.0 {
-                return false;
-            }
-        }
-        true
-    })
-    .await;
+    for gateway in &gateways {
+        gateway.follows_the_feed().await;
+    }
     let session = tokens("ann").await;
     let kept = word(&tokens("ann").await, "access_token");
     for gateway in &gateways {
@@ -60,10 +54,7 @@ async fn the_end_of_a_session_revokes_its_tokens_on_every_gateway_and_over_resta
 
     // A gateway that begins anew is told what is revoked.
     let fresh = Gateway::start(backend.address, &lenient(), &[]).await;
-    eventually("it follows the feed", || async {
-        fresh.metric("palisade_permission_feed_lag_seconds").await >= 0.0
-    })
-    .await;
+    fresh.follows_the_feed().await;
     assert_eq!(status(&fresh, &word(&session, "access_token")).await, 401);
     let backend = backend.restart().await;
     assert_eq!(

@@ -71,13 +71,6 @@ async fn a_connection_costs_less_than_20_kib_on_every_listener() {
     cost(&stack.gateway.program, stack.gateway.address, 23, "gateway, data plane").await;
 }
 
-/// Memory of a process, in KiB.
-fn resident_kib(id: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 #[tokio::test]
 async fn ten_thousand_idle_connections_cost_a_few_kib_each() {
     const CONNECTIONS: u32 = 10_000;
@@ -92,8 +85,7 @@ async fn ten_thousand_idle_connections_cost_a_few_kib_each() {
     for _ in 0..50 {
         client.get(KEYS, None).await;
     }
-    let id = stack.gateway.program.id();
-    let before = resident_kib(id);
+    let before = stack.gateway.memory();
     let mut idle = Vec::new();
     for number in 0..CONNECTIONS {
         let mut stream = client.at([127, 0, 1, u8::try_from(number % 250).unwrap() + 1]).connect().await;
@@ -103,7 +95,7 @@ async fn ten_thousand_idle_connections_cost_a_few_kib_each() {
         assert!(answered > 0);
         idle.push(stream);
     }
-    let grown = u32::try_from(resident_kib(id) - before).unwrap();
+    let grown = u32::try_from(stack.gateway.memory() - before).unwrap();
     let each = f64::from(grown) / f64::from(CONNECTIONS);
     println!("{CONNECTIONS} idle keep-alive connections: {each:.2} KiB each");
     assert!(each < 12.0, "{each:.2} KiB for each idle connection");

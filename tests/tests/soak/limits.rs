@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tests::eventually;
 use tests::hammer::{Tally, hammer};
+use tests::load::percentile;
 use tests::redis::{Cluster, Redis, Sentinel};
 use tests::stack::{Backend, Gateway, POLICY};
 use tests::three::{Three, limited, use_up};
@@ -70,12 +71,6 @@ async fn a_hot_key_costs_few_round_trips() {
     assert!(each < 0.02, "{trips} for {tally:?}");
 }
 
-/// The time that 99 of 100 stay below.
-fn p99(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() * 99 / 100]
-}
-
 #[tokio::test]
 async fn a_ban_reaches_all_and_so_does_its_end() {
     let redis = Redis::start().await;
@@ -99,7 +94,7 @@ async fn a_ban_reaches_all_and_so_does_its_end() {
         bans.push(reach("PUT", number, 403).await);
         ends.push(reach("DELETE", number, 200).await);
     }
-    let (bans, ends) = (p99(bans), p99(ends));
+    let (bans, ends) = (percentile(bans, 0.99), percentile(ends, 0.99));
     println!("a ban holds on the other two after {bans:?}, its end after {ends:?} (p99 of 200)");
     assert!(bans < Duration::from_millis(100) && ends < Duration::from_millis(100));
 }

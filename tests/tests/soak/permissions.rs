@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tests::accounts::lenient;
+use tests::load::percentile;
 use tests::permissions::{Administrator, access_token, allows, session};
 use tests::stack::{Backend, Gateway};
 
@@ -200,18 +201,6 @@ async fn ten_thousand_changes_are_known_at_two_gateways_by_the_time_they_are_ack
     );
 }
 
-fn percentile(times: &mut [Duration], share: f64) -> Duration {
-    times.sort_unstable();
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "an index"
-    )]
-    let place = ((times.len() - 1) as f64 * share).ceil() as usize;
-    times[place]
-}
-
 #[tokio::test]
 async fn a_revoked_grant_or_token_is_refused_at_three_gateways_at_once() {
     const ROUNDS: usize = 100;
@@ -252,7 +241,7 @@ async fn a_revoked_grant_or_token_is_refused_at_three_gateways_at_once() {
         }
         tokens.push(acknowledged.elapsed());
     }
-    let [grant, token] = [grants, tokens].map(|mut times| percentile(&mut times, 0.99));
+    let [grant, token] = [grants, tokens].map(|times| percentile(times, 0.99));
     println!(
         "first refusal at all three after the answer, p99 of {ROUNDS}: grant {grant:?}, token {token:?}"
     );
