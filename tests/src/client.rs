@@ -154,7 +154,7 @@ impl Client {
     }
 }
 
-/// Asks on a connection that is kept: the answer's status, and whether the connection ends with it.
+/// Asks on a keep-alive connection: the answer's status, and whether the connection ends with it.
 pub async fn ask_on(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<(u16, bool)> {
     stream.write_all(request).await?;
     let mut answer = Vec::with_capacity(1024);

@@ -1,4 +1,4 @@
-//! A steady load from many clients that keep their connections, spread over the gateways that say that they are ready, as
+//! A steady load from many clients on keep-alive connections, spread over the gateways that say that they are ready, as
 //! a balancer would.
 
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ pub struct Sample {
     pub status: u16,
 }
 
-/// A load that goes on until it is told to end.
+/// A load that continues until [`Load::finish`].
 pub struct Load {
     end: watch::Sender<bool>,
     clients: Vec<JoinHandle<Vec<Sample>>>,
@@ -59,7 +59,7 @@ impl Load {
     }
 
     /// Waits until so many more requests are over.
-    pub async fn goes_on(&self, requests: usize) {
+    pub async fn continues(&self, requests: usize) {
         let until = self.done.load(Ordering::Relaxed) + requests;
         eventually(&format!("{requests} requests more"), || async {
             self.done.load(Ordering::Relaxed) >= until

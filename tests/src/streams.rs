@@ -1,4 +1,4 @@
-//! An upstream of long streams: a body as large as one likes either way, and events that go on.
+//! An upstream of long streams: a body as large as one likes either way, and events that continue.
 //!
 //! `GET /down/BYTES` sends so many, `POST /up` counts what it is sent, `PUT /echo` sends it back as it comes, `PUT /both` sends
 //! as much while it reads on, `GET /events/COUNT`

@@ -14,7 +14,7 @@ pub type Script = Vec<(Duration, &'static [u8])>;
 pub struct RawUpstream {
     /// Where it listens.
     pub address: SocketAddr,
-    heard: Arc<Mutex<Vec<Vec<u8>>>>,
+    received: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl RawUpstream {
@@ -35,8 +35,8 @@ impl RawUpstream {
 
     fn listen(listener: TcpListener, scripts: Vec<Script>, echo: bool) -> Self {
         let address = listener.local_addr().unwrap();
-        let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
-        let all = Arc::clone(&heard);
+        let received: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let all = Arc::clone(&received);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let all = Arc::clone(&all);
@@ -68,12 +68,12 @@ impl RawUpstream {
                 });
             }
         });
-        Self { address, heard }
+        Self { address, received }
     }
 
     /// What each connection has sent so far.
-    pub fn heard(&self) -> Vec<String> {
-        let heard = self.heard.lock().unwrap();
-        heard.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
+    pub fn received(&self) -> Vec<String> {
+        let received = self.received.lock().unwrap();
+        received.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
     }
 }

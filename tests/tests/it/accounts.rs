@@ -1,4 +1,4 @@
-//! Tokens: what is believed and what is not, and the going round of the gateway.
+//! Tokens: which are accepted and which are not, and requests that bypass the gateway.
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::Ed25519KeyPair;
@@ -10,7 +10,7 @@ use tests::client::Client;
 use tests::policy_text::PolicyText;
 use tests::stack::{GATEWAY_TOKEN, PASSWORD, Stack};
 
-/// A gateway that believes a key of the test's own, read from a file, and the key.
+/// A gateway that trusts a key of the test's own, read from a file, and the key.
 async fn stack_with_key() -> (Stack, EncodingKey) {
     let pkcs8 = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new()).unwrap();
     let key = EncodingKey::from_ed_der(pkcs8.as_ref());

@@ -76,11 +76,11 @@ async fn one_request_at_a_time_probes_a_half_open_breaker_among_two_hundred_clie
         })
         .collect();
     // While a trial is on its way, which takes it a second and a half, nobody else is let through.
-    for heard in [6, 7] {
-        eventually("a trial is made", || async { upstream.heard().len() >= heard }).await;
+    for received in [6, 7] {
+        eventually("a trial is made", || async { upstream.received().len() >= received }).await;
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(800) {
-            assert_eq!(upstream.heard().len(), heard, "five failures and the trials, one at a time");
+            assert_eq!(upstream.received().len(), received, "five failures and the trials, one at a time");
             tokio::time::sleep(Duration::from_millis(10)).await; // a look
         }
     }

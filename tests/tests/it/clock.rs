@@ -1,4 +1,4 @@
-//! The wall clock is set, back and forth: limits go on, tokens and bans end by the new time.
+//! The wall clock is set, back and forth: limits continue, tokens and bans end by the new time.
 
 use serde_json::json;
 use tests::accounts::{code, enroll, lenient, login, post};
@@ -21,7 +21,7 @@ async fn steps_under_load(clock: &FakeClock, gateway: &Gateway) {
     let few = async |address: [u8; 4]| gateway.client().at(address).get("/few", None).await;
     let (_ready, addresses) = watch::channel(vec![gateway.address]);
     let load = Load::start(&addresses, "/load", 10, 10);
-    load.goes_on(100).await;
+    load.continues(100).await;
     for (step, number) in STEPS.into_iter().zip(1..) {
         let half_used = [127, 20, number, 1];
         let used_up = [127, 20, number, 2];
@@ -32,7 +32,7 @@ async fn steps_under_load(clock: &FakeClock, gateway: &Gateway) {
             assert_eq!(few(used_up).await.status(), 404);
         }
         clock.set(step);
-        load.goes_on(200).await;
+        load.continues(200).await;
         for _ in 0..2 {
             assert_eq!(few(half_used).await.status(), 404, "{step}: what was left is left");
         }

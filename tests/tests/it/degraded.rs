@@ -123,7 +123,7 @@ async fn an_upstream_is_sent_no_more_than_it_can_take_and_what_matters_least_is_
     let ask = |path: &'static str| tokio::spawn(async move { client.get(path, None).await });
     let first = ask("/low");
     eventually("the first is on its way", || async {
-        upstream.heard().iter().any(|one| one.starts_with("GET /low"))
+        upstream.received().iter().any(|one| one.starts_with("GET /low"))
     })
     .await;
     let more = [ask("/low"), ask("/low"), ask("/low")];

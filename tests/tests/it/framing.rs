@@ -33,7 +33,7 @@ async fn start() -> (RawUpstream, Gateway) {
     (upstream, gateway)
 }
 
-/// Sends `bytes`, one a segment where `apart` says so. The other side may have heard enough before the end.
+/// Sends `bytes`, one a segment where `apart` says so. The other side may close before the end.
 async fn send(gateway: &Gateway, bytes: &[u8], apart: bool) -> TcpStream {
     let mut stream = gateway.client().connect().await;
     stream.set_nodelay(true).unwrap();
@@ -64,7 +64,7 @@ async fn refused(cases: &[Vec<u8>], statuses: &[&str]) {
             assert!(statuses.contains(&status), "{shown:?}, apart: {apart}: {answer:?}");
             assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{shown:?}, apart: {apart}: {answer:?}");
             assert!(answer.contains("application/problem+json"), "{shown:?}: {answer:?}");
-            assert!(upstream.heard().is_empty(), "{shown:?}, apart: {apart}: {:?}", upstream.heard());
+            assert!(upstream.received().is_empty(), "{shown:?}, apart: {apart}: {:?}", upstream.received());
         }
     }
     println!("{} cases, each at once and byte by byte", cases.len());
@@ -243,7 +243,7 @@ async fn a_message_that_is_valid_but_rare_arrives_as_it_should() {
     let (upstream, gateway) = start().await;
     let get = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
     let host = |host: &str| format!("GET /a HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();
-    // What is sent, and what the upstream hears: its beginning, and what is in it, in lower case.
+    // What is sent, and what the upstream receives: its beginning, and what is in it, in lower case.
     let cases: Vec<(Vec<u8>, &str, &str)> = vec![
         (get("//a///b"), "get /a/b http/1.1\r\n", "host: h\r\n"),
         (get("/a/./b/../c"), "get /a/c ", ""),
@@ -277,18 +277,18 @@ async fn a_message_that_is_valid_but_rare_arrives_as_it_should() {
     ];
     for (case, begins, holds) in &cases {
         for apart in [false, true] {
-            let before = upstream.heard().len();
+            let before = upstream.received().len();
             let mut stream = send(&gateway, case, apart).await;
             let answer = read_until(&mut stream, "\r\n\r\nok").await;
             let shown = String::from_utf8_lossy(case);
             assert!(answer.starts_with("HTTP/1.1 200 "), "{shown:?}: {answer:?}");
-            let heard = upstream.heard().split_off(before).concat().to_ascii_lowercase();
+            let received = upstream.received().split_off(before).concat().to_ascii_lowercase();
             assert!(
-                heard.starts_with(begins) && heard.contains(holds),
-                "{shown:?}, apart: {apart}: {heard:?}"
+                received.starts_with(begins) && received.contains(holds),
+                "{shown:?}, apart: {apart}: {received:?}"
             );
             let dropped = ["x-auth-user", "x-t: v", "transfer-encoding: chunked\r\ncontent-length"];
-            assert!(!dropped.iter().any(|field| heard.contains(field)), "{shown:?}: {heard:?}");
+            assert!(!dropped.iter().any(|field| received.contains(field)), "{shown:?}: {received:?}");
         }
     }
 }
@@ -305,7 +305,7 @@ async fn a_chunk_that_is_announced_beyond_the_limit_is_refused_before_it_comes()
         let text = read_until(&mut stream, "}").await;
         assert!(text.starts_with("HTTP/1.1 413 ") && text.contains("\"body_too_large\""), "{text}");
     }
-    assert!(upstream.heard().is_empty(), "{:?}", upstream.heard());
+    assert!(upstream.received().is_empty(), "{:?}", upstream.received());
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The hop to an upstream: nobody waits for whoever is not to move, and what the upstream did not hear of is sent again.
+//! The hop to an upstream: neither side waits for the other in a circle, and what the upstream did not process is sent again.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,13 +47,13 @@ async fn forgetful() -> (SocketAddr, Arc<AtomicUsize>) {
 
 #[tokio::test]
 async fn a_pooled_connection_that_was_closed_meanwhile_costs_no_request_that_may_be_repeated() {
-    for (method, status, heard) in [("PUT", 200, 3), ("POST", 502, 2)] {
+    for (method, status, received) in [("PUT", 200, 3), ("POST", 502, 2)] {
         let (upstream, requests) = forgetful().await;
         let gateway = Gateway::start(upstream, OPEN, &[ONE_THREAD]).await;
         assert_eq!(gateway.client().get("/a", None).await.status(), 200);
         let answer = gateway.client().ask(method, "/a", &[], "the body").await;
         assert_eq!(answer.status(), status, "{method}");
-        assert_eq!(requests.load(Ordering::Relaxed), heard, "{method}");
+        assert_eq!(requests.load(Ordering::Relaxed), received, "{method}");
     }
 }
 
@@ -205,13 +205,13 @@ async fn a_websocket_passes_bulk_both_ways_and_the_last_word_after_half_a_close(
         assert!(read_until(&mut stream, "\r\n\r\nhello").await.starts_with("HTTP/1.1 101 "));
         stream.write_all(&vec![b'x'; SIZE]).await.unwrap();
         stream.shutdown().await.unwrap();
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).await.unwrap();
-        heard
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).await.unwrap();
+        received
     };
-    let heard = tokio::time::timeout(PATIENCE, passed).await.expect("it does not stand still");
-    assert_eq!(heard.len(), SIZE + "farewell".len());
-    assert!(heard.ends_with(b"xfarewell"));
+    let received = tokio::time::timeout(PATIENCE, passed).await.expect("it does not stand still");
+    assert_eq!(received.len(), SIZE + "farewell".len());
+    assert!(received.ends_with(b"xfarewell"));
 }
 
 #[tokio::test]

@@ -66,7 +66,7 @@ async fn a_client_that_asks_only_to_take_it_back_is_ended_and_hurts_nobody() {
         asked += 1;
         // In the service's hands it is more than HTTP/2's own bookkeeping that is kept busy.
         eventually("it is asked, or the end has come", || async {
-            upstream.heard().len() == asked as usize || ended(&gateway, "resets").await > 0.5
+            upstream.received().len() == asked as usize || ended(&gateway, "resets").await > 0.5
         })
         .await;
         let _ = stream.write_all(&frame(RST_STREAM, 0, id, &[0, 0, 0, 8])).await;
@@ -97,7 +97,7 @@ async fn a_header_that_trickles_has_a_deadline_over_http2_too() {
     let gateway = Gateway::start(upstream.address, POLICY, &[]).await;
     let mut stream = open(gateway.client()).await;
     stream.write_all(&frame(HEADERS, 1, 1, &get("/a"))).await.unwrap();
-    // It goes on in a frame of which the bytes come one by one.
+    // It continues in a frame of which the bytes come one by one.
     let rest = frame(CONTINUATION, 0, 1, &[0; 16_000]);
     let mut within = open(gateway.client()).await;
     within.write_all(&frame(HEADERS, 1, 1, &get("/a"))[..20]).await.unwrap();
@@ -110,7 +110,7 @@ async fn a_header_that_trickles_has_a_deadline_over_http2_too() {
     assert!(ended(&gateway, "slow_header").await > 1.5, "both are ended");
     let (code, why) = ending(&mut within).await.expect("it is told why");
     assert_eq!((code, why.as_str()), (ENHANCE_YOUR_CALM, "a request's header did not arrive in time"));
-    assert!(upstream.heard().is_empty());
+    assert!(upstream.received().is_empty());
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn a_gateway_that_drains_says_so_and_answers_what_is_in_flight() {
     let mut gateway = Gateway::start(upstream.address, POLICY, &[]).await;
     let (mut busy, mut idle) = (open(gateway.client()).await, open(gateway.client()).await);
     busy.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, 1, &get("/a"))).await.unwrap();
-    eventually("it is in flight", || async { upstream.heard().len() == 1 }).await;
+    eventually("it is in flight", || async { upstream.received().len() == 1 }).await;
     gateway.program.signal("TERM");
     let seen = until_it_ends(&mut busy).await;
     assert!(seen.contains(&(DATA, 1, b"ok".to_vec())), "what was in flight is answered: {seen:?}");

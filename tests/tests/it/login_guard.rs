@@ -18,7 +18,7 @@ fn problem(answer: &Answer) -> (u16, Value) {
     (answer.status(), problem)
 }
 
-/// Guesses from many addresses at once, until one that comes anew is not heard.
+/// Guesses from many addresses at once, until a new one is throttled.
 async fn flood(client: &Client, name: &str, network: u8) -> Answer {
     let mut number = 0;
     loop {

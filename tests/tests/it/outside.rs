@@ -234,7 +234,7 @@ async fn a_change_of_a_replica_whose_clock_is_behind_counts_everywhere() {
     assert_eq!(one.operator().ask("DELETE", path, &[], "").await.status(), 204);
     assert_eq!(status(&one).await, 200, "at once here");
     eventually("and on the other", || async { status(&other).await == 200 }).await;
-    // Likewise what this replica has not heard of: only Redis knows.
+    // Likewise for what this replica does not know: only Redis does.
     let later = format!("{:020}{}", changed_at + 1_000_000_000, ban.replace("127.0.5.0", "127.0.6.0"));
     redis
         .cli(&[

@@ -77,9 +77,9 @@ async fn a_service_receives_its_clients_requests_and_nothing_else() {
     let places = [("PALISADE_GATEWAY__UPSTREAMS__BACKEND__ADDRESSES", both.as_str())];
     let gateway = Gateway::start(service.address, PASS, &places).await;
     assert_eq!(gateway.client().get("/internal/changes", None).await.status(), 200, "the path is its own");
-    for_a_while(|| assert_eq!(service.heard().len(), 1, "{:?}", service.heard())).await;
-    let heard = service.heard().join("").to_ascii_lowercase();
-    assert!(!heard.contains("x-palisade"), "{heard}");
+    for_a_while(|| assert_eq!(service.received().len(), 1, "{:?}", service.received())).await;
+    let received = service.received().join("").to_ascii_lowercase();
+    assert!(!received.contains("x-palisade"), "{received}");
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn a_feed_that_is_not_there_is_said_once_and_asked_for_ever_more_seldom() 
     let service = RawUpstream::start(vec![(Duration::ZERO, nothing)], false).await;
     let policy = PolicyText::of(PASS).set("routes.all.auth", vec!["api_key"]) + "[permissions]\n";
     let gateway = Gateway::start(service.address, &policy, &[]).await;
-    let asked = || service.heard().iter().filter(|one| one.starts_with("GET /internal/changes")).count();
+    let asked = || service.received().iter().filter(|one| one.starts_with("GET /internal/changes")).count();
     for_a_while(|| assert!(asked() <= 8, "{}", asked())).await;
     assert!(asked() >= 3, "{}", asked());
     let events = gateway.program.events();

@@ -258,7 +258,8 @@ async fn overloaded() -> Answer {
     let (upstream, gateway) = silent("[concurrency.backend]\nmost = 1\nqueue = 0").await;
     let mut first = gateway.client().connect().await;
     first.write_all(b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
-    eventually("the first is on its way", || async { upstream.heard().concat().contains("GET /a ") }).await;
+    eventually("the first is on its way", || async { upstream.received().concat().contains("GET /a ") })
+        .await;
     gateway.client().get("/a", None).await
 }
 

@@ -1,4 +1,4 @@
-//! Several gateways on one Redis, and a Redis that goes away.
+//! Several gateways on one Redis, and a Redis that becomes unavailable.
 
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ async fn a_redis_that_comes_back_empty_forgets_no_ban() {
     assert_eq!(client.get("/.well-known/jwks.json", None).await.status(), 403);
     let newcomer = gateway(&backend, &redis.url()).await;
     let client = newcomer.client().at([127, 0, 0, 3]);
-    eventually("a newcomer hears of it", || async {
+    eventually("a newcomer receives it", || async {
         client.get("/.well-known/jwks.json", None).await.status() == 403
     })
     .await;
@@ -105,7 +105,7 @@ async fn a_replica_that_was_cut_off_catches_up() {
     let blocked = async |gateway: &Gateway, address| {
         gateway.client().at(address).get("/.well-known/jwks.json", None).await.status() == 403
     };
-    eventually("it hears of theirs", || blocked(&cut, [127, 0, 0, 4])).await;
+    eventually("it receives theirs", || blocked(&cut, [127, 0, 0, 4])).await;
     eventually("they hear of its own", || blocked(&one, [127, 0, 0, 5])).await;
     println!("after a cut both sides agree in {:?}", mended.elapsed());
     assert!(mended.elapsed() < Duration::from_secs(1));

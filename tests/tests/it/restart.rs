@@ -42,7 +42,7 @@ async fn a_full_state_disk_acknowledges_no_ban_and_loses_none() {
     assert!(gateway.metric("palisade_state_files_late").await > 0.5);
     let kept = std::fs::read_to_string(gateway.state_file("changes.json")).unwrap();
     assert!(kept.contains("127.0.0.71") && !kept.contains("127.0.0.72"), "{kept}");
-    // What is learnt now is kept as well: a policy edit.
+    // What is learnt now is stored as well: a policy edit.
     gateway.edit_policy(|text| text.replacen("rate = \"5/min\"", "rate = \"6/min\"", 1));
     let in_force =
         || async { gateway.operator().get("/admin/policy", None).await.json()["last_refusal"].is_null() };

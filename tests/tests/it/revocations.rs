@@ -52,7 +52,7 @@ async fn the_end_of_a_session_revokes_its_tokens_on_every_gateway_and_over_resta
     let refreshed = json!({"refresh_token": deactivated["refresh_token"]});
     assert_eq!(post(&client, "/v1/auth/refresh", None, &refreshed).await.status(), 401);
 
-    // A gateway that begins anew is told what is revoked.
+    // A gateway that starts receives what is revoked.
     let fresh = Gateway::start(backend.address, &lenient(), &[]).await;
     fresh.follows_the_feed().await;
     assert_eq!(status(&fresh, &word(&session, "access_token")).await, 401);

@@ -273,8 +273,8 @@ async fn an_encoded_slash_is_refused_or_kept() {
         );
         let gateway = Gateway::start(upstream.address, &policy, &[]).await;
         assert_eq!(gateway.client().get("/a%2fb", None).await.status(), status, "{word}");
-        let heard = upstream.heard();
-        assert_eq!(heard.iter().any(|one| one.starts_with("GET /a%2Fb ")), word == "keep", "{heard:?}");
+        let received = upstream.received();
+        assert_eq!(received.iter().any(|one| one.starts_with("GET /a%2Fb ")), word == "keep", "{received:?}");
     }
 }
 

@@ -221,8 +221,8 @@ async fn a_role_that_is_taken_away_opens_nothing_whatever_the_token_says() {
     let ann = house.user("ann", &["staff"]).await;
     let client = house.gateway.client();
     let roles_told = || {
-        let heard = house.rooms.heard().pop().unwrap();
-        heard.lines().find_map(|line| line.strip_prefix("x-auth-roles: ")).map(str::to_owned)
+        let received = house.rooms.received().pop().unwrap();
+        received.lines().find_map(|line| line.strip_prefix("x-auth-roles: ")).map(str::to_owned)
     };
     assert_eq!(client.get("/staff/1", Some(&ann.token)).await.status(), 200);
     assert_eq!(roles_told().as_deref(), Some("staff"));

@@ -200,11 +200,11 @@ async fn keys_rotate_and_an_unknown_one_causes_one_fetch() {
     assert_eq!(server.fetches() - before, 1, "at most one in ten seconds");
     assert_eq!(code(&client, &token("old", &new, |_| {})).await, "token_invalid", "the wrong key's name");
 
-    // A key that is taken out of the set is not believed any more, remembered tokens included.
+    // A key that is taken out of the set is not trusted any more, remembered tokens included.
     server.publish(&[("new", &new)]);
     gateway.edit_policy(|text| text.replace("refresh = \"1h\"", "refresh = \"1s\""));
     eventually("the old key is gone", || async { code(&client, &first).await == "token_invalid" }).await;
-    // The last good set serves while the source is away.
+    // The last good set serves while the source is unavailable.
     server.program.signal("KILL");
     let failed = "palisade_key_set_fetches_total{result=\"failed\"}";
     eventually("three refreshes fail", || async { gateway.metric(failed).await > 2.5 }).await;

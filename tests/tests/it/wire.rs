@@ -100,7 +100,7 @@ async fn a_bad_chunk_is_400_and_closes() {
 #[tokio::test]
 async fn a_short_chunked_body_is_checked_before_the_upstream_receives_it_and_a_slow_one_is_streamed() {
     let upstream = RawUpstream::start(vec![(Duration::ZERO, OK)], false).await;
-    let heard = || upstream.heard().into_iter().filter(|heard| heard.starts_with("POST "));
+    let received = || upstream.received().into_iter().filter(|received| received.starts_with("POST "));
     let policy = "version = 1\n[[routes]]\nname = \"all\"\npath = \"/{*rest}\"\nupstream = \"backend\"\n";
     let gateway = Gateway::start(upstream.address, policy, &[]).await;
     let start = b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -122,15 +122,15 @@ async fn a_short_chunked_body_is_checked_before_the_upstream_receives_it_and_a_s
         let refused = read_for(&mut stream, Duration::from_millis(500)).await;
         assert!(refused.starts_with("HTTP/1.1 400 "), "{refused}");
     }
-    assert_eq!(heard().next(), None);
+    assert_eq!(received().next(), None);
     let _unfinished = pieces(&[b"5\r\nhello\r\n"]).await;
     tests::eventually("a body that takes longer is sent as it comes", || async {
-        heard().any(|heard| heard.ends_with("hello\r\n"))
+        received().any(|received| received.ends_with("hello\r\n"))
     })
     .await;
     let mut empty = pieces(&[b"0\r\n\r\n"]).await;
     assert!(read_for(&mut empty, Duration::from_millis(500)).await.starts_with("HTTP/1.1 200 "));
-    assert!(heard().any(|heard| heard.ends_with("\r\n\r\n0\r\n\r\n")), "an empty body is one");
+    assert!(received().any(|received| received.ends_with("\r\n\r\n0\r\n\r\n")), "an empty body is one");
 }
 
 #[tokio::test]
@@ -179,7 +179,7 @@ async fn http2_is_judged_and_answered_like_http1() {
     assert!(refused.ends_with("\n2 404") && refused.contains("route_not_found"), "{refused}");
 }
 
-/// The status of a request over HTTP/2 whose body begins and does not go on.
+/// The status of a request over HTTP/2 whose body begins and does not continue.
 async fn stalled_over_http2(client: &tests::client::Client) -> u16 {
     let stream = client.connect().await;
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
@@ -285,8 +285,8 @@ async fn an_empty_piece_of_an_http2_body_does_not_end_it_twice() {
         curl.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"abc").await.unwrap();
     assert!(child.wait().await.unwrap().success());
-    let heard = upstream.heard().concat();
-    assert!(heard.ends_with("\r\n3\r\nabc\r\n0\r\n\r\n"), "{heard}");
+    let received = upstream.received().concat();
+    assert!(received.ends_with("\r\n3\r\nabc\r\n0\r\n\r\n"), "{received}");
 }
 
 #[tokio::test]
@@ -301,8 +301,8 @@ async fn a_chunked_body_arrives_whole_however_it_is_cut() {
         tokio::time::sleep(Duration::from_millis(1)).await; // so that each byte is read by itself
     }
     assert!(read_for(&mut stream, Duration::from_millis(300)).await.starts_with("HTTP/1.1 200 "));
-    let heard = upstream.heard().concat();
-    let body = heard.split_once("\r\n\r\n").unwrap().1;
+    let received = upstream.received().concat();
+    let body = received.split_once("\r\n\r\n").unwrap().1;
     let pieces: String = body.split("\r\n").skip(1).step_by(2).collect();
     assert!(pieces == "hello!" && body.ends_with("\r\n0\r\n\r\n"), "{body:?}");
 }
@@ -331,9 +331,12 @@ async fn only_a_websocket_is_an_upgrade_whatever_either_side_says() {
         let answer = gateway.client().raw(request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 502 "), "{head:?}: {answer}");
     }
-    let forwarded = upstream.heard();
+    let forwarded = upstream.received();
     assert!(forwarded[0].to_lowercase().contains("upgrade: websocket"));
-    assert!(forwarded[1..].iter().all(|heard| !heard.to_lowercase().contains("upgrade")), "{forwarded:?}");
+    assert!(
+        forwarded[1..].iter().all(|received| !received.to_lowercase().contains("upgrade")),
+        "{forwarded:?}"
+    );
 }
 
 #[tokio::test]
@@ -373,7 +376,7 @@ async fn a_request_that_is_malformed_from_the_start_reaches_nobody_and_closes() 
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{request:?}: {answer}");
         assert!(closes(&mut stream).await, "{request:?}");
     }
-    assert!(upstream.heard().is_empty(), "{:?}", upstream.heard());
+    assert!(upstream.received().is_empty(), "{:?}", upstream.received());
 }
 
 #[tokio::test]
@@ -390,9 +393,12 @@ async fn the_upstream_sees_one_host_and_no_field_of_the_clients_connection() {
     ] {
         let answer = gateway.client().raw(request.as_bytes()).await;
         assert!(answer.contains(" 200 "), "{request:?}: {answer}");
-        let heard = upstream.heard().pop().unwrap().to_lowercase();
-        assert!(heard.starts_with("get /a http/1.1\r\n") && heard.contains(host), "{request:?}: {heard}");
-        assert!(heard.contains("x-forwarded-for: 127.0.0.1") && !heard.contains("x-hop"), "{heard}");
+        let received = upstream.received().pop().unwrap().to_lowercase();
+        assert!(
+            received.starts_with("get /a http/1.1\r\n") && received.contains(host),
+            "{request:?}: {received}"
+        );
+        assert!(received.contains("x-forwarded-for: 127.0.0.1") && !received.contains("x-hop"), "{received}");
     }
 }
 
@@ -407,8 +413,8 @@ async fn crumbs_of_an_http2_cookie_are_joined_and_its_header_is_checked() {
         String::from_utf8(output.stdout).unwrap()
     };
     assert_eq!(ask(&["-H", "Cookie: a=1", "-H", "Cookie: b=2"]).await, "200");
-    let heard = upstream.heard().pop().unwrap().to_lowercase();
-    assert!(heard.contains("cookie: a=1; b=2\r\n"), "{heard}");
+    let received = upstream.received().pop().unwrap().to_lowercase();
+    assert!(received.contains("cookie: a=1; b=2\r\n"), "{received}");
     assert_eq!(ask(&["-H", "Host: a:99999"]).await, "400");
     assert_eq!(ask(&["--request-target", "/a\\b"]).await, "400");
 }

@@ -19,7 +19,7 @@ fn address(network: u8, number: usize) -> [u8; 4] {
     [127, network, high, low]
 }
 
-/// Logs in, coming back when it is told to: how long it took.
+/// Logs in, trying again when the answer says so: how long it took.
 async fn gets_in(client: &Client, name: &str) -> Duration {
     let begun = Instant::now();
     loop {
