@@ -150,6 +150,8 @@ impl Client {
     pub async fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = self.connect().await;
         stream.write_all(bytes).await.unwrap();
+        // A busy machine may be quiet for long before an answer begins, and rarely within one.
+        let _ = tokio::time::timeout(PATIENCE, stream.readable()).await.expect("an answer or an end");
         read_for(&mut stream, Duration::from_millis(300)).await
     }
 }

@@ -37,6 +37,8 @@ async fn an_edit_under_load_takes_effect_without_one_failed_request() {
         eventually("the edit is in force", || async { client.get(&path, None).await.status() == 401 }).await;
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         println!("edit {round} in force after {:?}", begun.elapsed());
+        let sofar = served.load(Ordering::Relaxed);
+        eventually("the load continues", || async { served.load(Ordering::Relaxed) > sofar + 20 }).await;
     }
     stop.store(true, Ordering::Relaxed);
     for task in load {

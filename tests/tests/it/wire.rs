@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use tests::client::{closes, read_for};
+use tests::client::{closes, read_for, read_until};
 use tests::policy_text::PolicyText;
 use tests::stack::{Gateway, Stack};
-use tests::upstream::{RawUpstream, Script};
+use tests::upstream::RawUpstream;
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
 
 const KEYS: &str = "/.well-known/jwks.json";
 
@@ -341,19 +342,21 @@ async fn only_a_websocket_is_an_upgrade_whatever_either_side_says() {
 
 #[tokio::test]
 async fn an_answer_is_passed_on_as_it_comes() {
-    let slow: Script = vec![
-        (Duration::ZERO, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"),
-        (Duration::from_millis(300), b"abc"),
-        (Duration::from_millis(300), b"def"),
-    ];
-    let upstream = RawUpstream::start(slow, false).await;
-    let gateway = before(&upstream).await;
-    let mut stream = gateway.client().connect().await;
-    stream.write_all(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-    let head = read_for(&mut stream, Duration::from_millis(150)).await;
-    assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
-    assert_eq!(read_for(&mut stream, Duration::from_millis(250)).await, "abc");
-    assert_eq!(read_for(&mut stream, Duration::from_millis(400)).await, "def");
+    // The upstream says nothing more before the client has what it said.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let policy = PolicyText::of(OPEN).set("requests.upstream_timeout", "20s");
+    let gateway = Gateway::start(listener.local_addr().unwrap(), &policy, &[]).await;
+    let mut client = gateway.client().connect().await;
+    client.write_all(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut upstream = listener.accept().await.unwrap().0;
+    read_until(&mut upstream, "\r\n\r\n").await;
+    for (said, end) in
+        [("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n", "\r\n\r\n"), ("abc", "abc"), ("def", "def")]
+    {
+        upstream.write_all(said.as_bytes()).await.unwrap();
+        let passed = read_until(&mut client, end).await;
+        assert!(passed.ends_with(end) && passed.contains("HTTP/1.1 200 ") == (end == "\r\n\r\n"), "{passed}");
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 #[path = "."]
 mod soak {
     mod chaos;
+    mod clock;
     mod connections;
     mod guessing;
     mod limits;
