@@ -1,5 +1,8 @@
 //! The harness: real programs on ports of their own, a real Redis, clients with addresses of their own, faults.
 //!
+//! `tests/it` are the short tests, each of some seconds at most and six at a time; `tests/soak` those that load, flood or
+//! wait by nature, two at a time. A policy is changed by path with [`policy_text::PolicyText`].
+//!
 //! Nothing waits a fixed time: everything waits for a state, with a long bound. Every program that is started ends with
 //! the value that stands for it, and its log is printed when the test fails.
 #![expect(clippy::missing_panics_doc, reason = "a harness panics to fail a test")]

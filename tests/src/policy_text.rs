@@ -18,8 +18,8 @@ impl PolicyText {
         Self(text.into())
     }
 
-    /// The tests' policy, `tests/src/policy.toml`.
-    pub fn shipped() -> Self {
+    /// The policy of most tests, `tests/src/policy.toml`.
+    pub fn usual() -> Self {
         Self::of(POLICY)
     }
 

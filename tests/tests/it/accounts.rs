@@ -17,9 +17,8 @@ async fn stack_with_key() -> (Stack, EncodingKey) {
     let public = jsonwebtoken::jwk::Jwk::from_encoding_key(&key, Algorithm::EdDSA).unwrap();
     let file = std::env::temp_dir().join(format!("palisade-test-keys-{}.json", std::process::id()));
     std::fs::write(&file, json!({"keys": [public]}).to_string()).unwrap();
-    let policy = PolicyText::shipped()
-        .remove("jwt.accounts.jwks")
-        .set("jwt.accounts.key_file", file.to_str().unwrap());
+    let policy =
+        PolicyText::usual().remove("jwt.accounts.jwks").set("jwt.accounts.key_file", file.to_str().unwrap());
     (Stack::with(&policy, &[]).await, key)
 }
 
@@ -99,17 +98,22 @@ fn digest(body: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body))
 }
 
+/// What a gateway asserts of `GET /v1/roles` by an administrator.
+fn asserted(now: u64) -> Value {
+    json!({
+        "iss": "palisade-gateway", "aud": "palisade-backend", "iat": now, "exp": now + 30,
+        "method": "GET", "target": "/v1/roles", "request_id": "r1", "sub": "somebody", "roles": ["admin"],
+        "body_sha256": digest(b""),
+    })
+}
+
 #[tokio::test]
 async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
     let stack = Stack::start().await;
     let backend = Client::of(stack.backend.address);
     let key = EncodingKey::from_secret(GATEWAY_TOKEN.as_bytes());
     let now = jsonwebtoken::get_current_timestamp();
-    let fine = json!({
-        "iss": "palisade-gateway", "aud": "palisade-backend", "iat": now, "exp": now + 30,
-        "method": "GET", "target": "/v1/roles", "request_id": "r1", "sub": "somebody", "roles": ["admin"],
-        "body_sha256": digest(b""),
-    });
+    let fine = asserted(now);
     let asked = std::cell::Cell::new(0);
     let ask = async |claims: &Value, header: Header| {
         asked.set(asked.get() + 1);
@@ -155,9 +159,16 @@ async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
         assert_eq!(status, expected, "{name}");
     }
     assert_eq!(ask(&fine, Header::new(Algorithm::HS384)).await, 401, "another algorithm");
+}
+
+#[tokio::test]
+async fn a_client_s_request_opens_nothing_internal() {
+    let stack = Stack::start().await;
+    let backend = Client::of(stack.backend.address);
+    let key = EncodingKey::from_secret(GATEWAY_TOKEN.as_bytes());
     let own = ["/internal/permissions", "/internal/api-keys", "/internal/roles"];
     for (number, target) in own.into_iter().enumerate() {
-        let mut claims = fine.clone();
+        let mut claims = asserted(jsonwebtoken::get_current_timestamp());
         (claims["method"], claims["target"]) = (json!("POST"), json!(target));
         (claims["body_sha256"], claims["jti"]) =
             (json!(digest(b"{}")), json!(format!("00000000-0000-7000-9000-{number:012x}")));
@@ -173,7 +184,7 @@ async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
 
 #[tokio::test]
 async fn a_client_cannot_write_what_the_backend_trusts_whatever_the_policy_forwards() {
-    let open = PolicyText::shipped().remove("jwt.accounts.forward").remove_from_routes("roles")
+    let open = PolicyText::usual().remove("jwt.accounts.forward").remove_from_routes("roles")
         + "[[routes]]\nname = \"all\"\npath = \"/{*rest}\"\nupstream = \"backend\"\n";
     let stack = Stack::with(&open, &[]).await;
     let user = stack.user("ann", &[]).await;
@@ -219,7 +230,7 @@ async fn a_record_can_be_read_back_by_everybody_or_is_not_taken() {
 
 #[tokio::test]
 async fn a_field_of_the_body_can_be_what_is_limited_and_the_body_still_arrives() {
-    let by_account = PolicyText::shipped()
+    let by_account = PolicyText::usual()
         .set("routes.login.limits", vec!["account"])
         .set("routes.login.max_body", "1KB")
         .set("blocks.auto.failures", 1_000)

@@ -33,11 +33,11 @@ struct Passed {
     after: Option<&'static str>,
 }
 
-#[tokio::test]
-async fn an_answer_is_passed_on_however_it_is_framed() {
+/// Answers in every framing that there is.
+fn framed() -> Vec<Passed> {
     let case =
         |said: &'static [u8], told: &'static [&'static str], body, after| Passed { said, told, body, after };
-    let cases = [
+    vec![
         case(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", &["HTTP/1.1 200 OK\r\n"], "ok", None),
         case(
             b"HTTP/1.1 200 OK\r\nX-CaSe: \xe9\r\nContent-Length: 2,2\r\nContent-Length: 2\r\n\r\nok",
@@ -79,7 +79,12 @@ async fn an_answer_is_passed_on_however_it_is_framed() {
             "end",
             None,
         ),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn an_answer_is_passed_on_however_it_is_framed() {
+    let cases = framed();
     let upstream = Answers::start(cases.iter().map(|case| case.said.to_vec()).collect()).await;
     let gateway = upstream.gateway().await;
     for (number, Passed { said, told, body, after }) in cases.iter().enumerate() {

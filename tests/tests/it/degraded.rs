@@ -69,7 +69,7 @@ async fn an_operator_stops_changes_and_allows_them_again() {
 
 #[tokio::test]
 async fn a_client_gets_its_own_last_good_answer_while_the_breaker_is_open() {
-    let policy = PolicyText::shipped()
+    let policy = PolicyText::usual()
         .set("routes.read-record.when_open", "stale")
         .set("permissions.on_failure", "stale")
         .set("limits.login.rate", "1000/s");
@@ -116,7 +116,7 @@ async fn an_upstream_is_sent_no_more_than_it_can_take_and_what_matters_least_is_
         &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"[..],
     )];
     let upstream = RawUpstream::start(slow, false).await;
-    let policy = PolicyText::shipped().set("routes.read-record.priority", "high")
+    let policy = PolicyText::usual().set("routes.read-record.priority", "high")
         + "[concurrency.backend]\nmost = 1\nqueue = 1\nwait = \"2s\"\n[[routes]]\nname = \"low\"\npath = \"/low\"\nupstream = \"backend\"\npriority = \"low\"\n[[routes]]\nname = \"high\"\npath = \"/high\"\nupstream = \"backend\"\npriority = \"high\"\n";
     let gateway = Gateway::start(upstream.address, &policy, &[]).await;
     let client = gateway.client();

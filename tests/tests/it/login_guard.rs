@@ -43,7 +43,7 @@ async fn flood(client: &Client, name: &str, network: u8) -> Answer {
 
 #[tokio::test]
 async fn an_owner_gets_in_from_a_known_address_or_device_whatever_others_do() {
-    let policy = PolicyText::shipped().set("limits.login.rate", "1000/s"); // three failures ban an address
+    let policy = PolicyText::usual().set("limits.login.rate", "1000/s"); // three failures ban an address
     let stack = Stack::with(&policy, &[]).await;
     stack.backend.add_user("ann", &[]).await;
     let client = stack.gateway.client();
@@ -125,7 +125,7 @@ async fn failures_lock_the_place_that_they_come_from_and_not_the_owner() {
 
 #[tokio::test]
 async fn the_right_password_without_its_code_is_no_failure_and_a_code_is_taken_as_apps_show_it() {
-    let policy = PolicyText::shipped().set("limits.login.rate", "1000/s"); // three failures ban an address
+    let policy = PolicyText::usual().set("limits.login.rate", "1000/s"); // three failures ban an address
     let stack = Stack::with(&policy, &[]).await;
     let user = stack.user("ann", &[]).await;
     let client = stack.gateway.client().at([127, 0, 7, 21]);

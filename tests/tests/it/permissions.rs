@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 fn lenient() -> PolicyText {
-    PolicyText::shipped().set("limits.login.rate", "1000/s")
+    PolicyText::usual().set("limits.login.rate", "1000/s")
 }
 
 #[tokio::test]

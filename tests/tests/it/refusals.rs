@@ -273,7 +273,7 @@ async fn limit_without_redis() -> Answer {
 async fn keys_unavailable() -> Answer {
     // `{jwks}` is an address of the service, and nobody is there.
     let nobody = format!("127.0.0.1:{}", free_port()).parse().unwrap();
-    let gateway = Gateway::start(nobody, &PolicyText::shipped(), &[]).await;
+    let gateway = Gateway::start(nobody, &PolicyText::usual(), &[]).await;
     let exp = jsonwebtoken::get_current_timestamp() + 600;
     let claims = json!({"iss": "palisade", "aud": "palisade", "sub": "ann", "exp": exp}).to_string();
     let parts = [r#"{"alg":"EdDSA"}"#, &claims, "a signature that nobody can check"];
@@ -283,7 +283,7 @@ async fn keys_unavailable() -> Answer {
 
 async fn key_without_backend() -> Answer {
     let nobody = format!("127.0.0.1:{}", free_port()).parse().unwrap();
-    let gateway = Gateway::start(nobody, &PolicyText::shipped(), &[]).await;
+    let gateway = Gateway::start(nobody, &PolicyText::usual(), &[]).await;
     gateway.client().ask("GET", RECORD, &[("x-api-key", "pal_unknown")], "").await
 }
 

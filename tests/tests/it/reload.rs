@@ -168,7 +168,7 @@ async fn deny_files_are_watched_and_their_faults_named() {
 async fn a_policy_that_refuses_too_much_is_rolled_back_and_stays_so_over_a_restart() {
     const CANARY: &str = "[canary]\nwindow = \"1m\"\nmin_requests = 20\n";
     let backend = Backend::start(&[]).await;
-    let policy_with_list = PolicyText::shipped().set("blocks.deny_files", vec!["list.txt"]);
+    let policy_with_list = PolicyText::usual().set("blocks.deny_files", vec!["list.txt"]);
     let text = policy_with_list + CANARY;
     let gateway = Gateway::start_beside(&[("list.txt", "")], backend.address, &text, &[]).await;
     let ask = async |gateway: &Gateway| gateway.client().get("/.well-known/jwks.json", None).await.status();

@@ -86,7 +86,7 @@ async fn a_damaged_state_file_is_set_aside_and_redis_gives_back_what_it_knows() 
 #[tokio::test]
 async fn a_bad_deny_file_holds_nothing_else_up_and_its_last_good_one_outlives_a_restart() {
     let backend = Backend::start(&[]).await;
-    let policy = PolicyText::shipped().set("blocks.deny_files", vec!["drop.txt"]);
+    let policy = PolicyText::usual().set("blocks.deny_files", vec!["drop.txt"]);
     let spamhaus = "\u{feff}; DROP list\r\n127.44.0.0/16 ; SBL1\r\n";
     let gateway = Gateway::start_beside(&[("drop.txt", spamhaus)], backend.address, &policy, &[]).await;
     assert_eq!(status(&gateway, [127, 44, 0, 1]).await, 403);

@@ -147,7 +147,7 @@ async fn a_token_of_each_algorithm_is_verified() {
             openssl(&format!("pkey -in {name}.key -pubout -out {name}.pem"));
             format!("key_file = {:?}", file(&format!("{name}.pem")))
         };
-        let policy = PolicyText::shipped().remove("jwt.accounts")
+        let policy = PolicyText::usual().remove("jwt.accounts")
             + &format!("[jwt.accounts]\nalgorithms = [{name:?}]\n{keys}\n");
         let gateway = Gateway::start(backend.address, &policy, &[("A_SECRET", &secret)]).await;
         let exp = jsonwebtoken::get_current_timestamp() + 600;

@@ -19,7 +19,7 @@ use tokio::process::Command;
 
 /// A policy whose one issuer is `issuer`, a TOML table.
 fn policy_with(issuer: &str) -> PolicyText {
-    PolicyText::shipped().remove("jwt.accounts") + issuer
+    PolicyText::usual().remove("jwt.accounts") + issuer
 }
 
 fn claims() -> Value {

@@ -194,7 +194,7 @@ async fn stalled_over_http2(client: &tests::client::Client) -> u16 {
 
 #[tokio::test]
 async fn a_body_that_does_not_come_is_the_clients_fault_and_never_the_upstreams() {
-    let hurried = PolicyText::shipped().set("requests.request_timeout", "400ms");
+    let hurried = PolicyText::usual().set("requests.request_timeout", "400ms");
     let stack = Stack::with(&hurried, &[]).await;
     let stalled = "POST /v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
     for _ in 0..5 {

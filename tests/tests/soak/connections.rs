@@ -61,7 +61,7 @@ async fn cost(program: &Program, to: SocketAddr, network: u8, what: &str) {
 async fn a_connection_costs_less_than_20_kib_on_every_listener() {
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     // The feed is not to wait for what this test does to its backend.
-    let policy = PolicyText::shipped()
+    let policy = PolicyText::usual()
         .set("limits.shared.rate", "100000/s")
         .set("limits.shared.burst", 100_000)
         .set("requests.header_timeout", "20s");
