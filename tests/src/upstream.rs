@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+
+use crate::PATIENCE;
 
 /// Pieces of an answer, each after a wait.
 pub type Script = Vec<(Duration, &'static [u8])>;
@@ -69,6 +71,16 @@ impl RawUpstream {
             }
         });
         Self { address, received }
+    }
+
+    /// Waits until what each connection has sent is as it should be: an answer may be with the client before the end of the
+    /// request is here.
+    pub async fn receives(&self, is_right: impl Fn(&[String]) -> bool) {
+        let begun = Instant::now();
+        while !is_right(&self.received()) {
+            assert!(begun.elapsed() < PATIENCE, "{:?}", self.received());
+            tokio::time::sleep(Duration::from_millis(10)).await; // between two looks
+        }
     }
 
     /// What each connection has sent so far.
