@@ -1,10 +1,10 @@
 # Palisade. `make run` to try it, `make test` for everything that CI runs.
 
 CARGO ?= cargo
-.PHONY: run test build lint walls deny images bench fuzz help
+.PHONY: run test build e2e soak lint walls deny images bench fuzz help
 
 help: ## This list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 run: build ## Backend and gateway with the development profile, an administrator, and five lines to try
 	@scripts/run-dev
@@ -13,11 +13,20 @@ build: ## Both programs, for development
 	@scripts/need cargo cc cmake
 	$(CARGO) build --locked --workspace --bins
 
+# End-to-end tests mostly wait for a program: more of them at once than there are cores.
+TEST_THREADS ?= 6
 test: lint walls deny ## Everything: format, lints, walls, dependencies, unit and end-to-end tests
 	@scripts/need redis-server curl openssl oathtool
 	$(CARGO) build --locked --workspace --bins
-	$(CARGO) test --locked --workspace
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace -- --skip soak::
+	$(MAKE) soak
 	$(MAKE) fuzz FUZZ_SECONDS=$(if $(CI),60,5)
+
+e2e: build ## The short end-to-end tests, on the real programs: about two minutes
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace --test it
+
+soak: build ## The long ones: floods, large streams, ten thousand of something, chaos
+	$(CARGO) test --locked --workspace --test soak -- --test-threads 2
 
 lint: ## Format and lints; a warning fails
 	$(CARGO) fmt --all --check

@@ -10,7 +10,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// A new one, which nobody believes yet.
+    /// A new one, which nobody trusts yet.
     pub async fn new() -> Self {
         let authority = Self { dir: tempfile::tempdir().unwrap() };
         authority.openssl("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem").await;

@@ -30,6 +30,17 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// An answer over HTTP/1.1 whose body has an announced length or ends with the connection.
+    pub fn read(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
+        let (status, fields) = head.split_once("\r\n").unwrap_or((head, ""));
+        let mut answer = http::Response::builder().status(status.get(9..12).unwrap_or_default());
+        for (name, value) in fields.lines().filter_map(|field| field.split_once(':')) {
+            answer = answer.header(name, value.trim());
+        }
+        Self { head: answer.body(()).unwrap().into_parts().0, body: body.to_owned().into() }
+    }
+
     /// The status.
     pub fn status(&self) -> u16 {
         self.head.status.as_u16()
@@ -139,11 +150,13 @@ impl Client {
     pub async fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = self.connect().await;
         stream.write_all(bytes).await.unwrap();
+        // A busy machine may be quiet for long before an answer begins, and rarely within one.
+        let _ = tokio::time::timeout(PATIENCE, stream.readable()).await.expect("an answer or an end");
         read_for(&mut stream, Duration::from_millis(300)).await
     }
 }
 
-/// Asks on a connection that is kept: the answer's status, and whether the connection ends with it.
+/// Asks on a keep-alive connection: the answer's status, and whether the connection ends with it.
 pub async fn ask_on(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<(u16, bool)> {
     stream.write_all(request).await?;
     let mut answer = Vec::with_capacity(1024);

@@ -48,3 +48,8 @@ impl FakeClock {
         .to_vec()
     }
 }
+
+/// The same as a program is started with it.
+pub fn borrowed(environment: &[(String, String)]) -> Vec<(&str, &str)> {
+    environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+}

@@ -1,6 +1,8 @@
 //! A TCP proxy that can be cut: what goes through it stops, and nobody can connect, until it is mended.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -10,6 +12,7 @@ use tokio::sync::watch;
 pub struct FaultProxy {
     address: SocketAddr,
     cut: watch::Sender<bool>,
+    refused: Arc<AtomicUsize>,
 }
 
 impl FaultProxy {
@@ -18,11 +21,14 @@ impl FaultProxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cut, state) = watch::channel(false);
+        let refused = Arc::<AtomicUsize>::default();
+        let count = Arc::clone(&refused);
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
-                let mut state = state.clone();
+                let (mut state, count) = (state.clone(), Arc::clone(&count));
                 tokio::spawn(async move {
                     if *state.borrow() {
+                        count.fetch_add(1, Ordering::Relaxed);
                         return;
                     }
                     let Ok(mut server) = TcpStream::connect(target).await else { return };
@@ -33,7 +39,7 @@ impl FaultProxy {
                 });
             }
         });
-        Self { address, cut }
+        Self { address, cut, refused }
     }
 
     /// Where to connect.
@@ -44,6 +50,11 @@ impl FaultProxy {
     /// Ends every connection and takes no new one.
     pub fn cut(&self) {
         self.cut.send_replace(true);
+    }
+
+    /// How many connections came while it was cut.
+    pub fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Works again.

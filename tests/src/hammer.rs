@@ -1,4 +1,4 @@
-//! Many requests on connections that are kept: what was answered, and how long the slowest took.
+//! Many requests on keep-alive connections: what was answered, and how long the slowest took.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,23 +1,32 @@
 //! The harness: real programs on ports of their own, a real Redis, clients with addresses of their own, faults.
 //!
+//! `tests/it` are the short tests, each of some seconds at most and six at a time; `tests/soak` those that load, flood or
+//! wait by nature, two at a time. A policy is changed by path with [`policy_text::PolicyText`].
+//!
 //! Nothing waits a fixed time: everything waits for a state, with a long bound. Every program that is started ends with
 //! the value that stands for it, and its log is printed when the test fails.
 #![expect(clippy::missing_panics_doc, reason = "a harness panics to fail a test")]
 #![expect(clippy::unwrap_used, reason = "a harness panics to fail a test")]
 
+pub mod accounts;
+pub mod answers;
 pub mod authority;
 pub mod client;
 pub mod fake_clock;
 pub mod fault;
+pub mod frames;
 pub mod hammer;
 pub mod load;
 pub mod mutate;
 pub mod peers;
+pub mod permissions;
+pub mod policy_text;
 pub mod program;
 pub mod redis;
 pub mod secrets;
 pub mod stack;
 pub mod streams;
+pub mod three;
 pub mod upstream;
 
 use std::future::Future;
@@ -33,7 +42,7 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut state: impl Fn
     let begun = Instant::now();
     while !state().await {
         assert!(begun.elapsed() < PATIENCE, "did not come about: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await; // between two looks
     }
 }
 
@@ -44,7 +53,7 @@ pub fn free_port() -> u16 {
     const COUNT: u32 = 20_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
-        // Where two test runs go on at once, they begin at different places.
+        // Where two test runs are active at once, they begin at different places.
         let number = std::process::id().wrapping_mul(61).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = u16::try_from(FIRST + number % COUNT).unwrap();
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {

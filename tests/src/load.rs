@@ -1,4 +1,4 @@
-//! A steady load from many clients that keep their connections, spread over the gateways that say that they are ready, as
+//! A steady load from many clients on keep-alive connections, spread over the gateways that say that they are ready, as
 //! a balancer would.
 
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ pub struct Sample {
     pub status: u16,
 }
 
-/// A load that goes on until it is told to end.
+/// A load that continues until [`Load::finish`].
 pub struct Load {
     end: watch::Sender<bool>,
     clients: Vec<JoinHandle<Vec<Sample>>>,
@@ -59,7 +59,7 @@ impl Load {
     }
 
     /// Waits until so many more requests are over.
-    pub async fn goes_on(&self, requests: usize) {
+    pub async fn continues(&self, requests: usize) {
         let until = self.done.load(Ordering::Relaxed) + requests;
         eventually(&format!("{requests} requests more"), || async {
             self.done.load(Ordering::Relaxed) >= until
@@ -87,9 +87,13 @@ pub fn count(samples: &[Sample]) -> BTreeMap<u16, usize> {
     })
 }
 
-/// The time below which `share` of the requests stay.
+/// The time below which `share` of the requests stay; none: no time.
 pub fn quantile(samples: &[Sample], share: f64) -> Duration {
-    let mut times: Vec<_> = samples.iter().map(|sample| sample.took).collect();
+    percentile(samples.iter().map(|sample| sample.took).collect(), share)
+}
+
+/// The time that no more than `share` of these are below.
+pub fn percentile(mut times: Vec<Duration>, share: f64) -> Duration {
     times.sort_unstable();
     #[expect(
         clippy::cast_precision_loss,
@@ -97,8 +101,8 @@ pub fn quantile(samples: &[Sample], share: f64) -> Duration {
         clippy::cast_sign_loss,
         reason = "an index"
     )]
-    let at = (times.len() as f64 * share) as usize;
-    times.get(at.min(times.len().saturating_sub(1))).copied().unwrap_or_default()
+    let place = (times.len().saturating_sub(1) as f64 * share).ceil() as usize;
+    times.get(place).copied().unwrap_or_default()
 }
 
 struct Client {

@@ -1,4 +1,4 @@
-//! Inputs for fuzz targets: what is kept in `tests/corpus`, and mutations of it from a seed. A stable compiler has no
+//! Inputs for fuzz targets: what is stored in `tests/corpus`, and mutations of it from a seed. A stable compiler has no
 //! coverage to go by, so the corpus and the words of each target say what is interesting.
 //!
 //! `FUZZ_SECONDS` says for how long each target runs; without it a fixed number of inputs is tried. `FUZZ_SEED` repeats a

@@ -33,7 +33,7 @@ pub async fn grpc_server(python: &PathBuf, files: &[String]) -> (Program, Socket
     (program, address)
 }
 
-/// Makes calls of gRPC, one after the other over one channel; `ca` is the authority to believe, over TLS.
+/// Makes calls of gRPC, one after the other over one channel; `ca` is the authority to trust, over TLS.
 pub async fn grpc_calls(python: &PathBuf, to: SocketAddr, ca: Option<&str>, calls: &[Value]) -> Vec<Value> {
     let mut client = grpc_peer(python);
     client.arg("call").arg(to.to_string()).args(ca).stdin(Stdio::piped()).stdout(Stdio::piped());

@@ -143,7 +143,7 @@ impl Sentinel {
         Self { master, replica, watcher, _dir: dir }
     }
 
-    /// The Sentinel's address, which is all that a gateway is told.
+    /// The Sentinel's address, which is all that a gateway is given.
     pub fn url(&self) -> String {
         self.watcher.url()
     }
@@ -196,7 +196,7 @@ impl Cluster {
         Self { nodes, _dir: dir }
     }
 
-    /// Moves `slots` slots from the first node to the second, while clients go on.
+    /// Moves `slots` slots from the first node to the second, while clients continue.
     pub async fn reshard(&self, slots: u32) {
         let [from, to] =
             [0, 1].map(|node: usize| async move { self.nodes[node].cli(&["cluster", "myid"]).await });

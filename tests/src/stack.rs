@@ -192,9 +192,11 @@ impl Gateway {
         self.dir.path().join("policy.toml")
     }
 
-    /// Replaces the policy file as an editor does: written beside and renamed.
+    /// Replaces the policy file as an editor does: written beside and renamed. An edit that changes nothing fails.
     pub fn edit_policy(&self, edit: impl FnOnce(String) -> String) {
-        let text = edit(std::fs::read_to_string(self.policy_file()).unwrap());
+        let before = std::fs::read_to_string(self.policy_file()).unwrap();
+        let text = edit(before.clone());
+        assert_ne!(text, before, "the edit changes nothing");
         let beside = self.dir.path().join("policy.toml.new");
         std::fs::write(&beside, text).unwrap();
         std::fs::rename(beside, self.policy_file()).unwrap();
@@ -203,6 +205,27 @@ impl Gateway {
     /// The digest of the policy in force.
     pub async fn policy_in_force(&self) -> String {
         self.operator().get("/admin/policy", None).await.json()["sha256"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until it follows the backend's feed of changes.
+    pub async fn follows_the_feed(&self) {
+        crate::eventually("it follows the feed", || async {
+            self.metric("palisade_permission_feed_lag_seconds").await >= 0.0
+        })
+        .await;
+    }
+
+    /// Does `work`, and by how many KiB the gateway has grown at most meanwhile.
+    pub async fn grows_by<T>(&self, work: impl Future<Output = T>) -> (T, u64) {
+        let before = self.memory();
+        let (mut most, mut work) = (before, std::pin::pin!(work));
+        let mut look = tokio::time::interval(std::time::Duration::from_millis(20));
+        loop {
+            tokio::select! {
+                done = &mut work => return (done, most.max(self.memory()).saturating_sub(before)),
+                _ = look.tick() => most = most.max(self.memory()),
+            }
+        }
     }
 
     /// What it holds in memory, in KiB.

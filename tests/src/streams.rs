@@ -1,4 +1,4 @@
-//! An upstream of long streams: a body as large as one likes either way, and events that go on.
+//! An upstream of long streams: a body as large as one likes either way, and events that continue.
 //!
 //! `GET /down/BYTES` sends so many, `POST /up` counts what it is sent, `PUT /echo` sends it back as it comes, `PUT /both` sends
 //! as much while it reads on, `GET /events/COUNT`
@@ -22,25 +22,29 @@ pub async fn streams() -> SocketAddr {
     address
 }
 
+/// The path and the announced length of the next request; `None`: there is none.
+async fn read_head(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<(String, u64)>> {
+    let (mut path, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).await? == 0 {
+            return Ok(None);
+        }
+        let line = line.trim_end().to_ascii_lowercase();
+        if path.is_empty() {
+            line.split(' ').nth(1).unwrap_or_default().clone_into(&mut path);
+        } else if let Some(announced) = line.strip_prefix("content-length: ") {
+            length = announced.parse().unwrap();
+        } else if line.is_empty() {
+            return Ok(Some((path, length)));
+        }
+    }
+}
+
 async fn serve(stream: TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::with_capacity(256 * 1024, stream);
-    loop {
-        let (mut path, mut length) = (String::new(), 0);
-        loop {
-            let mut line = String::new();
-            if stream.read_line(&mut line).await? == 0 {
-                return Ok(());
-            }
-            let line = line.trim_end().to_ascii_lowercase();
-            if path.is_empty() {
-                line.split(' ').nth(1).unwrap_or_default().clone_into(&mut path);
-            } else if let Some(announced) = line.strip_prefix("content-length: ") {
-                length = announced.parse::<u64>().unwrap();
-            } else if line.is_empty() {
-                break;
-            }
-        }
+    while let Some((path, mut length)) = read_head(&mut stream).await? {
         let number = path.rsplit('/').next().and_then(|last| last.parse::<u64>().ok()).unwrap_or(0);
         if path.starts_with("/down/") {
             let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {number}\r\n\r\n");
@@ -78,7 +82,7 @@ async fn serve(stream: TcpStream) -> std::io::Result<()> {
                 let data = format!("data: {event}\n\n");
                 stream.write_all(format!("{:x}\r\n{data}\r\n", data.len()).as_bytes()).await?;
                 stream.flush().await?;
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(Duration::from_secs(1)).await; // what the path asks for
             }
             stream.write_all(b"0\r\n\r\n").await?;
         } else {
@@ -89,4 +93,5 @@ async fn serve(stream: TcpStream) -> std::io::Result<()> {
         }
         stream.flush().await?;
     }
+    Ok(())
 }

@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+
+use crate::PATIENCE;
 
 /// Pieces of an answer, each after a wait.
 pub type Script = Vec<(Duration, &'static [u8])>;
@@ -14,7 +16,7 @@ pub type Script = Vec<(Duration, &'static [u8])>;
 pub struct RawUpstream {
     /// Where it listens.
     pub address: SocketAddr,
-    heard: Arc<Mutex<Vec<Vec<u8>>>>,
+    received: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl RawUpstream {
@@ -35,8 +37,8 @@ impl RawUpstream {
 
     fn listen(listener: TcpListener, scripts: Vec<Script>, echo: bool) -> Self {
         let address = listener.local_addr().unwrap();
-        let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
-        let all = Arc::clone(&heard);
+        let received: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let all = Arc::clone(&received);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let all = Arc::clone(&all);
@@ -60,7 +62,7 @@ impl RawUpstream {
                         if whole && !answered {
                             answered = true;
                             for (wait, piece) in &script {
-                                tokio::time::sleep(*wait).await;
+                                tokio::time::sleep(*wait).await; // as the script says
                                 let _ = stream.write_all(piece).await;
                             }
                         }
@@ -68,12 +70,22 @@ impl RawUpstream {
                 });
             }
         });
-        Self { address, heard }
+        Self { address, received }
+    }
+
+    /// Waits until what each connection has sent is as it should be: an answer may be with the client before the end of the
+    /// request is here.
+    pub async fn receives(&self, is_right: impl Fn(&[String]) -> bool) {
+        let begun = Instant::now();
+        while !is_right(&self.received()) {
+            assert!(begun.elapsed() < PATIENCE, "{:?}", self.received());
+            tokio::time::sleep(Duration::from_millis(10)).await; // between two looks
+        }
     }
 
     /// What each connection has sent so far.
-    pub fn heard(&self) -> Vec<String> {
-        let heard = self.heard.lock().unwrap();
-        heard.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
+    pub fn received(&self) -> Vec<String> {
+        let received = self.received.lock().unwrap();
+        received.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
     }
 }

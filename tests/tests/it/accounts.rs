@@ -1,4 +1,4 @@
-//! Tokens: what is believed and what is not, and the going round of the gateway.
+//! Tokens: which are accepted and which are not, and requests that bypass the gateway.
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::Ed25519KeyPair;
@@ -7,17 +7,18 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tests::client::Client;
+use tests::policy_text::PolicyText;
 use tests::stack::{GATEWAY_TOKEN, PASSWORD, Stack};
 
-/// A gateway that believes a key of the test's own, read from a file, and the key.
+/// A gateway that trusts a key of the test's own, read from a file, and the key.
 async fn stack_with_key() -> (Stack, EncodingKey) {
     let pkcs8 = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new()).unwrap();
     let key = EncodingKey::from_ed_der(pkcs8.as_ref());
     let public = jsonwebtoken::jwk::Jwk::from_encoding_key(&key, Algorithm::EdDSA).unwrap();
     let file = std::env::temp_dir().join(format!("palisade-test-keys-{}.json", std::process::id()));
     std::fs::write(&file, json!({"keys": [public]}).to_string()).unwrap();
-    let policy = tests::stack::POLICY
-        .replace("jwks = \"{jwks}\"", &format!("key_file = {:?}", file.to_str().unwrap()));
+    let policy =
+        PolicyText::usual().remove("jwt.accounts.jwks").set("jwt.accounts.key_file", file.to_str().unwrap());
     (Stack::with(&policy, &[]).await, key)
 }
 
@@ -41,7 +42,7 @@ async fn code(client: &Client, token: &str) -> String {
 }
 
 #[tokio::test]
-async fn only_a_token_that_is_right_in_every_way_is_believed() {
+async fn only_a_token_that_is_right_in_every_way_is_accepted() {
     let (stack, key) = stack_with_key().await;
     let client = stack.gateway.client();
     assert_eq!(code(&client, &sign(&key, |_| {})).await, "ok");
@@ -76,7 +77,7 @@ async fn only_a_token_that_is_right_in_every_way_is_believed() {
 }
 
 #[tokio::test]
-async fn going_round_the_gateway_gives_nothing() {
+async fn a_request_that_bypasses_the_gateway_gets_nothing() {
     let stack = Stack::start().await;
     let backend = Client::of(stack.backend.address);
     for (method, target) in [
@@ -97,17 +98,22 @@ fn digest(body: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body))
 }
 
+/// What a gateway asserts of `GET /v1/roles` by an administrator.
+fn asserted(now: u64) -> Value {
+    json!({
+        "iss": "palisade-gateway", "aud": "palisade-backend", "iat": now, "exp": now + 30,
+        "method": "GET", "target": "/v1/roles", "request_id": "r1", "sub": "somebody", "roles": ["admin"],
+        "body_sha256": digest(b""),
+    })
+}
+
 #[tokio::test]
 async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
     let stack = Stack::start().await;
     let backend = Client::of(stack.backend.address);
     let key = EncodingKey::from_secret(GATEWAY_TOKEN.as_bytes());
     let now = jsonwebtoken::get_current_timestamp();
-    let fine = json!({
-        "iss": "palisade-gateway", "aud": "palisade-backend", "iat": now, "exp": now + 30,
-        "method": "GET", "target": "/v1/roles", "request_id": "r1", "sub": "somebody", "roles": ["admin"],
-        "body_sha256": digest(b""),
-    });
+    let fine = asserted(now);
     let asked = std::cell::Cell::new(0);
     let ask = async |claims: &Value, header: Header| {
         asked.set(asked.get() + 1);
@@ -153,9 +159,16 @@ async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
         assert_eq!(status, expected, "{name}");
     }
     assert_eq!(ask(&fine, Header::new(Algorithm::HS384)).await, 401, "another algorithm");
+}
+
+#[tokio::test]
+async fn a_client_s_request_opens_nothing_internal() {
+    let stack = Stack::start().await;
+    let backend = Client::of(stack.backend.address);
+    let key = EncodingKey::from_secret(GATEWAY_TOKEN.as_bytes());
     let own = ["/internal/permissions", "/internal/api-keys", "/internal/roles"];
     for (number, target) in own.into_iter().enumerate() {
-        let mut claims = fine.clone();
+        let mut claims = asserted(jsonwebtoken::get_current_timestamp());
         (claims["method"], claims["target"]) = (json!("POST"), json!(target));
         (claims["body_sha256"], claims["jti"]) =
             (json!(digest(b"{}")), json!(format!("00000000-0000-7000-9000-{number:012x}")));
@@ -170,10 +183,8 @@ async fn an_assertion_is_good_for_its_request_alone_and_soon_for_none() {
 }
 
 #[tokio::test]
-async fn what_the_backend_believes_is_the_gateways_to_write_whatever_the_policy_forwards() {
-    let open = tests::stack::POLICY
-        .replace("forward = { sub = \"x-auth-user\", roles = \"x-auth-roles\" }", "")
-        .replace("roles = [\"admin\"]", "")
+async fn a_client_cannot_write_what_the_backend_trusts_whatever_the_policy_forwards() {
+    let open = PolicyText::usual().remove("jwt.accounts.forward").remove_from_routes("roles")
         + "[[routes]]\nname = \"all\"\npath = \"/{*rest}\"\nupstream = \"backend\"\n";
     let stack = Stack::with(&open, &[]).await;
     let user = stack.user("ann", &[]).await;
@@ -219,9 +230,10 @@ async fn a_record_can_be_read_back_by_everybody_or_is_not_taken() {
 
 #[tokio::test]
 async fn a_field_of_the_body_can_be_what_is_limited_and_the_body_still_arrives() {
-    let by_account = tests::stack::POLICY
-        .replace("limits = [\"login\"]", "limits = [\"account\"]\nmax_body = \"1KB\"")
-        .replace("failures = 3", "failures = 1000")
+    let by_account = PolicyText::usual()
+        .set("routes.login.limits", vec!["account"])
+        .set("routes.login.max_body", "1KB")
+        .set("blocks.auto.failures", 1_000)
         + "[limits.account]\nkey = \"field:username\"\nrate = \"2/min\"\n";
     let stack = Stack::with(&by_account, &[]).await;
     stack.backend.add_user("ann", &[]).await;

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
+use tests::answers::HTTP2;
 use tests::eventually;
 use tests::stack::Gateway;
 use tests::upstream::RawUpstream;
-
-use crate::hop::HTTP2;
 
 const GOOD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
 
@@ -29,7 +28,7 @@ fn dead() -> String {
 }
 
 #[tokio::test]
-async fn with_two_of_three_addresses_dead_no_request_fails_and_no_breaker_opens() {
+async fn two_dead_addresses_of_three_fail_no_request_and_open_no_breaker() {
     let well = RawUpstream::start(vec![(Duration::ZERO, GOOD)], false).await;
     let addresses = format!("{},localhost:{},{}", dead(), well.address.port(), dead());
     let gateway = Gateway::start(well.address, POLICY, &[(ADDRESSES, &addresses)]).await;
@@ -38,7 +37,8 @@ async fn with_two_of_three_addresses_dead_no_request_fails_and_no_breaker_opens(
         let answer = gateway.client().ask(method, "/a", &[], body).await;
         assert_eq!(answer.status(), 200, "{method} {number}");
     }
-    assert_eq!(well.heard().iter().filter(|one| one.ends_with("\r\n\r\nthe body")).count(), 20, "each once");
+    let with_body = |all: &[String]| all.iter().filter(|one| one.ends_with("\r\n\r\nthe body")).count();
+    well.receives(|all| with_body(all) == 20).await; // each once
     assert!(gateway.metric(OPEN).await < 0.5);
     let failures = gateway.metric(FAILURES).await;
     assert!((6.0..20.0).contains(&failures), "three for each, until it is ejected: {failures}");
@@ -65,7 +65,7 @@ async fn an_upstream_of_http2_has_several_addresses_as_well() {
 }
 
 #[tokio::test]
-async fn when_no_address_can_be_reached_all_were_tried_and_the_log_says_why() {
+async fn every_address_is_tried_and_the_log_says_why_when_none_can_be_reached() {
     let addresses = format!("{},{}", dead(), dead());
     let unused = "127.0.0.1:1".parse().unwrap();
     let gateway = Gateway::start(unused, POLICY, &[(ADDRESSES, &addresses)]).await;

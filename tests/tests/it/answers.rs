@@ -1,82 +1,11 @@
 //! What an upstream answers is passed on as it was meant, or not at all. Each answer comes at once and a byte a segment.
 
-use std::net::SocketAddr;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tests::PATIENCE;
+use tests::answers::{Answers, HTTP2, OPEN, ask};
+use tests::policy_text::PolicyText;
 use tests::stack::Gateway;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
-
-use crate::hop::{HTTP2, ONE_THREAD, POLICY};
-
-/// An upstream that answers `/N` with the N-th of these, `/N/apart` a byte a segment. One that ends with `CLOSE` ends
-/// the connection; the others keep it.
-pub(crate) struct Answers {
-    pub(crate) address: SocketAddr,
-    connections: Arc<AtomicUsize>,
-}
-
-const CLOSE: u8 = 0xff;
-
-impl Answers {
-    pub(crate) async fn start(answers: Vec<Vec<u8>>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, answers) = (listener.local_addr().unwrap(), Arc::new(answers));
-        let connections = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&connections);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                count.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(Self::serve(stream, Arc::clone(&answers)));
-            }
-        });
-        Self { address, connections }
-    }
-
-    async fn serve(stream: TcpStream, answers: Arc<Vec<Vec<u8>>>) -> std::io::Result<()> {
-        stream.set_nodelay(true)?;
-        let mut stream = BufReader::new(stream);
-        loop {
-            let mut line = String::new();
-            if stream.read_line(&mut line).await? == 0 {
-                return Ok(());
-            }
-            let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-            while line.trim_end() != "" {
-                line.clear();
-                stream.read_line(&mut line).await?;
-            }
-            let number: usize = path.split('/').nth(1).and_then(|number| number.parse().ok()).unwrap_or(0);
-            let answer = &answers[number];
-            let bytes = answer.strip_suffix(&[CLOSE]).unwrap_or(answer);
-            for piece in bytes.chunks(if path.ends_with("apart") { 1 } else { bytes.len().max(1) }) {
-                stream.get_mut().write_all(piece).await?;
-            }
-            if bytes.len() < answer.len() {
-                return Ok(());
-            }
-        }
-    }
-
-    pub(crate) async fn gateway(&self) -> Gateway {
-        Gateway::start(self.address, POLICY, &[("PALISADE_GATEWAY__LOG__ACCESS", "off"), ONE_THREAD]).await
-    }
-}
-
-/// All that a client gets for a request that ends its connection.
-pub(crate) async fn ask(gateway: &Gateway, method: &str, path: &str) -> String {
-    let mut stream = gateway.client().connect().await;
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut bytes = Vec::new();
-    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
-    let _ = read.expect("it is closed"); // a reset is an end, too
-    String::from_utf8_lossy(&bytes).into_owned()
-}
 
 /// The data of a body in chunks and what follows the last one, or `None` where the body breaks off.
 fn unchunk(mut body: &str) -> Option<(String, &str)> {
@@ -104,11 +33,11 @@ struct Passed {
     after: Option<&'static str>,
 }
 
-#[tokio::test]
-async fn an_answer_is_passed_on_however_it_is_framed() {
+/// Answers in every framing that there is.
+fn framed() -> Vec<Passed> {
     let case =
         |said: &'static [u8], told: &'static [&'static str], body, after| Passed { said, told, body, after };
-    let cases = [
+    vec![
         case(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", &["HTTP/1.1 200 OK\r\n"], "ok", None),
         case(
             b"HTTP/1.1 200 OK\r\nX-CaSe: \xe9\r\nContent-Length: 2,2\r\nContent-Length: 2\r\n\r\nok",
@@ -150,7 +79,12 @@ async fn an_answer_is_passed_on_however_it_is_framed() {
             "end",
             None,
         ),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn an_answer_is_passed_on_however_it_is_framed() {
+    let cases = framed();
     let upstream = Answers::start(cases.iter().map(|case| case.said.to_vec()).collect()).await;
     let gateway = upstream.gateway().await;
     for (number, Passed { said, told, body, after }) in cases.iter().enumerate() {
@@ -173,7 +107,7 @@ async fn an_answer_is_passed_on_however_it_is_framed() {
     }
     let text = ask(&gateway, "HEAD", "/0").await;
     assert!(text.ends_with("\r\n\r\n"), "{text}");
-    let connections = upstream.connections.load(Ordering::Relaxed);
+    let connections = upstream.connections();
     assert!(connections <= 8, "one for each answer that closes it, and a few: {connections}");
 }
 
@@ -190,7 +124,7 @@ async fn hints_go_before_the_answer_and_trailers_after_it_over_http2_too() {
         "{text}"
     );
     // Two gateways speak HTTP/2 with each other, so a trailer crosses every pair of protocols.
-    let front = Gateway::start(gateway.address, POLICY, &[HTTP2]).await;
+    let front = Gateway::start(gateway.address, OPEN, &[HTTP2]).await;
     for near in [&gateway, &front] {
         for protocol in ["--http1.1", "--http2-prior-knowledge"] {
             let mut curl = Command::new("curl");
@@ -264,12 +198,9 @@ async fn an_answer_that_breaks_off_breaks_off_for_the_client() {
     .map(<[u8]>::to_vec)
     .into();
     let upstream = Answers::start(cases.clone()).await;
-    let gateway = Gateway::start(
-        upstream.address,
-        &POLICY.replace("max_body", "upstream_timeout = \"1s\"\nmax_body"),
-        &[],
-    )
-    .await;
+    let gateway =
+        Gateway::start(upstream.address, &PolicyText::of(OPEN).set("requests.upstream_timeout", "1s"), &[])
+            .await;
     for (number, case) in cases.iter().enumerate() {
         for path in [format!("/{number}"), format!("/{number}/apart")] {
             let (text, shown) = (ask(&gateway, "GET", &path).await, String::from_utf8_lossy(case));

@@ -1,10 +1,10 @@
 //! API keys: shown once, good for their scope, until they or their owners end.
 
 use serde_json::{Value, json};
+use tests::accounts::{RECORD, lenient, lenient_stack, post, reader};
 use tests::eventually;
 use tests::stack::Stack;
 
-use crate::identity::{RECORD, lenient, lenient_stack, post, reader};
 #[tokio::test]
 async fn an_api_key_is_shown_once_and_good_for_its_scope_until_it_or_its_owner_ends() {
     let stack = lenient_stack().await;
@@ -66,7 +66,7 @@ async fn an_api_key_is_shown_once_and_good_for_its_scope_until_it_or_its_owner_e
 
 #[tokio::test]
 async fn a_limit_counts_each_api_key_by_itself() {
-    let policy = lenient().replace("name = \"read-record\"", "name = \"read-record\"\nlimits = [\"key\"]")
+    let policy = lenient().set("routes.read-record.limits", vec!["key"])
         + "[limits.key]\nkey = \"api_key\"\nrate = \"3/min\"\n";
     let stack = Stack::with(&policy, &[]).await;
     let (_, ann) = reader(&stack).await;

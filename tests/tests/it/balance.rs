@@ -20,7 +20,7 @@ fn policy(more: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_address_that_fails_is_left_alone_and_taken_again_when_it_is_well() {
+async fn an_address_that_fails_is_ejected_and_used_again_when_it_is_well() {
     let well = RawUpstream::start(vec![(Duration::ZERO, GOOD)], false).await;
     let nobody = tests::free_port();
     let addresses = format!("{},127.0.0.1:{nobody}", well.address);
@@ -45,7 +45,7 @@ async fn an_address_that_fails_is_left_alone_and_taken_again_when_it_is_well() {
 }
 
 #[tokio::test]
-async fn of_two_hundred_clients_one_at_a_time_tries_whether_it_is_well() {
+async fn one_request_at_a_time_probes_a_half_open_breaker_among_two_hundred_clients() {
     // Five failures open it; then one trial that takes its time and fails, and one that succeeds.
     let mut scripts: Vec<Script> = vec![vec![(Duration::ZERO, BAD)]; 5];
     scripts.push(vec![(Duration::from_millis(1_500), BAD)]);
@@ -76,11 +76,11 @@ async fn of_two_hundred_clients_one_at_a_time_tries_whether_it_is_well() {
         })
         .collect();
     // While a trial is on its way, which takes it a second and a half, nobody else is let through.
-    for heard in [6, 7] {
-        eventually("a trial is made", || async { upstream.heard().len() >= heard }).await;
+    for received in [6, 7] {
+        eventually("a trial is made", || async { upstream.received().len() >= received }).await;
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(800) {
-            assert_eq!(upstream.heard().len(), heard, "five failures and the trials, one at a time");
+            assert_eq!(upstream.received().len(), received, "five failures and the trials, one at a time");
             tokio::time::sleep(Duration::from_millis(10)).await; // a look
         }
     }

@@ -36,7 +36,7 @@ async fn sigterm_finishes_what_is_in_flight_and_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_keep_coming_do_not_keep_it() {
+async fn clients_that_come_again_and_again_do_not_delay_a_shutdown() {
     let Stack { backend: _backend, mut gateway } = Stack::start().await;
     let client = gateway.client();
     let coming = tokio::spawn(async move {

@@ -76,7 +76,7 @@ async fn a_guarded_path_is_guarded_however_it_is_spelt() {
             assert_eq!(status(&gateway, protocol, target).await, "401", "{protocol} {target}");
         }
         assert_eq!(status(&gateway, protocol, "/private%2F").await, "400", "{protocol}");
-        assert!(upstream.heard().is_empty(), "{:?}", upstream.heard());
+        assert!(upstream.received().is_empty(), "{:?}", upstream.received());
     }
     assert_eq!(status(&gateway, "--http1.1", "/privat").await, "200", "and nothing else is");
     let whole = gateway.client().raw(b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;

@@ -2,6 +2,7 @@
 //! what is valid but rare arrives as it should. Each case is sent at once and one byte a segment.
 
 use tests::client::read_until;
+use tests::policy_text::PolicyText;
 use tests::stack::Gateway;
 use tests::upstream::RawUpstream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -32,7 +33,7 @@ async fn start() -> (RawUpstream, Gateway) {
     (upstream, gateway)
 }
 
-/// Sends `bytes`, one a segment where `apart` says so. The other side may have heard enough before the end.
+/// Sends `bytes`, one a segment where `apart` says so. The other side may close before the end.
 async fn send(gateway: &Gateway, bytes: &[u8], apart: bool) -> TcpStream {
     let mut stream = gateway.client().connect().await;
     stream.set_nodelay(true).unwrap();
@@ -63,7 +64,7 @@ async fn refused(cases: &[Vec<u8>], statuses: &[&str]) {
             assert!(statuses.contains(&status), "{shown:?}, apart: {apart}: {answer:?}");
             assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{shown:?}, apart: {apart}: {answer:?}");
             assert!(answer.contains("application/problem+json"), "{shown:?}: {answer:?}");
-            assert!(upstream.heard().is_empty(), "{shown:?}, apart: {apart}: {:?}", upstream.heard());
+            assert!(upstream.received().is_empty(), "{shown:?}, apart: {apart}: {:?}", upstream.received());
         }
     }
     println!("{} cases, each at once and byte by byte", cases.len());
@@ -229,7 +230,7 @@ async fn chunks_and_trailers_that_break_the_grammar_are_refused() {
 }
 
 #[tokio::test]
-async fn what_is_too_much_is_refused_before_the_upstream_hears_of_it() {
+async fn a_message_that_is_too_large_is_refused_before_the_upstream_receives_it() {
     let fields = (0..100).map(|number| format!("X{number}: a\r\n")).collect::<Vec<_>>().concat();
     let many = with("GET", fields.trim_end().as_bytes());
     let large = with("GET", format!("X: {}", "a".repeat(65_000)).as_bytes());
@@ -238,11 +239,11 @@ async fn what_is_too_much_is_refused_before_the_upstream_hears_of_it() {
 }
 
 #[tokio::test]
-async fn what_is_valid_but_rare_arrives_as_it_should() {
+async fn a_message_that_is_valid_but_rare_arrives_as_it_should() {
     let (upstream, gateway) = start().await;
     let get = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
     let host = |host: &str| format!("GET /a HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();
-    // What is sent, and what the upstream hears: its beginning, and what is in it, in lower case.
+    // What is sent, and what the upstream receives: its beginning, and what is in it, in lower case.
     let cases: Vec<(Vec<u8>, &str, &str)> = vec![
         (get("//a///b"), "get /a/b http/1.1\r\n", "host: h\r\n"),
         (get("/a/./b/../c"), "get /a/c ", ""),
@@ -276,18 +277,17 @@ async fn what_is_valid_but_rare_arrives_as_it_should() {
     ];
     for (case, begins, holds) in &cases {
         for apart in [false, true] {
-            let before = upstream.heard().len();
+            let before = upstream.received().len();
             let mut stream = send(&gateway, case, apart).await;
             let answer = read_until(&mut stream, "\r\n\r\nok").await;
             let shown = String::from_utf8_lossy(case);
             assert!(answer.starts_with("HTTP/1.1 200 "), "{shown:?}: {answer:?}");
-            let heard = upstream.heard().split_off(before).concat().to_ascii_lowercase();
-            assert!(
-                heard.starts_with(begins) && heard.contains(holds),
-                "{shown:?}, apart: {apart}: {heard:?}"
-            );
+            let of_it = |all: &[String]| all[before..].concat().to_ascii_lowercase();
+            println!("{shown:?}, apart: {apart}"); // shown where it fails
+            upstream.receives(|all| of_it(all).starts_with(begins) && of_it(all).contains(holds)).await;
+            let received = of_it(&upstream.received());
             let dropped = ["x-auth-user", "x-t: v", "transfer-encoding: chunked\r\ncontent-length"];
-            assert!(!dropped.iter().any(|field| heard.contains(field)), "{shown:?}: {heard:?}");
+            assert!(!dropped.iter().any(|field| received.contains(field)), "{shown:?}: {received:?}");
         }
     }
 }
@@ -295,7 +295,7 @@ async fn what_is_valid_but_rare_arrives_as_it_should() {
 #[tokio::test]
 async fn a_chunk_that_is_announced_beyond_the_limit_is_refused_before_it_comes() {
     let upstream = RawUpstream::start(vec![(std::time::Duration::ZERO, ANSWER)], false).await;
-    let policy = POLICY.replace("[requests]\n", "[requests]\nmax_body = \"1KB\"\n");
+    let policy = PolicyText::of(POLICY).set("requests.max_body", "1KB");
     let gateway = Gateway::start(upstream.address, &policy, &[]).await;
     let head = "PUT /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
     for announced in ["3e9\r\n", "1\r\nx\r\n3e8\r\n", "ffffffffffffffff\r\n"] {
@@ -304,13 +304,13 @@ async fn a_chunk_that_is_announced_beyond_the_limit_is_refused_before_it_comes()
         let text = read_until(&mut stream, "}").await;
         assert!(text.starts_with("HTTP/1.1 413 ") && text.contains("\"body_too_large\""), "{text}");
     }
-    assert!(upstream.heard().is_empty(), "{:?}", upstream.heard());
+    assert!(upstream.received().is_empty(), "{:?}", upstream.received());
 }
 
 #[tokio::test]
-async fn a_client_with_too_many_connections_is_told_when_to_come_back() {
+async fn a_client_with_too_many_connections_gets_429_with_retry_after() {
     let upstream = RawUpstream::start(vec![(std::time::Duration::ZERO, ANSWER)], false).await;
-    let policy = POLICY.replace("max_connections = 10000", "max_connections = 1");
+    let policy = PolicyText::of(POLICY).set("requests.max_connections", 1);
     let gateway = Gateway::start(upstream.address, &policy, &[]).await;
     let mut first = gateway.client().connect().await;
     first.write_all(b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tests::authority::Authority;
 use tests::eventually;
 use tests::peers::{grpc_calls, grpc_server, python};
+use tests::policy_text::PolicyText;
 use tests::stack::Gateway;
 
 const POLICY: &str = r#"
@@ -105,7 +106,7 @@ async fn a_call_is_refused_in_the_words_of_grpc_and_its_failures_count_for_the_b
 async fn a_trial_that_fails_in_its_trailers_closes_no_breaker() {
     let Some(python) = python() else { return };
     let (_server, address) = grpc_server(&python, &[]).await;
-    let policy = POLICY.replace("cooldown = \"1h\"", "cooldown = \"1s\"");
+    let policy = PolicyText::of(POLICY).set("breakers.backend.cooldown", "1s");
     let gateway = Gateway::start(address, &policy, &HTTP2).await;
     let failing = [call("Both", &["fail:14"]), call("Both", &["fail:14"]), call("Both", &["fail:14"])];
     grpc_calls(&python, gateway.address, None, &failing).await;

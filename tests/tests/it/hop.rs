@@ -1,4 +1,4 @@
-//! The hop to an upstream: nobody waits for whoever is not to move, and what the upstream did not hear of is sent again.
+//! The hop to an upstream: neither side waits for the other in a circle, and what the upstream did not process is sent again.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,27 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::Reason;
 use tests::PATIENCE;
+use tests::answers::{HTTP2, ONE_THREAD, OPEN};
 use tests::client::read_until;
+use tests::policy_text::PolicyText;
 use tests::stack::Gateway;
 use tests::streams::streams;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::process::Command;
-
-pub(crate) const POLICY: &str = r#"
-version = 1
-[requests]
-max_body = "1GB"
-[[routes]]
-name = "all"
-path = "/{*rest}"
-upstream = "backend"
-"#;
-
-pub(crate) const HTTP2: (&str, &str) = ("PALISADE_GATEWAY__UPSTREAMS__BACKEND__PROTOCOL", "http2");
-
-/// With one thread a connection is kept before anybody can ask again.
-pub(crate) const ONE_THREAD: (&str, &str) = ("PALISADE_GATEWAY__SERVER__THREADS", "1");
 
 /// An upstream that closes its first connection on the second request, and answers every other one.
 async fn forgetful() -> (SocketAddr, Arc<AtomicUsize>) {
@@ -60,14 +46,14 @@ async fn forgetful() -> (SocketAddr, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_was_closed_meanwhile_costs_no_request_that_may_be_repeated() {
-    for (method, status, heard) in [("PUT", 200, 3), ("POST", 502, 2)] {
+async fn a_pooled_connection_that_was_closed_meanwhile_costs_no_request_that_may_be_repeated() {
+    for (method, status, received) in [("PUT", 200, 3), ("POST", 502, 2)] {
         let (upstream, requests) = forgetful().await;
-        let gateway = Gateway::start(upstream, POLICY, &[ONE_THREAD]).await;
+        let gateway = Gateway::start(upstream, OPEN, &[ONE_THREAD]).await;
         assert_eq!(gateway.client().get("/a", None).await.status(), 200);
         let answer = gateway.client().ask(method, "/a", &[], "the body").await;
         assert_eq!(answer.status(), status, "{method}");
-        assert_eq!(requests.load(Ordering::Relaxed), heard, "{method}");
+        assert_eq!(requests.load(Ordering::Relaxed), received, "{method}");
     }
 }
 
@@ -106,36 +92,9 @@ async fn reluctant() -> SocketAddr {
 
 #[tokio::test]
 async fn a_request_that_the_upstream_says_it_did_not_look_at_is_sent_again() {
-    let gateway = Gateway::start(reluctant().await, POLICY, &[HTTP2]).await;
+    let gateway = Gateway::start(reluctant().await, OPEN, &[HTTP2]).await;
     let answer = gateway.client().ask("POST", "/a", &[], "the body").await;
     assert_eq!((answer.status(), &answer.body[..]), (200, &b"the body"[..]));
-}
-
-#[tokio::test]
-async fn two_large_bodies_pass_each_other() {
-    const SIZE: u64 = 50_000_000;
-    let far = Gateway::start(streams().await, POLICY, &[]).await;
-    let near = Gateway::start(far.address, POLICY, &[HTTP2]).await;
-    let file = tempfile::NamedTempFile::new().unwrap();
-    file.as_file().set_len(SIZE).unwrap();
-    for (gateway, hop) in [(&far, "HTTP/1.1"), (&near, "HTTP/2")] {
-        for protocol in ["--http1.1", "--http2-prior-knowledge"] {
-            let mut curl = Command::new("curl");
-            curl.args([
-                "-s",
-                protocol,
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{http_code} %{size_upload} %{size_download}",
-            ]);
-            curl.arg("-T").arg(file.path()).arg(format!("http://{}/echo", gateway.address));
-            let output = tokio::time::timeout(PATIENCE, curl.kill_on_drop(true).output()).await;
-            let text =
-                String::from_utf8(output.expect("neither waits for the other").unwrap().stdout).unwrap();
-            assert_eq!(text, format!("200 {SIZE} {SIZE}"), "{protocol}, then {hop}");
-        }
-    }
 }
 
 #[tokio::test]
@@ -152,7 +111,7 @@ async fn a_whole_answer_is_no_failure_whatever_becomes_of_the_request() {
             held.push(stream);
         }
     });
-    let policy = POLICY.replace("max_body", "upstream_timeout = \"1s\"\nmax_body");
+    let policy = PolicyText::of(OPEN).set("requests.upstream_timeout", "1s");
     let gateway = Gateway::start(upstream, &policy, &[]).await;
     // More than the system holds on the way.
     let bytes = Bytes::from(vec![b'x'; 50_000_000]);
@@ -187,7 +146,7 @@ async fn a_whole_answer_is_no_failure_whatever_becomes_of_the_request() {
 #[tokio::test]
 async fn a_client_that_reads_nothing_before_it_has_sent_everything_is_served() {
     const SIZE: usize = 30_000_000;
-    let gateway = Gateway::start(streams().await, POLICY, &[]).await;
+    let gateway = Gateway::start(streams().await, OPEN, &[]).await;
     let mut stream = gateway.client().connect().await;
     let head =
         format!("PUT /both HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {SIZE}\r\n\r\n");
@@ -238,7 +197,7 @@ async fn parrot() -> SocketAddr {
 #[tokio::test]
 async fn a_websocket_passes_bulk_both_ways_and_the_last_word_after_half_a_close() {
     const SIZE: usize = 20_000_000;
-    let gateway = Gateway::start(parrot().await, POLICY, &[]).await;
+    let gateway = Gateway::start(parrot().await, OPEN, &[]).await;
     let mut stream = gateway.client().connect().await;
     let handshake = b"GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     let passed = async {
@@ -246,18 +205,18 @@ async fn a_websocket_passes_bulk_both_ways_and_the_last_word_after_half_a_close(
         assert!(read_until(&mut stream, "\r\n\r\nhello").await.starts_with("HTTP/1.1 101 "));
         stream.write_all(&vec![b'x'; SIZE]).await.unwrap();
         stream.shutdown().await.unwrap();
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).await.unwrap();
-        heard
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).await.unwrap();
+        received
     };
-    let heard = tokio::time::timeout(PATIENCE, passed).await.expect("it does not stand still");
-    assert_eq!(heard.len(), SIZE + "farewell".len());
-    assert!(heard.ends_with(b"xfarewell"));
+    let received = tokio::time::timeout(PATIENCE, passed).await.expect("it does not stand still");
+    assert_eq!(received.len(), SIZE + "farewell".len());
+    assert!(received.ends_with(b"xfarewell"));
 }
 
 #[tokio::test]
 async fn a_client_may_pause_for_longer_than_an_upstream() {
-    let policy = POLICY.replace("max_body", "upstream_timeout = \"300ms\"\nmax_body");
+    let policy = PolicyText::of(OPEN).set("requests.upstream_timeout", "300ms");
     let gateway = Gateway::start(streams().await, &policy, &[]).await;
     let mut stream = gateway.client().connect().await;
     let head = b"PUT /up HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\na";
@@ -274,7 +233,7 @@ async fn a_client_may_pause_for_longer_than_an_upstream() {
 async fn a_client_that_resets_an_upload_is_noticed_though_nothing_is_read_of_it() {
     // The upstream accepts, and reads nothing.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let gateway = Gateway::start(listener.local_addr().unwrap(), POLICY, &[]).await;
+    let gateway = Gateway::start(listener.local_addr().unwrap(), OPEN, &[]).await;
     let mut stream = gateway.client().connect().await;
     stream.write_all(b"PUT /a HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
     let bytes = vec![b'x'; 100_000_000];

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use tests::client::Client;
 use tests::eventually;
-use tests::stack::{Gateway, tool};
-use tests::streams::streams;
+use tests::frames::{
+    CONTINUATION, DATA, END_STREAM_AND_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, frame, frames,
+    get, open,
+};
+use tests::stack::Gateway;
 use tests::upstream::RawUpstream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::process::Command;
 
 const POLICY: &str = r#"
 version = 1
@@ -21,63 +22,8 @@ path = "/{*rest}"
 upstream = "backend"
 "#;
 
-pub(crate) const DATA: u8 = 0;
-pub(crate) const HEADERS: u8 = 1;
-pub(crate) const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-pub(crate) const END_STREAM_AND_HEADERS: u8 = 5;
-
 /// What a server says to a client that is to calm down.
 const ENHANCE_YOUR_CALM: u8 = 0xb;
-
-pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let head = [length[1], length[2], length[3], kind, flags];
-    [&head, &stream.to_be_bytes()[..], payload].concat()
-}
-
-/// GET of `path` from `h`.
-fn header(path: &str) -> Vec<u8> {
-    block(&[(":method", "GET"), (":scheme", "http"), (":authority", "h"), (":path", path)])
-}
-
-/// A header block in literals that no table keeps; none is longer than 16 KiB.
-pub(crate) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let text = |text: &str| {
-        let length = if let Ok(length @ 0..127) = u8::try_from(text.len()) {
-            vec![length]
-        } else {
-            let [low, high] = u16::try_from(text.len() - 127).unwrap().to_le_bytes();
-            vec![127, low | 0x80, high << 1 | low >> 7]
-        };
-        [&length, text.as_bytes()].concat()
-    };
-    fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
-}
-
-pub(crate) async fn open(client: Client) -> TcpStream {
-    let mut stream = client.connect().await;
-    let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat();
-    stream.write_all(&begin).await.unwrap();
-    stream
-}
-
-/// The frames in `bytes`: kind, stream and payload.
-pub(crate) fn frames(bytes: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
-    let (mut rest, mut all) = (bytes, Vec::new());
-    while let [a, b, c, kind, _flags, s, t, u, v, more @ ..] = rest {
-        let length = usize::try_from(u32::from_be_bytes([0, *a, *b, *c])).unwrap();
-        if more.len() < length {
-            break; // its end is not there yet
-        }
-        all.push((*kind, u32::from_be_bytes([*s, *t, *u, *v]), more[..length].to_vec()));
-        rest = &more[length..];
-    }
-    all
-}
 
 /// All that comes until the connection ends; a PING is answered, as clients do.
 async fn until_it_ends(stream: &mut TcpStream) -> Vec<(u8, u32, Vec<u8>)> {
@@ -116,11 +62,11 @@ async fn a_client_that_asks_only_to_take_it_back_is_ended_and_hurts_nobody() {
     while ended(&gateway, "resets").await < 0.5 {
         assert!(asked < 1_000, "it goes on and on");
         let id = asked * 2 + 1;
-        let _ = stream.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, id, &header("/a"))).await;
+        let _ = stream.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, id, &get("/a"))).await;
         asked += 1;
         // In the service's hands it is more than HTTP/2's own bookkeeping that is kept busy.
         eventually("it is asked, or the end has come", || async {
-            upstream.heard().len() == asked as usize || ended(&gateway, "resets").await > 0.5
+            upstream.received().len() == asked as usize || ended(&gateway, "resets").await > 0.5
         })
         .await;
         let _ = stream.write_all(&frame(RST_STREAM, 0, id, &[0, 0, 0, 8])).await;
@@ -133,7 +79,7 @@ async fn a_client_that_asks_only_to_take_it_back_is_ended_and_hurts_nobody() {
 }
 
 #[tokio::test]
-async fn a_client_that_only_makes_work_is_told_to_calm_down() {
+async fn a_client_that_only_makes_work_gets_enhance_your_calm() {
     let upstream = RawUpstream::start(Vec::new(), false).await;
     let gateway = Gateway::start(upstream.address, POLICY, &[]).await;
     for busywork in [frame(PING, 0, 0, &[0; 8]), frame(SETTINGS, 0, 0, &[])] {
@@ -150,11 +96,11 @@ async fn a_header_that_trickles_has_a_deadline_over_http2_too() {
     let upstream = RawUpstream::start(Vec::new(), false).await;
     let gateway = Gateway::start(upstream.address, POLICY, &[]).await;
     let mut stream = open(gateway.client()).await;
-    stream.write_all(&frame(HEADERS, 1, 1, &header("/a"))).await.unwrap();
-    // It goes on in a frame of which the bytes come one by one.
+    stream.write_all(&frame(HEADERS, 1, 1, &get("/a"))).await.unwrap();
+    // It continues in a frame of which the bytes come one by one.
     let rest = frame(CONTINUATION, 0, 1, &[0; 16_000]);
     let mut within = open(gateway.client()).await;
-    within.write_all(&frame(HEADERS, 1, 1, &header("/a"))[..20]).await.unwrap();
+    within.write_all(&frame(HEADERS, 1, 1, &get("/a"))[..20]).await.unwrap();
     for byte in rest {
         let _ = stream.write_all(&[byte]).await;
         if ended(&gateway, "slow_header").await > 1.5 {
@@ -164,17 +110,17 @@ async fn a_header_that_trickles_has_a_deadline_over_http2_too() {
     assert!(ended(&gateway, "slow_header").await > 1.5, "both are ended");
     let (code, why) = ending(&mut within).await.expect("it is told why");
     assert_eq!((code, why.as_str()), (ENHANCE_YOUR_CALM, "a request's header did not arrive in time"));
-    assert!(upstream.heard().is_empty());
+    assert!(upstream.received().is_empty());
 }
 
 #[tokio::test]
-async fn a_gateway_that_leaves_says_so_and_answers_what_is_in_flight() {
+async fn a_gateway_that_drains_says_so_and_answers_what_is_in_flight() {
     let answer: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let upstream = RawUpstream::start(vec![(Duration::from_millis(700), answer)], false).await;
     let mut gateway = Gateway::start(upstream.address, POLICY, &[]).await;
     let (mut busy, mut idle) = (open(gateway.client()).await, open(gateway.client()).await);
-    busy.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, 1, &header("/a"))).await.unwrap();
-    eventually("it is in flight", || async { upstream.heard().len() == 1 }).await;
+    busy.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, 1, &get("/a"))).await.unwrap();
+    eventually("it is in flight", || async { upstream.received().len() == 1 }).await;
     gateway.program.signal("TERM");
     let seen = until_it_ends(&mut busy).await;
     assert!(seen.contains(&(DATA, 1, b"ok".to_vec())), "what was in flight is answered: {seen:?}");
@@ -185,20 +131,4 @@ async fn a_gateway_that_leaves_says_so_and_answers_what_is_in_flight() {
     assert!(no_error(&seen), "{seen:?}");
     assert!(no_error(&until_it_ends(&mut idle).await), "and who asked for nothing is told, too");
     assert!(gateway.program.ended().await.success());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_load_of_many_streams_is_served_whole() {
-    let Some(h2load) = tool("h2load") else { return };
-    let gateway = Gateway::start(streams().await, POLICY, &[("PALISADE_GATEWAY__LOG__ACCESS", "off")]).await;
-    let mut load = Command::new(h2load);
-    load.args(["-n", "10000", "-c", "10", "-m", "50", "-t", "1"]);
-    load.arg(format!("http://{}/down/1000", gateway.address));
-    let output = load.kill_on_drop(true).output().await.unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let line =
-        |begins: &str| text.lines().find(|line| line.starts_with(begins)).unwrap_or_default().to_owned();
-    println!("{}; {}", line("finished"), line("requests:"));
-    assert!(line("status codes:").starts_with("status codes: 10000 2xx,"), "{text}");
-    assert!(line("requests:").contains("10000 succeeded, 0 failed, 0 errored, 0 timeout"), "{text}");
 }

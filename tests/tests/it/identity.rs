@@ -1,45 +1,10 @@
 //! Accounts whole: passwords, sessions, second factors, API keys, and what ends them.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
-use tests::client::{Answer, Client};
+use tests::accounts::{RECORD, code, enroll, lenient, lenient_stack, login, post, reader, shared_secret};
+use tests::client::Client;
 use tests::eventually;
-use tests::stack::{Backend, Gateway, PASSWORD, POLICY, Stack, User};
-
-/// A policy under which a test may log in as often as it likes.
-pub(crate) fn lenient() -> String {
-    POLICY.replace("rate = \"5/min\"", "rate = \"1000/s\"").replace("failures = 3", "failures = 1000")
-}
-
-pub(crate) async fn lenient_stack() -> Stack {
-    Stack::with(&lenient(), &[]).await
-}
-
-pub(crate) async fn post(client: &Client, target: &str, token: Option<&str>, body: &Value) -> Answer {
-    client.json("POST", target, token, body).await
-}
-
-pub(crate) async fn login(client: &Client, name: &str, password: &str) -> Answer {
-    post(client, "/v1/auth/login", None, &json!({"username": name, "password": password})).await
-}
-
-/// A collection with a record, and a user who may read it.
-pub(crate) async fn reader(stack: &Stack) -> (User, User) {
-    let admin = stack.user("root", &["admin"]).await;
-    let reader = stack.user("ann", &[]).await;
-    let client = stack.gateway.client();
-    client.json("PUT", "/v1/collections/notes", Some(&admin.token), &json!({})).await;
-    client.json("PUT", "/v1/collections/notes/records/a", Some(&admin.token), &json!(1)).await;
-    let grants = json!({"permissions": [{"permission": "records:read", "resource": "notes"}]});
-    client.json("PUT", "/v1/roles/reader/permissions", Some(&admin.token), &grants).await;
-    let path = format!("/v1/users/{}/roles", reader.id);
-    let answer = client.json("PUT", &path, Some(&admin.token), &json!({"roles": ["reader"]})).await;
-    assert_eq!(answer.status(), 200);
-    (admin, reader)
-}
-
-pub(crate) const RECORD: &str = "/v1/collections/notes/records/a";
+use tests::stack::{Backend, Gateway, PASSWORD, Stack};
 
 #[tokio::test]
 async fn an_account_is_registered_once_and_with_a_password_that_keeps_every_rule() {
@@ -67,12 +32,11 @@ async fn an_account_is_registered_once_and_with_a_password_that_keeps_every_rule
 }
 
 #[tokio::test]
-async fn in_production_a_password_is_strong_and_an_administrator_has_a_second_factor() {
+async fn a_password_is_strong_and_an_administrator_has_a_second_factor_in_production() {
     let backend =
         Backend::start(&[("PALISADE_PROFILE", "production"), ("JWT_SECRET", &"j".repeat(32))]).await;
     backend.add_user("root", &["admin"]).await;
-    let policy = lenient().replace("algorithms = [\"EdDSA\"]", "algorithms = [\"HS256\"]");
-    let policy = policy.replace("jwks = \"{jwks}\"", "secret = \"JWT_SECRET\"");
+    let policy = shared_secret();
     let gateway = Gateway::start(backend.address, &policy, &[("JWT_SECRET", &"j".repeat(32))]).await;
     let client = gateway.client();
     let weak = json!({"username": "bob", "password": "passwordpassword"});
@@ -92,30 +56,6 @@ async fn in_production_a_password_is_strong_and_an_administrator_has_a_second_fa
     assert_eq!(client.get("/v1/users", Some(token)).await.status(), 200);
     let forgot = post(&client, "/v1/auth/forgot-password", None, &json!({"username": "root"})).await;
     assert_eq!((forgot.status(), forgot.json()["code"].as_str()), (501, Some("mail_not_configured")));
-}
-
-/// The code of `steps` steps from now, as an authenticator app shows it.
-pub(crate) fn code(secret: &str, steps: i64) -> String {
-    let output = std::process::Command::new("oathtool")
-        .args(["--totp", "--base32", secret, "--now", &format!("{} seconds", steps * 30)])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-/// Enrolls and confirms a second factor: its secret and the recovery codes.
-pub(crate) async fn enroll(client: &Client, token: &str) -> (String, Vec<String>) {
-    let enrolled = post(client, "/v1/auth/totp/enroll", Some(token), &json!({})).await.json();
-    let secret = enrolled["secret"].as_str().unwrap().to_owned();
-    assert!(enrolled["otpauth_url"].as_str().unwrap().starts_with("otpauth://totp/Palisade:"));
-    let wrong = post(client, "/v1/auth/totp/confirm", Some(token), &json!({"code": "000000"})).await;
-    assert_eq!(wrong.json()["code"], "totp_invalid");
-    let confirmed =
-        post(client, "/v1/auth/totp/confirm", Some(token), &json!({"code": code(&secret, 0)})).await;
-    assert_eq!(confirmed.status(), 200, "{:?}", confirmed.body);
-    let codes = confirmed.json()["recovery_codes"].as_array().unwrap().clone();
-    (secret, codes.iter().map(|code| code.as_str().unwrap().to_owned()).collect())
 }
 
 #[tokio::test]
@@ -209,7 +149,7 @@ async fn a_forgotten_password_is_reset_once_by_mail_and_nobody_learns_who_has_an
 }
 
 #[tokio::test]
-async fn a_name_at_which_too_many_guesses_failed_is_locked_and_nobody_is_told() {
+async fn a_name_at_which_too_many_guesses_failed_is_locked_and_no_answer_shows_it() {
     let backend = Backend::start(&[
         ("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__FAILURES", "3"),
         ("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__DURATION", "1h"),
@@ -247,32 +187,7 @@ async fn a_name_at_which_too_many_guesses_failed_is_locked_and_nobody_is_told() 
 }
 
 #[tokio::test]
-async fn an_unknown_account_takes_as_long_as_a_wrong_password() {
-    let backend = Backend::start(&[("PALISADE_BACKEND__ACCOUNTS__LOCKOUT__FAILURES", "1000000")]).await;
-    let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
-    backend.add_user("ann", &[]).await;
-    let client = gateway.client();
-    let mut took = [Vec::new(), Vec::new()];
-    for turn in 0..120 {
-        for (times, name) in took.iter_mut().zip(["ann", "nobody"]) {
-            let begun = Instant::now();
-            assert_eq!(login(&client, name, "wrong").await.status(), 401);
-            if turn >= 20 {
-                times.push(begun.elapsed());
-            }
-        }
-    }
-    let median = |times: &mut Vec<Duration>| {
-        times.sort_unstable();
-        times[times.len() / 2].as_secs_f64()
-    };
-    let [known, unknown] = took.each_mut().map(median);
-    println!("wrong {:.2} ms, unknown {:.2} ms: ratio {:.3}", known * 1e3, unknown * 1e3, unknown / known);
-    assert!((unknown / known - 1.0).abs() < 0.1, "{known} {unknown}");
-}
-
-#[tokio::test]
-async fn a_password_of_another_system_is_accepted_and_kept_better() {
+async fn a_password_hash_of_another_system_is_accepted_and_upgraded() {
     let stack = lenient_stack().await;
     // `htpasswd -bnBC 10 "" 'correct horse battery'`
     let bcrypt = "$2y$10$RE5tWKQtyWUNCw/P2MhDou4M2PVdsHirWTs7lCnaZXxq8ntovIb3S";
@@ -286,7 +201,7 @@ async fn a_password_of_another_system_is_accepted_and_kept_better() {
 }
 
 #[tokio::test]
-async fn who_knows_the_beginning_of_a_long_password_does_not_set_it() {
+async fn a_login_with_the_beginning_of_a_long_password_does_not_set_it() {
     let stack = lenient_stack().await;
     let whole = "correct horse battery staple, and so on until it is longer than bcrypt looks at it";
     // crypt(3) of `whole`, which looks at 72 bytes.
@@ -356,7 +271,7 @@ async fn the_api_describes_itself_and_all_of_it_answers_the_gateway_alone() {
 }
 
 #[tokio::test]
-async fn what_is_denied_to_a_role_or_a_group_stays_so_and_no_longer() {
+async fn a_denial_to_a_role_or_a_group_holds_as_long_as_it_stands() {
     let backend = Backend::start(&[("PALISADE_BACKEND__ACCOUNTS__REQUIRE_TOTP_FOR", "[\"reader\"]")]).await;
     let gateway = Gateway::start(backend.address, &lenient(), &[]).await;
     let stack = Stack { backend, gateway };

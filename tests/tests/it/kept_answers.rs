@@ -74,7 +74,7 @@ fn greet(head: &[u8]) -> String {
 
 /// Asks each path with each field, lets the service fail, and asks again with all of them.
 #[tokio::test]
-async fn each_gets_what_is_theirs_or_everybody_s_and_nothing_else() {
+async fn a_client_gets_its_own_stored_answer_or_a_public_one_and_no_other() {
     let ann = ("authorization", "Basic YW5uOng=");
     let bob = ("authorization", "Basic Ym9iOng=");
     let (session, other) = (("cookie", "session=ann"), ("cookie", "session=bob"));
@@ -124,7 +124,7 @@ async fn each_gets_what_is_theirs_or_everybody_s_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn over_http2_the_host_is_another_s_too() {
+async fn a_stored_answer_of_another_host_is_not_given_over_http2_either() {
     let greeter = Greeter::start().await;
     let gateway = Gateway::start(greeter.address, POLICY, &[]).await;
     let ask = async |host: &str| {

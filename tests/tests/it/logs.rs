@@ -23,7 +23,7 @@ async fn a_standard_output_that_nobody_reads_costs_lines_and_nothing_else() {
     let gateway = Gateway::start(backend.address, &roomy(), &[]).await;
     assert_eq!(gateway.client().get(KEYS, None).await.status(), 200);
     gateway.program.is_read(false);
-    let long = format!("/{}", "x".repeat(30_000)); // the upstream has no such page, but the log has its name
+    let long = format!("/{}", "x".repeat(60_000)); // the upstream has no such page, but the log has its name
     let before = gateway.memory();
     while dropped(&gateway, "access").await < 1.0 {
         assert_eq!(gateway.client().get(&long, None).await.status(), 404);
@@ -56,33 +56,37 @@ async fn a_standard_output_that_nobody_reads_costs_lines_and_nothing_else() {
 async fn a_change_that_the_audit_log_cannot_take_is_refused_and_made_once_it_can() {
     let backend = Backend::start(&[]).await;
     let gateway =
-        Gateway::start(backend.address, &roomy(), &[("PALISADE_GATEWAY__LOG__AUDIT", "stdout")]).await;
+        Gateway::start(backend.address, POLICY, &[("PALISADE_GATEWAY__LOG__AUDIT", "stdout")]).await;
     gateway.program.is_read(false);
-    // Nothing is read, so that each of these lines waits.
-    let addresses: Vec<String> = (0..40_000).map(|at| format!("10.{}.{}.1", at / 250, at % 250)).collect();
-    let large = json!({"blocks.deny": addresses}).to_string();
-    let mut last = 200;
-    for _ in 0..16 {
-        let answer = gateway.operator().ask("PATCH", "/admin/overrides", &[], large.clone()).await;
-        last = answer.status();
-        if last == 503 {
-            assert_eq!(answer.json()["code"], "audit_unavailable");
-            assert_eq!(answer.field("retry-after"), "1");
-            break;
+    // Nothing is read, so that each of these lines waits: long ones first, and ever shorter ones for the room that is left.
+    let (mut length, mut written) = (60_000, 0);
+    while length > 0 {
+        let forget = format!("/admin/permissions?user={}", "x".repeat(length));
+        if gateway.operator().ask("DELETE", &forget, &[("x-request-id", "i")], "").await.status() == 200 {
+            written += 1;
+            assert!(written < 200, "the queue of the audit log has a bound");
+        } else {
+            length /= 2;
         }
     }
-    assert_eq!(last, 503, "the queue of the audit log has a bound");
     let block = "/admin/ip-blocks/192.0.2.1";
-    // A short line may still find room; until none does.
-    let mut blocked = 204;
-    for number in 0..2_000 {
-        let path = format!("/admin/revocations/jti/{number}{}", "x".repeat(1_000));
-        blocked = gateway.operator().ask("PUT", &path, &[], "").await.status();
-        if blocked != 204 {
-            break;
-        }
+    // Longer than any room that is left: the id of the request is in the line.
+    let id = [("x-request-id", "i".repeat(100))];
+    let id = id.each_ref().map(|(name, value)| (*name, value.as_str()));
+    for (method, path, body) in [
+        ("PUT", block, ""),
+        ("PUT", "/admin/revocations/sub/ann", ""),
+        ("PATCH", "/admin/overrides", "{\"limits.login.rate\":\"9/min\"}"),
+        ("POST", "/admin/readonly", ""),
+        ("POST", "/admin/policy/reload", ""),
+        ("POST", "/admin/breakers/backend/reset", ""),
+        ("DELETE", "/admin/permissions", ""),
+    ] {
+        let refused = gateway.operator().ask(method, path, &id, body).await;
+        let said =
+            (refused.status(), refused.json()["code"].clone(), refused.field("retry-after").to_owned());
+        assert_eq!(said, (503, json!("audit_unavailable"), "1".to_owned()), "{method} {path}");
     }
-    assert_eq!(blocked, 503);
     assert_eq!(gateway.client().get(KEYS, None).await.status(), 200, "requests go on");
     gateway.program.is_read(true);
     eventually("changes are made again", || async {
@@ -137,7 +141,9 @@ async fn the_backend_answers_though_nobody_reads_its_log() {
     assert!(none_dropped().await);
     let long = "M".repeat(6_000); // a method that no page has, but the log has its name
     while none_dropped().await {
-        assert_eq!(client.ask(&long, "/health/live", &[], "").await.status(), 405);
+        for _ in 0..20 {
+            assert_eq!(client.ask(&long, "/health/live", &[], "").await.status(), 405);
+        }
         assert_eq!(client.get("/health/live", None).await.status(), 200);
     }
     backend.program.is_read(true);

@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tests::accounts::{lenient, login, post};
 use tests::authority::Authority;
 use tests::peers::{python, smtp_server};
 use tests::program::Program;
 use tests::stack::{Backend, Gateway, PASSWORD};
 use tests::{eventually, free_port};
-
-use crate::identity::{lenient, login, post};
 
 fn mails(dir: &Path) -> Vec<String> {
     tests::mails(dir).iter().map(|file| std::fs::read_to_string(file).unwrap()).collect()
@@ -112,7 +111,7 @@ async fn a_mail_is_what_its_receiver_expects_and_its_token_resets_the_password()
 }
 
 #[tokio::test]
-async fn a_mail_server_that_is_away_loses_no_mail_over_a_restart() {
+async fn an_unavailable_mail_server_loses_no_mail_over_a_restart() {
     let Some(python) = python() else { return eprintln!("PEERS_PYTHON is not set: not tried") };
     let port = free_port();
     let (backend, gateway) = mailing_to(port).await;

@@ -15,7 +15,7 @@ const SWITCHED_ON: &[Row] = &[
     (
         "backend database.synchronous",
         &["full", "normal"],
-        "switched_on::what_is_acknowledged_outlives_a_kill_however_the_disk_is_written",
+        "switched_on::an_acknowledged_write_outlives_a_kill_however_the_disk_is_written",
     ),
     (
         "backend log.format",
@@ -59,7 +59,7 @@ const SWITCHED_ON: &[Row] = &[
     (
         "policy headers.mode",
         &["fill", "replace"],
-        "response_headers::what_the_policy_says_replaces_or_removes_and_may_fill_only",
+        "response_headers::a_field_of_the_policy_replaces_or_removes_or_only_fills_in",
     ),
     (
         "policy jwt.algorithms",
@@ -77,22 +77,22 @@ const SWITCHED_ON: &[Row] = &[
     (
         "policy limits.on_store_failure",
         &["allow", "deny", "local"],
-        "switched_on::without_redis_a_shared_limit_does_what_it_says",
+        "switched_on::a_shared_limit_without_redis_does_what_it_says",
     ),
     (
         "policy limits.scope",
         &["local", "shared"],
-        "switched_on::without_redis_a_shared_limit_does_what_it_says",
+        "switched_on::a_shared_limit_without_redis_does_what_it_says",
     ),
     (
         "policy permissions.on_failure",
         &["deny"],
-        "permissions::without_the_feed_no_answer_is_believed_longer_than_max_staleness",
+        "permissions::a_permission_answer_counts_no_longer_than_max_staleness_without_the_feed",
     ),
     (
         "policy permissions.on_failure",
         &["stale"],
-        "degraded::while_the_breaker_is_open_each_gets_the_last_good_answer_that_was_theirs",
+        "degraded::a_client_gets_its_own_last_good_answer_while_the_breaker_is_open",
     ),
     (
         "policy requests.encoded_slash",
@@ -117,7 +117,7 @@ const SWITCHED_ON: &[Row] = &[
     (
         "policy routes.when_open",
         &["stale"],
-        "degraded::while_the_breaker_is_open_each_gets_the_last_good_answer_that_was_theirs",
+        "degraded::a_client_gets_its_own_last_good_answer_while_the_breaker_is_open",
     ),
     (
         "profile",
@@ -128,7 +128,7 @@ const SWITCHED_ON: &[Row] = &[
     (
         "profile",
         &["production"],
-        "identity::in_production_a_password_is_strong_and_an_administrator_has_a_second_factor",
+        "identity::a_password_is_strong_and_an_administrator_has_a_second_factor_in_production",
     ),
 ];
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tests::client::Client;
 use tests::eventually;
+use tests::policy_text::PolicyText;
 use tests::redis::Redis;
 use tests::stack::{Backend, Gateway, POLICY, Stack};
 
@@ -24,10 +25,9 @@ async fn check_and_overrides_name_no_file_and_no_address_that_the_policy_file_do
     std::fs::write(&secret, "hush-hush-hush-hush\n").unwrap();
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     std::fs::write(gateway.policy_file().with_file_name("beside.txt"), "hush-hush-hush-hush\n").unwrap();
-    let text = std::fs::read_to_string(gateway.policy_file()).unwrap();
+    let text = PolicyText::of(std::fs::read_to_string(gateway.policy_file()).unwrap());
     for file in [secret.to_str().unwrap(), pipe.to_str().unwrap(), "/dev/zero", "../x", "beside.txt"] {
-        let named = format!("deny_files = [{file:?}]\ndeny = [");
-        let (status, said) = check(gateway, &text.replacen("deny = [", &named, 1)).await;
+        let (status, said) = check(gateway, &text.clone().set("blocks.deny_files", vec![file])).await;
         assert_eq!(status, 422, "{file}: {said}");
         assert!(said.contains("only the policy file names files") && !said.contains("hush"), "{said}");
         let over = json!({"blocks.deny_files": [file]}).to_string();
@@ -59,7 +59,7 @@ async fn a_deny_file_of_the_policy_lies_below_its_folder_and_no_fault_quotes_it(
     std::os::unix::fs::symlink("..v1", folder.join("..data")).unwrap();
     std::os::unix::fs::symlink("..data/list.txt", folder.join("list.txt")).unwrap();
     std::os::unix::fs::symlink(&secret, folder.join("link.txt")).unwrap();
-    let text = std::fs::read_to_string(gateway.policy_file()).unwrap();
+    let text = PolicyText::of(std::fs::read_to_string(gateway.policy_file()).unwrap());
     for (file, wanted) in [
         (secret.to_str().unwrap(), "is not below the policy's folder"),
         ("link.txt", "is not below the policy's folder"),
@@ -67,18 +67,13 @@ async fn a_deny_file_of_the_policy_lies_below_its_folder_and_no_fault_quotes_it(
         ("words.txt", "an address or a CIDR like 192.0.2.0/24"),
         ("..v1", "it is no regular file"),
     ] {
-        let named = format!("deny_files = [{file:?}]\ndeny = [");
-        std::fs::write(gateway.policy_file(), text.replacen("deny = [", &named, 1)).unwrap();
+        std::fs::write(gateway.policy_file(), &*text.clone().set("blocks.deny_files", vec![file])).unwrap();
         let answer = gateway.operator().ask("POST", "/admin/policy/reload", &[], "").await;
         let said = String::from_utf8_lossy(&answer.body);
         assert_eq!(answer.status(), 422, "{file}: {said}");
         assert!(said.contains(wanted) && !said.contains("hush"), "{file}: {said}");
     }
-    std::fs::write(
-        gateway.policy_file(),
-        text.replacen("deny = [", "deny_files = [\"list.txt\"]\ndeny = [", 1),
-    )
-    .unwrap();
+    std::fs::write(gateway.policy_file(), &*text.set("blocks.deny_files", vec!["list.txt"])).unwrap();
     assert_eq!(gateway.operator().ask("POST", "/admin/policy/reload", &[], "").await.status(), 200);
     assert_eq!(
         gateway.client().at([127, 88, 1, 1]).get(KEYS, None).await.status(),
@@ -103,7 +98,7 @@ fn crowded() -> String {
 }
 
 #[tokio::test]
-async fn a_large_policy_is_judged_in_time_while_requests_go_on_and_a_larger_one_is_refused() {
+async fn a_large_policy_is_judged_in_time_beside_requests_and_a_larger_one_is_refused() {
     let stack = Stack::start().await;
     let (policy, gateway) = (crowded(), &stack.gateway);
     let asked = async {
@@ -181,7 +176,7 @@ async fn a_last_good_policy_that_is_good_no_more_stops_no_start() {
 }
 
 #[tokio::test]
-async fn without_a_token_only_names_of_this_machine_are_answered() {
+async fn only_names_of_this_machine_are_answered_without_a_token() {
     let stack = Stack::start().await;
     let admin = Client::of(stack.gateway.admin);
     for host in ["localhost", "127.0.0.1", "127.9.9.9", "[::1]:8081"] {
@@ -199,7 +194,7 @@ async fn without_a_token_only_names_of_this_machine_are_answered() {
 }
 
 #[tokio::test]
-async fn taking_back_what_is_not_there_is_no_success() {
+async fn removing_what_is_not_there_gets_404() {
     let stack = Stack::start().await;
     for path in [
         "/admin/ip-blocks/192.0.2.1",
@@ -239,7 +234,7 @@ async fn a_change_of_a_replica_whose_clock_is_behind_counts_everywhere() {
     assert_eq!(one.operator().ask("DELETE", path, &[], "").await.status(), 204);
     assert_eq!(status(&one).await, 200, "at once here");
     eventually("and on the other", || async { status(&other).await == 200 }).await;
-    // Likewise what this replica has not heard of: only Redis knows.
+    // Likewise for what this replica does not know: only Redis does.
     let later = format!("{:020}{}", changed_at + 1_000_000_000, ban.replace("127.0.5.0", "127.0.6.0"));
     redis
         .cli(&[

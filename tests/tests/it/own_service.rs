@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tests::client::Client;
 use tests::eventually;
+use tests::policy_text::PolicyText;
 use tests::program::{Program, built, command};
 use tests::stack::{Gateway, root};
 use tests::upstream::RawUpstream;
@@ -69,16 +70,16 @@ async fn the_lines_of_the_readme_work_and_the_service_s_log_shows_its_clients_re
 }
 
 #[tokio::test]
-async fn a_service_is_asked_nothing_and_told_nothing_that_it_did_not_ask_for() {
+async fn a_service_receives_its_clients_requests_and_nothing_else() {
     let service = RawUpstream::start(vec![(Duration::ZERO, GOOD)], false).await;
     // Two addresses are balanced; the name is that of the upstream which is asked about permissions where somebody is.
     let both = format!("{},localhost:{}", service.address, service.address.port());
     let places = [("PALISADE_GATEWAY__UPSTREAMS__BACKEND__ADDRESSES", both.as_str())];
     let gateway = Gateway::start(service.address, PASS, &places).await;
     assert_eq!(gateway.client().get("/internal/changes", None).await.status(), 200, "the path is its own");
-    for_a_while(|| assert_eq!(service.heard().len(), 1, "{:?}", service.heard())).await;
-    let heard = service.heard().join("").to_ascii_lowercase();
-    assert!(!heard.contains("x-palisade"), "{heard}");
+    for_a_while(|| assert_eq!(service.received().len(), 1, "{:?}", service.received())).await;
+    let received = service.received().join("").to_ascii_lowercase();
+    assert!(!received.contains("x-palisade"), "{received}");
 }
 
 #[tokio::test]
@@ -114,9 +115,9 @@ async fn production_needs_the_secret_of_the_permission_service_only_where_there_
 async fn a_feed_that_is_not_there_is_said_once_and_asked_for_ever_more_seldom() {
     let nothing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     let service = RawUpstream::start(vec![(Duration::ZERO, nothing)], false).await;
-    let policy = PASS.replace("[[routes]]", "[permissions]\n[[routes]]") + "auth = [\"api_key\"]\n";
+    let policy = PolicyText::of(PASS).set("routes.all.auth", vec!["api_key"]) + "[permissions]\n";
     let gateway = Gateway::start(service.address, &policy, &[]).await;
-    let asked = || service.heard().iter().filter(|one| one.starts_with("GET /internal/changes")).count();
+    let asked = || service.received().iter().filter(|one| one.starts_with("GET /internal/changes")).count();
     for_a_while(|| assert!(asked() <= 8, "{}", asked())).await;
     assert!(asked() >= 3, "{}", asked());
     let events = gateway.program.events();

@@ -2,19 +2,16 @@
 
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
+use tests::accounts::{code, lenient, lenient_stack, login, post, shared_secret};
 use tests::client::Client;
 use tests::stack::{Backend, Gateway, PASSWORD, Stack};
-
-use crate::identity::{code, lenient, lenient_stack, login, post};
 
 const SECRET: &str = "a secret for tests that is long enough";
 
 /// A stack whose tokens a test can sign.
 async fn stack() -> Stack {
     let backend = Backend::start(&[("JWT_SECRET", SECRET)]).await;
-    let policy = lenient()
-        .replace("algorithms = [\"EdDSA\"]", "algorithms = [\"HS256\"]")
-        .replace("jwks = \"{jwks}\"", "secret = \"JWT_SECRET\"");
+    let policy = shared_secret();
     let gateway = Gateway::start(backend.address, &policy, &[("JWT_SECRET", SECRET)]).await;
     Stack { backend, gateway }
 }

@@ -30,7 +30,7 @@ async fn does_not_connect(gateway: &Gateway, why: &str) {
 }
 
 #[tokio::test]
-async fn of_several_nodes_the_one_that_takes_writes_is_found() {
+async fn the_node_that_takes_writes_is_found_among_several() {
     let master = Redis::start().await;
     let replica = replica_of(&master, &[]).await;
     let backend = Backend::start(&[]).await;

@@ -1,7 +1,5 @@
-//! Several gateways on one Redis, and a Redis that goes away.
+//! Several gateways on one Redis, and a Redis that becomes unavailable.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tests::eventually;
@@ -14,37 +12,6 @@ async fn gateway(backend: &Backend, redis_url: &str) -> Gateway {
         Gateway::start(backend.address, POLICY, &[("PALISADE_GATEWAY__REDIS__URL", redis_url)]).await;
     eventually("redis is there", || async { gateway.metric("palisade_redis_up").await > 0.5 }).await;
     gateway
-}
-
-#[tokio::test]
-async fn one_key_at_two_gateways_admits_exactly_its_burst_and_rate() {
-    let (redis, backend) = (Redis::start().await, Backend::start(&[]).await);
-    let gateways = [gateway(&backend, &redis.url()).await, gateway(&backend, &redis.url()).await];
-    let admitted = Arc::new(AtomicU32::new(0));
-    let begun = Instant::now();
-    let until = begun + Duration::from_secs(4);
-    let hammers: Vec<_> = gateways
-        .iter()
-        .flat_map(|gateway| [gateway.client(), gateway.client().at([127, 0, 0, 2])])
-        .map(|client| {
-            let admitted = Arc::clone(&admitted);
-            tokio::spawn(async move {
-                while Instant::now() < until {
-                    match client.get("/health/live", None).await.status() {
-                        200 => drop(admitted.fetch_add(1, Ordering::Relaxed)),
-                        status => assert_eq!(status, 429),
-                    }
-                }
-            })
-        })
-        .collect();
-    for hammer in hammers {
-        hammer.await.unwrap();
-    }
-    let bound = 20.0 + 10.0 * begun.elapsed().as_secs_f64();
-    let admitted = f64::from(admitted.load(Ordering::Relaxed));
-    println!("admitted {admitted} of at most {bound:.1}: {:.3}", admitted / bound);
-    assert!(admitted <= bound && admitted / bound > 0.97, "{admitted} of {bound}");
 }
 
 #[tokio::test]
@@ -114,7 +81,7 @@ async fn a_redis_that_comes_back_empty_forgets_no_ban() {
     assert_eq!(client.get("/.well-known/jwks.json", None).await.status(), 403);
     let newcomer = gateway(&backend, &redis.url()).await;
     let client = newcomer.client().at([127, 0, 0, 3]);
-    eventually("a newcomer hears of it", || async {
+    eventually("a newcomer receives it", || async {
         client.get("/.well-known/jwks.json", None).await.status() == 403
     })
     .await;
@@ -131,14 +98,15 @@ async fn a_replica_that_was_cut_off_catches_up() {
     assert_eq!(one.operator().ask("PUT", "/admin/ip-blocks/127.0.0.4", &[], "").await.status(), 204);
     assert_eq!(cut.operator().ask("PUT", "/admin/ip-blocks/127.0.0.5", &[], "").await.status(), 204);
     assert_eq!(cut.client().at([127, 0, 0, 4]).get("/.well-known/jwks.json", None).await.status(), 200);
-    tokio::time::sleep(Duration::from_secs(10)).await; // not a wait for a state: the cut has its time
+    // By then it pauses between two tries for as long as it ever does.
+    eventually("it has tried to connect again and again", || async { wire.refused() >= 10 }).await;
     wire.mend();
     let mended = Instant::now();
     let blocked = async |gateway: &Gateway, address| {
         gateway.client().at(address).get("/.well-known/jwks.json", None).await.status() == 403
     };
-    eventually("it hears of theirs", || blocked(&cut, [127, 0, 0, 4])).await;
+    eventually("it receives theirs", || blocked(&cut, [127, 0, 0, 4])).await;
     eventually("they hear of its own", || blocked(&one, [127, 0, 0, 5])).await;
-    println!("after a cut of 10 s both sides agree in {:?}", mended.elapsed());
+    println!("after a cut both sides agree in {:?}", mended.elapsed());
     assert!(mended.elapsed() < Duration::from_secs(1));
 }

@@ -44,7 +44,7 @@ async fn defaults_fill_in_what_the_service_left_out() {
 }
 
 #[tokio::test]
-async fn what_the_policy_says_replaces_or_removes_and_may_fill_only() {
+async fn a_field_of_the_policy_replaces_or_removes_or_only_fills_in() {
     let named = "content-security-policy = \"default-src 'none'\"\nx-frame-options = \"\"\nx-own = \"\"\nx-more = \"yes\"\nreferrer-policy = \"\"";
     let replaced = answer(named).await;
     assert_eq!(replaced.field("content-security-policy"), "default-src 'none'");
@@ -116,7 +116,7 @@ async fn hsts_is_said_over_tls_in_both_protocols_on_answers_and_refusals() {
 }
 
 #[tokio::test]
-async fn nobody_keeps_a_refusal() {
+async fn a_refusal_may_not_be_stored() {
     let upstream = RawUpstream::start(vec![(Duration::ZERO, SERVICE)], false).await;
     let gateway = Gateway::start(upstream.address, &policy("cache-control = \"max-age=60\""), &[]).await;
     assert_eq!(gateway.client().get("/a", None).await.field("cache-control"), "max-age=60");

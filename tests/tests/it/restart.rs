@@ -1,11 +1,11 @@
 //! What was acknowledged is there after a restart: over a full disk, a damaged file, and with the database file alone.
 
 use serde_json::json;
+use tests::accounts::{lenient, login, post};
 use tests::eventually;
+use tests::policy_text::PolicyText;
 use tests::program::{Program, command};
 use tests::stack::{Backend, Gateway, PASSWORD, POLICY, Stack};
-
-use crate::identity::{lenient, login, post};
 
 const KEYS: &str = "/.well-known/jwks.json";
 
@@ -42,7 +42,7 @@ async fn a_full_state_disk_acknowledges_no_ban_and_loses_none() {
     assert!(gateway.metric("palisade_state_files_late").await > 0.5);
     let kept = std::fs::read_to_string(gateway.state_file("changes.json")).unwrap();
     assert!(kept.contains("127.0.0.71") && !kept.contains("127.0.0.72"), "{kept}");
-    // What is learnt now is kept as well: a policy edit.
+    // What is learnt now is stored as well: a policy edit.
     gateway.edit_policy(|text| text.replacen("rate = \"5/min\"", "rate = \"6/min\"", 1));
     let in_force =
         || async { gateway.operator().get("/admin/policy", None).await.json()["last_refusal"].is_null() };
@@ -86,7 +86,7 @@ async fn a_damaged_state_file_is_set_aside_and_redis_gives_back_what_it_knows() 
 #[tokio::test]
 async fn a_bad_deny_file_holds_nothing_else_up_and_its_last_good_one_outlives_a_restart() {
     let backend = Backend::start(&[]).await;
-    let policy = POLICY.replacen("deny = [", "deny_files = [\"drop.txt\"]\ndeny = [", 1);
+    let policy = PolicyText::usual().set("blocks.deny_files", vec!["drop.txt"]);
     let spamhaus = "\u{feff}; DROP list\r\n127.44.0.0/16 ; SBL1\r\n";
     let gateway = Gateway::start_beside(&[("drop.txt", spamhaus)], backend.address, &policy, &[]).await;
     assert_eq!(status(&gateway, [127, 44, 0, 1]).await, 403);
@@ -134,7 +134,7 @@ async fn stopped(mut program: Program) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn after_a_clean_stop_the_database_file_alone_is_the_whole_database() {
+async fn the_database_file_alone_is_the_whole_database_after_a_clean_stop() {
     let Stack { backend, gateway } = Stack::start().await;
     let admin = backend.add_user("root", &["admin"]).await;
     let token =

@@ -4,13 +4,12 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use tests::frames::{DATA, END_STREAM_AND_HEADERS, HEADERS, block, frame, frames, open};
 use tests::stack::Gateway;
 use tests::upstream::RawUpstream;
 use tests::{PATIENCE, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
-
-use crate::http2::{DATA, END_STREAM_AND_HEADERS, HEADERS, block, frame, frames, open};
 
 const POLICY: &str = r#"
 version = 1
@@ -95,7 +94,7 @@ async fn an_answer_to_head_has_no_body_whoever_makes_it() {
 }
 
 #[tokio::test]
-async fn informational_answers_pass_and_who_expects_to_go_on_may() {
+async fn informational_answers_pass_and_a_client_that_expects_100_gets_it() {
     let hinted =
         b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
     let (upstream, gateway) = start(hinted).await;
@@ -106,8 +105,8 @@ async fn informational_answers_pass_and_who_expects_to_go_on_may() {
     let (exit, answer) = curl(&gateway, "/b", &["-H", "Expect: 100-continue", "-d", "a body"]).await;
     assert_eq!(exit, Some(0));
     assert!(answer.starts_with("HTTP/2 100 "), "{answer}");
-    assert!(upstream.heard().iter().any(|heard| heard.ends_with("\r\n\r\na body")), "{:?}", upstream.heard());
-    // What a refusal says is all that a client hears which expected to go on.
+    upstream.receives(|all| all.iter().any(|one| one.ends_with("\r\n\r\na body"))).await;
+    // A client that expected 100 receives the refusal and nothing else.
     let large = ["-H", "Expect: 100-continue", "-H", "Content-Length: 2000000", "-X", "POST", "-d", "a"];
     let (_, answer) = curl(&gateway, "/c", &large).await;
     assert!(answer.starts_with("HTTP/2 413 "), "{answer}");
@@ -121,12 +120,8 @@ async fn a_cookie_in_crumbs_is_one_field() {
     let fields: Vec<_> = crumbs.iter().map(|crumb| ("cookie", crumb.as_str())).collect();
     let mut stream = open(gateway.client()).await;
     stream.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, 1, &get_with(&fields))).await.unwrap();
-    eventually("the upstream is asked", || async { upstream.heard().len() == 1 }).await;
-    assert!(
-        upstream.heard()[0].contains(&format!("cookie: {}\r\n", crumbs.join("; "))),
-        "{:?}",
-        upstream.heard()
-    );
+    let joined = format!("cookie: {}\r\n", crumbs.join("; "));
+    upstream.receives(|all| all.len() == 1 && all[0].contains(&joined)).await;
 }
 
 #[tokio::test]
@@ -137,17 +132,16 @@ async fn a_query_passes_as_over_http_1() {
     let mut stream = open(gateway.client()).await;
     let header = get_with(&[(":path", query)]);
     stream.write_all(&frame(HEADERS, END_STREAM_AND_HEADERS, 1, &header)).await.unwrap();
-    eventually("the upstream is asked", || async { upstream.heard().len() == 1 }).await;
+    eventually("the upstream is asked", || async { upstream.received().len() == 1 }).await;
     let raw = format!("GET {query} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
     let answer = gateway.client().raw(raw.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    let heard = upstream.heard();
     let expected = "GET /a?%60%5C%22%3C%3E%5E%7B%7C%7D&100%25&[] HTTP/1.1\r\n";
-    assert!(heard.iter().all(|heard| heard.starts_with(expected)), "{heard:?}");
+    upstream.receives(|all| all.iter().all(|received| received.starts_with(expected))).await;
 }
 
 #[tokio::test]
-async fn what_is_malformed_is_refused_in_words_and_written_down() {
+async fn a_malformed_request_over_http2_gets_a_reason_and_a_log_line() {
     let (upstream, gateway) =
         start(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok").await;
     let whole = |fields: &[(&str, &str)]| frame(HEADERS, END_STREAM_AND_HEADERS, 1, &get_with(fields));
@@ -204,7 +198,7 @@ async fn what_is_malformed_is_refused_in_words_and_written_down() {
         })
         .await;
     }
-    assert!(upstream.heard().is_empty(), "{:?}", upstream.heard());
+    assert!(upstream.received().is_empty(), "{:?}", upstream.received());
     let refused = gateway
         .metric("palisade_stage_denials_total{code=\"header_too_large\",rule=\"none\",stage=\"accept\"}");
     assert!((refused.await - 2.0).abs() < 0.1);

@@ -180,22 +180,35 @@ async fn the_store_in_process_passes() {
     suite(&LocalStore::default()).await;
 }
 
-async fn suite_on(server: Redis) {
-    let places = Places::parse(&server.url(), None, None).unwrap();
-    let store = RedisStore::new(places, Metrics::new().unwrap());
-    let (sender, _news) = mpsc::channel(1024);
-    tokio::spawn(Arc::clone(&store).run(sender));
-    eventually("the server is there", || async { store.is_up() }).await;
-    suite(&*store).await;
+/// How often the suite is begun anew, on another server, because the one before did not answer in time.
+const MOST_TIMES: usize = 5;
+
+/// Redis has 40 ms for an answer, which a busy machine may exceed: the store is right to count without it then, and the
+/// suite has to see what it counts with it. A server that answers wrongly fails each time.
+async fn suite_on(start: impl AsyncFn() -> Redis) {
+    for time in 1.. {
+        let server = start().await;
+        let (places, metrics) = (Places::parse(&server.url(), None, None).unwrap(), Metrics::new().unwrap());
+        let store = RedisStore::new(places, metrics.clone());
+        let (sender, _news) = mpsc::channel(1024);
+        tokio::spawn(Arc::clone(&store).run(sender));
+        eventually("the server is there", || async { store.is_up() }).await;
+        let Err(fault) = tokio::spawn(async move { suite(&*store).await }).await else { return };
+        let late = metrics.redis_errors.get();
+        println!("the suite failed with {late} answers that did not come in time");
+        if late == 0 || time == MOST_TIMES {
+            std::panic::resume_unwind(fault.into_panic());
+        }
+    }
 }
 
 #[tokio::test]
 async fn the_store_in_redis_passes() {
-    suite_on(Redis::start().await).await;
+    suite_on(Redis::start).await;
 }
 
 #[tokio::test]
 async fn the_store_in_valkey_passes() {
     let Some(valkey) = valkey() else { return };
-    suite_on(Redis::start_as(&valkey).await).await;
+    suite_on(async || Redis::start_as(&valkey).await).await;
 }

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
 use serde_json::{Value, json};
+use tests::accounts::{lenient, login};
 use tests::client::{Client, closes, read_until};
 use tests::eventually;
 use tests::stack::{Backend, Gateway, User};
 use tests::upstream::RawUpstream;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-
-use crate::identity::{lenient, login};
 
 /// The secret of a second issuer.
 const SECRET: &str = "a secret of another issuer, long enough";
@@ -222,8 +221,8 @@ async fn a_role_that_is_taken_away_opens_nothing_whatever_the_token_says() {
     let ann = house.user("ann", &["staff"]).await;
     let client = house.gateway.client();
     let roles_told = || {
-        let heard = house.rooms.heard().pop().unwrap();
-        heard.lines().find_map(|line| line.strip_prefix("x-auth-roles: ")).map(str::to_owned)
+        let received = house.rooms.received().pop().unwrap();
+        received.lines().find_map(|line| line.strip_prefix("x-auth-roles: ")).map(str::to_owned)
     };
     assert_eq!(client.get("/staff/1", Some(&ann.token)).await.status(), 200);
     assert_eq!(roles_told().as_deref(), Some("staff"));

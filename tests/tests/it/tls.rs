@@ -9,7 +9,7 @@ use tests::stack::{Backend, Gateway, POLICY};
 use tests::upstream::RawUpstream;
 use tokio::process::Command;
 
-/// What curl, which believes `authority`, says of a request over TLS.
+/// What curl, which trusts `authority`, says of a request over TLS.
 async fn curl(authority: &Authority, gateway: &Gateway, more: &[&str]) -> Output {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "--max-time", "5", "--cacert", &authority.path("ca.pem")]).args(more);
@@ -22,7 +22,7 @@ fn text(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn a_certificate_serves_both_protocols_and_is_swapped_while_requests_go_on() {
+async fn a_certificate_serves_both_protocols_and_is_swapped_beside_requests() {
     let authority = Authority::new().await;
     authority.sign("first").await;
     for (from, to) in [("first.pem", "tls.pem"), ("first.key", "tls.key")] {
@@ -93,8 +93,8 @@ async fn a_client_may_have_to_show_a_certificate_and_the_upstream_learns_of_tls(
     assert!(with(shown(&other, "stranger")).await.starts_with("000"), "another authority's");
     let answer = with(shown(&authority, "client")).await;
     assert!(answer.starts_with("200 "), "{answer}");
-    let heard = upstream.heard().join("").to_ascii_lowercase();
-    assert!(heard.contains("x-forwarded-proto: https\r\n"), "{heard}");
+    let received = upstream.received().join("").to_ascii_lowercase();
+    assert!(received.contains("x-forwarded-proto: https\r\n"), "{received}");
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn a_trusted_balancer_names_the_client_and_nobody_else_does() {
     assert_eq!(send(balancer, b"").await, "", "a balancer that does not say is not believed to be a client");
     let forged = send(gateway.client(), named).await;
     assert!(forged.starts_with("HTTP/1.1 400 "), "nobody else may say: {forged}");
-    // Whoever asks for itself, as a health check does, is not believed about others.
+    // Whoever asks for itself, as a health check does, is not trusted about others.
     let hearsay = "GET /.well-known/jwks.json HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 127.66.0.1\r\nConnection: close\r\n\r\n";
     let hear = async |header: &[u8]| balancer.raw(&[header, hearsay.as_bytes()].concat()).await;
     assert!(

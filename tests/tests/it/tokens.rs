@@ -11,16 +11,15 @@ use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tests::client::Client;
+use tests::policy_text::PolicyText;
 use tests::program::Program;
-use tests::stack::{Backend, Gateway, POLICY};
+use tests::stack::{Backend, Gateway};
 use tests::{eventually, free_port};
 use tokio::process::Command;
 
 /// A policy whose one issuer is `issuer`, a TOML table.
-fn policy_with(issuer: &str) -> String {
-    let begin = POLICY.find("[jwt.accounts]").unwrap();
-    let end = begin + POLICY[begin..].find("[permissions]").unwrap();
-    format!("{}{issuer}\n{}", &POLICY[..begin], &POLICY[end..])
+fn policy_with(issuer: &str) -> PolicyText {
+    PolicyText::usual().remove("jwt.accounts") + issuer
 }
 
 fn claims() -> Value {
@@ -201,11 +200,11 @@ async fn keys_rotate_and_an_unknown_one_causes_one_fetch() {
     assert_eq!(server.fetches() - before, 1, "at most one in ten seconds");
     assert_eq!(code(&client, &token("old", &new, |_| {})).await, "token_invalid", "the wrong key's name");
 
-    // A key that is taken out of the set is not believed any more, remembered tokens included.
+    // A key that is taken out of the set is not trusted any more, remembered tokens included.
     server.publish(&[("new", &new)]);
     gateway.edit_policy(|text| text.replace("refresh = \"1h\"", "refresh = \"1s\""));
     eventually("the old key is gone", || async { code(&client, &first).await == "token_invalid" }).await;
-    // The last good set serves while the source is away.
+    // The last good set serves while the source is unavailable.
     server.program.signal("KILL");
     let failed = "palisade_key_set_fetches_total{result=\"failed\"}";
     eventually("three refreshes fail", || async { gateway.metric(failed).await > 2.5 }).await;
@@ -259,7 +258,7 @@ async fn the_access_log_says_what_of_a_proof_did_not_do() {
 }
 
 #[tokio::test]
-async fn a_route_may_believe_several_issuers_and_each_has_its_rules() {
+async fn a_route_may_trust_several_issuers_and_each_has_its_rules() {
     let server = KeyServer::start().await;
     let (one, other) = (new_key(), new_key());
     server.publish(&[("one", &one), ("other", &other)]);
@@ -268,10 +267,7 @@ async fn a_route_may_believe_several_issuers_and_each_has_its_rules() {
          [jwt.partner]\nalgorithms = [\"EdDSA\"]\njwks = {url:?}\nissuer = \"other\"\nroles = \"groups\"\n",
         url = server.url
     );
-    let policy = policy_with(&issuers).replace(
-        "auth = [\"jwt:accounts\"]\nroles = [\"admin\"]",
-        "auth = [\"jwt:accounts\", \"jwt:partner\"]\nroles = [\"admin\"]",
-    );
+    let policy = policy_with(&issuers).set("routes.admin.auth", vec!["jwt:accounts", "jwt:partner"]);
     let backend = Backend::start(&[]).await;
     let gateway = Gateway::start(backend.address, &policy, &[]).await;
     let client = gateway.client();

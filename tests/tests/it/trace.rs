@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
 use tests::client::Client;
+use tests::policy_text::PolicyText;
 use tests::program::Program;
 use tests::redis::Redis;
 use tests::stack::{Backend, Gateway, POLICY, Stack, tool};
@@ -70,22 +71,20 @@ async fn the_same_trace_goes_over_http() {
     one_trace_over("http").await;
 }
 
-async fn one_trace_over(protocol: &str) {
-    let Some(path) = tool("jaeger") else { return eprintln!("jaeger is not on PATH: not tried") };
-    let (jaeger, redis) = (jaeger(&path, protocol).await, Redis::start().await);
-    let endpoint = format!("http://{}", jaeger.otlp);
+/// Both programs with traces of what brings a `traceparent`, and of nothing else.
+async fn traced(protocol: &str, endpoint: &str, redis: &Redis) -> Stack {
     let backend = Backend::start(&[
-        ("PALISADE_BACKEND__TELEMETRY__OTLP_ENDPOINT", &endpoint),
+        ("PALISADE_BACKEND__TELEMETRY__OTLP_ENDPOINT", endpoint),
         ("PALISADE_BACKEND__TELEMETRY__PROTOCOL", protocol),
         ("PALISADE_BACKEND__TELEMETRY__SAMPLE_RATIO", "0.0"),
     ])
     .await;
-    let policy = POLICY.replace("name = \"read-record\"", "name = \"read-record\"\nlimits = [\"shared\"]");
+    let policy = PolicyText::usual().set("routes.read-record.limits", vec!["shared"]);
     let gateway = Gateway::start(
         backend.address,
         &policy,
         &[
-            ("PALISADE_GATEWAY__TELEMETRY__OTLP_ENDPOINT", &endpoint),
+            ("PALISADE_GATEWAY__TELEMETRY__OTLP_ENDPOINT", endpoint),
             ("PALISADE_GATEWAY__TELEMETRY__PROTOCOL", protocol),
             ("PALISADE_GATEWAY__TELEMETRY__SAMPLE_RATIO", "0.0"),
             ("PALISADE_GATEWAY__REDIS__URL", &redis.url()),
@@ -93,7 +92,13 @@ async fn one_trace_over(protocol: &str) {
     )
     .await;
     eventually("redis is there", || async { gateway.metric("palisade_redis_up").await > 0.5 }).await;
-    let stack = Stack { backend, gateway };
+    Stack { backend, gateway }
+}
+
+async fn one_trace_over(protocol: &str) {
+    let Some(path) = tool("jaeger") else { return eprintln!("jaeger is not on PATH: not tried") };
+    let (jaeger, redis) = (jaeger(&path, protocol).await, Redis::start().await);
+    let stack = traced(protocol, &format!("http://{}", jaeger.otlp), &redis).await;
     let admin = stack.user("root", &["admin"]).await.token;
     let client = stack.gateway.client();
     client.json("PUT", "/v1/collections/notes", Some(&admin), &json!({})).await;
@@ -153,7 +158,7 @@ fn said(program: &Program) -> usize {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_or_speaks_another_protocol_is_said_once_and_counted() {
+async fn a_collector_that_is_unavailable_or_speaks_another_protocol_is_logged_once_and_counted() {
     let lost = "palisade_spans_exported_total{result=\"lost\"}";
     let other = Backend::start(&[]).await; // it speaks HTTP/1.1, and knows no traces
     for (endpoint, protocol) in [

@@ -3,14 +3,12 @@
 use std::collections::BTreeSet;
 
 use tests::PATIENCE;
+use tests::answers::{Answers, OPEN, ask};
 use tests::client::{closes, read_until};
 use tests::eventually;
 use tests::stack::Gateway;
 use tests::upstream::RawUpstream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-use crate::answers::{Answers, ask};
-use crate::hop::POLICY;
 
 /// Answers, the word for what is wrong with each, and what the log says of it at least.
 const FAULTS: [(&[u8], &str, &str); 12] = [
@@ -43,7 +41,7 @@ const FAULTS: [(&[u8], &str, &str); 12] = [
 #[tokio::test]
 async fn which_rule_an_answer_broke_is_in_both_logs_and_in_the_metric() {
     let upstream = Answers::start(FAULTS.map(|(answer, ..)| answer.to_vec()).into()).await;
-    let gateway = Gateway::start(upstream.address, POLICY, &[]).await;
+    let gateway = Gateway::start(upstream.address, OPEN, &[]).await;
     for number in 0..FAULTS.len() {
         let text = ask(&gateway, "GET", &format!("/{number}")).await;
         assert!(text.starts_with("HTTP/1.1 502 ") || text.contains("wiki"), "{number}: {text}");
@@ -102,7 +100,7 @@ async fn a_handshake_that_is_refused_says_close_and_closes() {
     let refused = b"HTTP/1.1 400 No\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nno";
     let upstream = RawUpstream::start(vec![(std::time::Duration::ZERO, refused)], false).await;
     let policy = format!(
-        "{POLICY}[[routes]]\nname = \"ours\"\npath = \"/ours\"\nmethods = [\"PUT\"]\nupstream = \"backend\"\n"
+        "{OPEN}[[routes]]\nname = \"ours\"\npath = \"/ours\"\nmethods = [\"PUT\"]\nupstream = \"backend\"\n"
     );
     let gateway = Gateway::start(upstream.address, &policy, &[]).await;
     let ours = String::from_utf8_lossy(HANDSHAKE).replace("/a", "/ours");
@@ -122,7 +120,7 @@ async fn a_handshake_that_is_refused_says_close_and_closes() {
 async fn a_change_of_protocol_is_framed_by_nothing() {
     let switch = b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n\r\nhello, all";
     let upstream = RawUpstream::start(vec![(std::time::Duration::ZERO, switch)], true).await;
-    let gateway = Gateway::start(upstream.address, POLICY, &[]).await;
+    let gateway = Gateway::start(upstream.address, OPEN, &[]).await;
     let mut stream = gateway.client().connect().await;
     stream.write_all(HANDSHAKE).await.unwrap();
     let text = read_until(&mut stream, "hello, all").await.to_ascii_lowercase();

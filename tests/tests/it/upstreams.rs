@@ -29,7 +29,7 @@ async fn far_gateway(authority: &Authority, upstream: std::net::SocketAddr, poli
     Gateway::start(upstream, policy, &tls).await
 }
 
-/// A gateway before one that is spoken to over TLS; what it believes and shows is in `ca.mine`, `cert.mine`, `key.mine`.
+/// A gateway before one that is spoken to over TLS; what it trusts and shows is in `ca.mine`, `cert.mine`, `key.mine`.
 async fn near_gateway(authority: &Authority, far: &Gateway) -> Gateway {
     for (from, to) in [("ca.pem", "ca.mine"), ("near.pem", "cert.mine"), ("near.key", "key.mine")] {
         std::fs::copy(authority.file(from), authority.file(to)).unwrap();

@@ -103,7 +103,7 @@ async fn edits_a_lost_redis_and_a_replaced_gateway_cost_no_request() {
             40 => leaves.program.signal("TERM"),
             _ => {}
         }
-        load.goes_on(100).await; // at 1 000 a second, some ten seconds in all
+        load.continues(100).await; // at 1 000 a second, some ten seconds in all
     }
     assert!(leaves.program.ended().await.success());
     eventually("Redis counts again", || async { stays.metric("palisade_redis_up").await > 0.5 }).await;
@@ -124,7 +124,7 @@ async fn a_backend_that_is_killed_costs_its_own_requests_alone_and_comes_back_by
     let load = Load::start(&ready, PATH, CLIENTS, EACH_PER_SECOND);
     let mut away = Vec::new();
     for _ in 0..5 {
-        load.goes_on(1_000).await;
+        load.continues(1_000).await;
         let killed = Instant::now();
         backend = backend.restart().await;
         let back = Instant::now();
@@ -132,10 +132,10 @@ async fn a_backend_that_is_killed_costs_its_own_requests_alone_and_comes_back_by
         eventually("answers are given again", || async { client.get(PATH, None).await.status() == 200 })
             .await;
         println!("away {:?}, the first answer {:?} after it was back", back - killed, back.elapsed());
-        // Until the breaker, which others are told of, is closed for all of them.
+        // Until the breaker, which others are notified of, is closed for all of them.
         away.push((killed, Instant::now() + Duration::from_millis(100)));
     }
-    load.goes_on(1_000).await;
+    load.continues(1_000).await;
     let samples = load.finish().await;
     report("the backend killed 5 times", &samples, begun);
     let outside: Vec<_> = samples

@@ -26,7 +26,7 @@ upstream = "backend"
 async fn honest(gateway: SocketAddr) -> Vec<Sample> {
     let (_keep, gateways) = watch::channel(vec![gateway]);
     let load = Load::start(&gateways, "/down/100", 10, 50);
-    load.goes_on(2_000).await;
+    load.continues(2_000).await;
     load.finish().await
 }
 
