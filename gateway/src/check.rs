@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use policy::Policy;
 use policy::document::Fault;
-use policy::testing::check::{RequestLine, judge};
+use policy::policy_test::RequestLine;
+use policy::testing::check::judge;
 use policy::testing::simulation::{SIGNATURE, Simulation};
 use policy::values::stage::{Finding, Stage};
 use serde_json::json;
@@ -89,7 +90,7 @@ pub fn explain(arguments: &Explain) -> anyhow::Result<()> {
     if arguments.json {
         let stages: Vec<_> = stages
             .iter()
-            .map(|(stage, finding)| json!({"stage": stage.as_str(), "finding": finding}))
+            .map(|(stage, finding)| json!({"stage": stage.step(), "finding": finding}))
             .collect();
         let verdict = match &verdict {
             Ok(admission) => json!({
@@ -112,7 +113,7 @@ pub fn explain(arguments: &Explain) -> anyhow::Result<()> {
         return Ok(());
     }
     for (stage, finding) in stages {
-        println!("{:<13} {:<12} {}", stage.as_str(), finding, stage.what());
+        println!("{:<13} {:<12} {}", stage.step(), finding, stage.what());
     }
     match verdict {
         Ok(admission) => {

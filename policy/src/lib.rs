@@ -10,6 +10,7 @@ pub mod neighbours;
 pub mod offered;
 pub mod pipeline;
 mod policy;
+pub mod policy_test;
 pub mod progress;
 pub mod routes;
 pub mod rules;

@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use ipnet::IpNet;
-use policy::rules::client::parse_network;
+use policy::document::network::parse_network;
 use serde_json::{Value, json};
 
 use super::guard::Whole;

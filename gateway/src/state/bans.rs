@@ -1,8 +1,9 @@
 //! The ban list as requests read it: a snapshot, no lock.
 
 use arc_swap::ArcSwap;
+use policy::document::network::parse_network;
 use policy::rules::blocks::Ban;
-use policy::rules::client::{Client, parse_network};
+use policy::rules::client::Client;
 use policy::values::network_table::NetworkTable;
 use policy::values::time::Timestamp;
 

@@ -4,6 +4,7 @@
 //! fault that names the nearest key. Serde stops at the first fault and forgets where the others are, so this is a
 //! reader of our own on `toml`'s spanned tree.
 
+pub mod network;
 pub mod units;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -505,14 +506,6 @@ macro_rules! words {
 
         $crate::from_toml_str!($type);
     };
-}
-
-impl FromToml for ipnet::IpNet {
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Unfit> {
-        let text = String::from_toml(value)?;
-        crate::rules::client::read_network(&text)
-            .map_err(|wanted| Unfit::new(wanted, format_args!("{text:?}")))
-    }
 }
 
 #[cfg(test)]

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::document::network::read_network;
 use crate::document::units::Span;
 use crate::document::{Fault, Faults, Section};
-use crate::rules::client::{Client, read_network};
+use crate::rules::client::Client;
 use crate::values::network_table::NetworkTable;
 use crate::values::refusal::{Code, Refusal};
 use crate::values::stage::Stage;
@@ -101,8 +102,8 @@ impl BlockRule {
         let Some(section) = section else { return Self::default() };
         let denied: Vec<IpNet> = section.get_or("deny", Vec::new());
         let rule = Self {
-            allow: table(section.get_or("allow", Vec::new())),
-            deny: table(denied.clone()),
+            allow: NetworkTable::of(section.get_or("allow", Vec::new())),
+            deny: NetworkTable::of(denied.clone()),
             denied,
             deny_files: section.list("deny_files", MOST_FILES),
             auto: section.section("auto").map(AutoBlock::read),
@@ -119,7 +120,7 @@ impl BlockRule {
             }
             self.denied.extend_from_slice(list);
         }
-        self.deny = table(self.denied.clone());
+        self.deny = NetworkTable::of(self.denied.clone());
         Ok(())
     }
 
@@ -174,10 +175,6 @@ pub fn read_list(file: &str, text: &str) -> Result<Vec<IpNet>, Vec<Fault>> {
     }
     let faults = faults.into_list();
     if faults.is_empty() { Ok(networks) } else { Err(faults) }
-}
-
-pub(crate) fn table(networks: Vec<IpNet>) -> Arc<NetworkTable<()>> {
-    Arc::new(NetworkTable::new(networks.into_iter().map(|network| (network, ())), |(), ()| ()))
 }
 
 /// A ban in force.

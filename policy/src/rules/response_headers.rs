@@ -5,7 +5,7 @@
 //! empty value removes no more than the default.
 
 use crate::document::Section;
-use crate::rules::limits::is_field_name;
+use crate::values::request::is_field_name;
 use crate::words;
 
 /// `[headers]` over the defaults.

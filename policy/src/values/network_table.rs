@@ -5,6 +5,7 @@
 //! never changed.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -178,6 +179,13 @@ impl<K: Number, T: Copy> Ranges<K, T> {
         };
         let within = self.starts[from..to].partition_point(|start| *start <= key);
         self.values[(from + within).checked_sub(1)?]
+    }
+}
+
+impl NetworkTable<()> {
+    /// A table that only says whether an address is in one of `networks`.
+    pub fn of(networks: Vec<IpNet>) -> Arc<Self> {
+        Arc::new(Self::new(networks.into_iter().map(|network| (network, ())), |(), ()| ()))
     }
 }
 

@@ -28,6 +28,12 @@ impl Request<'_> {
     }
 }
 
+/// Whether `name` is a field name, RFC 9110, 5.1.
+pub(crate) fn is_field_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
 /// Header fields; names are compared without regard to case.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Headers<'a>(&'a [(&'a str, &'a [u8])]);

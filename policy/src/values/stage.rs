@@ -90,6 +90,15 @@ impl Stage {
         }
     }
 
+    /// The name in `gateway explain`, which tells the steps of a stage apart.
+    pub const fn step(self) -> &'static str {
+        match self {
+            Self::Length => "length",
+            Self::Concurrency => "concurrency",
+            stage => stage.as_str(),
+        }
+    }
+
     /// What the stage does, for `gateway explain`.
     pub const fn what(self) -> &'static str {
         match self {

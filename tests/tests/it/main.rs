@@ -39,6 +39,7 @@ mod retries;
 mod revocations;
 mod same_over_http2;
 mod secrecy;
+mod settled;
 mod startup;
 mod stores;
 mod streams;

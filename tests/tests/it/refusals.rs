@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{EncodingKey, Header, encode};
-use policy::refusal::Code;
+use policy::values::refusal::Code;
 use serde_json::json;
 use tests::accounts::{RECORD, lenient_stack, post, reader};
 use tests::client::{Answer, read_until};

@@ -130,7 +130,19 @@ async fn explain_says_what_each_stage_decides() {
         said["stages"].as_array().unwrap().iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
     assert_eq!(
         stages,
-        ["identify", "block", "route", "limit", "authenticate", "limit", "authorize", "break"]
+        [
+            "identify",
+            "block",
+            "route",
+            "limit",
+            "limit",
+            "authenticate",
+            "limit",
+            "authorize",
+            "length",
+            "concurrency",
+            "break"
+        ]
     );
 }
 

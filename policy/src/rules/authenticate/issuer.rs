@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::document::Section;
 use crate::document::units::Span;
 use crate::rules::authenticate::token::Algorithm;
-use crate::rules::limits::is_field_name;
+use crate::values::request::is_field_name;
 
 /// `[jwt.NAME]`: one issuer whose tokens are believed.
 #[derive(Clone, Debug)]

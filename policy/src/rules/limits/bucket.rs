@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-use crate::rules::limits::KeyPart;
+use crate::rules::limits::key::KeyPart;
 
 /// What an operator reads in place of a value that a request lacks.
 pub const ANONYMOUS: &[u8] = b"anonymous";

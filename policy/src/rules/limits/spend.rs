@@ -10,7 +10,7 @@ use crate::rules::authenticate::Subject;
 use crate::rules::client::Client;
 use crate::rules::limits::bucket::Bucket;
 use crate::rules::limits::gcra::Reading;
-use crate::rules::limits::{Counts, LimitRule, Mode, OnStoreFailure, Scope};
+use crate::rules::limits::rule::{Counts, LimitRule, Mode, OnStoreFailure, Scope};
 use crate::values::quota::Quota;
 use crate::values::refusal::{Code, Refusal};
 use crate::values::request::Request;
