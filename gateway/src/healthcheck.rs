@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use crate::upstream::http_client::{Address, Fetch};
+use crate::config::address::Address;
+use crate::upstream::http_client::Fetch;
 
 /// Succeeds when `/health/ready` on the admin plane answers 200.
 pub async fn run(admin_listen: &str) -> anyhow::Result<()> {

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
 use crate::clock;
+use crate::config::redis_address::RedisAddress;
 use crate::config::secrets::{REDIS_PASSWORD, Secrets};
 use crate::config::settings::{Profile, RedisSettings, ServerSettings, Settings};
 use crate::engine::Gateway;
@@ -29,6 +30,7 @@ use crate::live_policy::files::{self, folder_of};
 use crate::live_policy::reload::Reloader;
 use crate::observe::access::AccessLog;
 use crate::observe::audit::AuditLog;
+use crate::observe::clock_steps;
 use crate::observe::metrics::Metrics;
 use crate::permissions::Permissions;
 use crate::request::Proxy;
@@ -36,7 +38,6 @@ use crate::request::websockets;
 use crate::server::accept::{Door, Opening};
 use crate::state::directory::StateDir;
 use crate::state::redis::RedisStore;
-use crate::state::redis_connection::Places;
 use crate::state::replicated_state::Ledger;
 use crate::tls::server::Tls;
 use crate::upstream::Upstreams;
@@ -246,15 +247,15 @@ async fn leave_nothing_behind(shared: Option<Arc<RedisStore>>) -> anyhow::Result
     Ok(())
 }
 
-fn redis_places(settings: &RedisSettings, secrets: &Secrets) -> anyhow::Result<Places> {
+fn redis_places(settings: &RedisSettings, secrets: &Secrets) -> anyhow::Result<RedisAddress> {
     let password = secrets.get(REDIS_PASSWORD)?;
     let password = password.map(|password| String::from_utf8_lossy(password.expose()).into_owned());
     let authority = settings
         .certificate_authority
         .as_deref()
         .map(|file| service::files::read(file, LARGEST_AUTHORITY).context("redis.certificate_authority"));
-    let places =
-        Places::parse(&settings.url, password.as_deref(), authority.transpose()?).context("redis.url")?;
+    let places = RedisAddress::parse(&settings.url, password.as_deref(), authority.transpose()?)
+        .context("redis.url")?;
     places.check_credentials().context("redis.url")?;
     Ok(places)
 }
@@ -273,7 +274,7 @@ fn start_background(
     }
     let (sweeping, saving) = (Arc::clone(gateway), Arc::clone(gateway));
     tokio::spawn(async move { sweeping.sweep().await });
-    tokio::spawn(clock::watch(gateway.metrics.clone()));
+    tokio::spawn(clock_steps::watch(gateway.metrics.clone()));
     tokio::spawn(async move { saving.save_what_was_learnt().await });
     tokio::spawn(websockets::watch(Arc::clone(gateway)));
     let (fetching, asking, revoking) = (Arc::clone(gateway), Arc::clone(gateway), Arc::clone(gateway));

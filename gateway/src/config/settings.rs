@@ -14,9 +14,9 @@ use service::level::Level;
 use service::settings::{check_listen, check_log, check_path};
 use service::telemetry::{LogFormat, TelemetrySettings};
 
-use crate::state::redis_connection::Places;
-use crate::upstream::http_client::Address;
-use crate::upstream::probe::Health;
+use crate::config::address::Address;
+use crate::config::health::Health;
+use crate::config::redis_address::RedisAddress;
 
 /// What begins an environment variable of ours.
 const PREFIX: &str = "PALISADE_GATEWAY__";
@@ -317,7 +317,7 @@ impl Settings {
         check_log("log.access", &self.log.access)?;
         check_log("log.audit", &self.log.audit)?;
         if !self.redis.url.is_empty() {
-            Places::parse(&self.redis.url, None, None).context("redis.url")?;
+            RedisAddress::parse(&self.redis.url, None, None).context("redis.url")?;
         }
         if self.server.threads > MOST_THREADS {
             bail!("server.threads: at most {MOST_THREADS} (got {})", self.server.threads);

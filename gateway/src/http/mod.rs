@@ -3,5 +3,6 @@
 //! Floor 1: imports nothing of this crate but its own files.
 
 pub(crate) mod chunked;
+pub(crate) mod fields;
 pub(crate) mod grpc;
 pub mod problem;

@@ -25,7 +25,7 @@ use tracing::{info, warn};
 
 use crate::config::secrets::Secrets;
 use crate::observe::metrics::Metrics;
-use crate::request::retry::Backoff;
+use crate::resilience::backoff::Backoff;
 use crate::upstream::http_client::Fetch;
 
 /// An unknown key causes a fetch at most so often.

@@ -2,5 +2,6 @@
 
 pub mod access;
 pub mod audit;
+pub mod clock_steps;
 pub mod metrics;
 pub mod usage;

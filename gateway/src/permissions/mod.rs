@@ -20,7 +20,7 @@ use crate::identity::assertion::Signer;
 use crate::observe::metrics::Metrics;
 use crate::permissions::decisions::{Answer, Answers, Reach, parts};
 use crate::permissions::feed::{Change, Kind, Knowledge, News};
-use crate::request::retry::Backoff;
+use crate::resilience::backoff::Backoff;
 use crate::upstream::Upstreams;
 
 use self::service::{DecisionAnswer, HolderAnswer, HolderKey, RolesAnswer, Service, Status};

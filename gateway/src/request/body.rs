@@ -8,8 +8,8 @@ use pingora_core::protocols::http::ServerSession as Session;
 use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 
+use crate::http::fields;
 use crate::request::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, is_http2};
-use crate::request::forward;
 
 /// The largest body that is kept before it is sent; pingora keeps no more.
 const KEPT: u64 = 64 * 1024;
@@ -61,8 +61,8 @@ pub(crate) async fn read_ahead(session: &mut Session, patience: Duration, wanted
         session.write_continue_response().await?;
         session.set_close_on_response_before_downstream_finish(true);
     }
-    let of_unknown_length = is_http2(session) && forward::content_length(session.req_header()).is_none();
-    if forward::is_chunked(session.req_header()) || (bound && of_unknown_length && !session.is_body_done()) {
+    let of_unknown_length = is_http2(session) && fields::content_length(session.req_header()).is_none();
+    if fields::is_chunked(session.req_header()) || (bound && of_unknown_length && !session.is_body_done()) {
         session.enable_retry_buffering();
         let mut length = 0;
         let look = async {
@@ -90,6 +90,6 @@ fn expects_continue(session: &Session) -> bool {
 
 /// A body whose length is known and small, and that is read whole for that.
 fn announces_little(header: &RequestHeader, whole: bool) -> bool {
-    let announced = forward::content_length(header).is_some_and(|length| length <= KEPT);
+    let announced = fields::content_length(header).is_some_and(|length| length <= KEPT);
     announced && (whole || header.version == Version::HTTP_2)
 }

@@ -18,12 +18,12 @@ use policy::values::refusal::{Code, Refusal};
 use policy::values::request::{Headers, JsonBody, Request};
 use policy::values::stage::Stage;
 use service::telemetry;
-use smallvec::SmallVec;
 use tracing::{Instrument as _, Span, field, info_span, warn};
 
 use crate::clock;
 use crate::downstream::head::{self, HeadFault};
 use crate::engine::{Gateway, Handle};
+use crate::http::fields::fields_of;
 use crate::http::grpc;
 use crate::http::problem;
 use crate::live_policy::reload::Loaded;
@@ -358,11 +358,4 @@ impl Exchange {
             self.upstream_time += asked.elapsed();
         }
     }
-}
-
-/// The fields of a header, as the specification reads them.
-pub(crate) type Fields<'h> = SmallVec<[(&'h str, &'h [u8]); 32]>;
-
-pub(crate) fn fields_of(header: &RequestHeader) -> Fields<'_> {
-    header.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect()
 }

@@ -7,6 +7,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use policy::rules::authenticate::KEY_FIELD;
 use service::telemetry;
 
+use crate::http::fields::{content_length, host, is_chunked};
 use crate::http::problem;
 use crate::identity::assertion::{self, Assertion, BodyBinding, Signer};
 use crate::request::exchange::Exchange;
@@ -87,11 +88,6 @@ pub(crate) fn clean_request(request: &mut RequestHeader, handshake: bool) -> Res
         request.remove_header("upgrade");
     }
     Ok(())
-}
-
-/// Whether a request's body comes in chunks, of HTTP/1.1.
-pub(crate) fn is_chunked(request: &RequestHeader) -> bool {
-    request.version == Version::HTTP_11 && request.headers.contains_key("transfer-encoding")
 }
 
 /// A request's body, as far as it is known before its header is sent.
@@ -246,17 +242,6 @@ fn forwarded(
         }
     }
     Ok(())
-}
-
-/// The length that a request announces; it was checked before.
-pub(crate) fn content_length(request: &RequestHeader) -> Option<u64> {
-    request.headers.get("content-length")?.to_str().ok()?.parse().ok()
-}
-
-/// The host that the client asked for: `:authority` goes before `Host` (RFC 9113, 8.3.1).
-pub(crate) fn host(received: &RequestHeader) -> Option<String> {
-    let field = || received.headers.get("host").and_then(|value| value.to_str().ok()).map(str::to_owned);
-    received.uri.authority().map(ToString::to_string).or_else(field)
 }
 
 /// Takes out of an answer what concerns the connection to the upstream alone.

@@ -12,7 +12,8 @@ use tracing::debug;
 
 use crate::clock;
 use crate::engine::Gateway;
-use crate::request::exchange::{Exchange, fields_of};
+use crate::http::fields::fields_of;
+use crate::request::exchange::Exchange;
 use crate::request::failure::has_begun;
 
 /// Decides about another try after `outcome`; how long to wait is noted in the exchange.
@@ -82,34 +83,6 @@ pub(crate) fn retry_after(response: &ResponseHeader) -> Option<Duration> {
     Some(Duration::MAX)
 }
 
-/// The pauses of a loop that goes on trying: they double, a random part of each is waited, and the log is told of the
-/// first failure and of the end of them.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Backoff {
-    first: Duration,
-    failures: u32,
-}
-
-impl Backoff {
-    /// The longest first pause; later ones double it.
-    pub(crate) const fn from(first: Duration) -> Self {
-        Self { first, failures: 0 }
-    }
-
-    /// It worked; whether it had failed before.
-    pub(crate) fn succeeded(&mut self) -> bool {
-        std::mem::take(&mut self.failures) > 0
-    }
-
-    /// It failed: whether for the first time in a row, and how long to wait, at most `most`. `chance` is from 0 to 1.
-    pub(crate) fn failed(&mut self, most: Duration, chance: f64) -> (bool, Duration) {
-        let pause = self.first.saturating_mul(1 << self.failures.min(20)).min(most);
-        self.failures = self.failures.saturating_add(1);
-        // From half of it on: many replicas that lost the same service do not come back at the same moment.
-        (self.failures == 1, pause.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0))
-    }
-}
-
 impl Exchange {
     /// A try begins: how long it waits first.
     pub(crate) fn begin_try(&mut self) -> Option<Duration> {
@@ -118,23 +91,5 @@ impl Exchange {
         self.received = 0; // the body is sent again
         (self.outcome, self.upstream_fault) = (None, None);
         self.next_try_in.take()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_double_up_to_a_bound_and_begin_anew_after_a_success() {
-        let most = Duration::from_secs(2);
-        let mut backoff = Backoff::from(Duration::from_millis(200));
-        assert!(!backoff.succeeded());
-        let pauses: Vec<_> = (0..6).map(|_| backoff.failed(most, 1.0).1.as_millis()).collect();
-        assert_eq!(pauses, [200, 400, 800, 1_600, 2_000, 2_000]);
-        assert_eq!(backoff.failed(most, 0.0), (false, Duration::from_secs(1)), "a random part");
-        assert!((0..100).all(|_| backoff.failed(most, 1.0).1 <= most));
-        assert!(backoff.succeeded() && !backoff.succeeded());
-        assert_eq!(backoff.failed(most, 1.0), (true, Duration::from_millis(200)));
     }
 }

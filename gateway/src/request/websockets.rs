@@ -22,7 +22,7 @@ use tracing::info;
 
 use crate::clock;
 use crate::engine::{Gateway, Handle};
-use crate::request::exchange::Fields;
+use crate::http::fields::Fields;
 
 /// A token's end is looked for at least so often: the wall clock may be set.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);

@@ -3,6 +3,7 @@
 //!
 //! Floor 3: imports `clock`, `collections`, `http`, `observe`.
 
+pub mod backoff;
 pub mod breakers;
 pub mod concurrency;
 pub mod last_good;

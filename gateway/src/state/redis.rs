@@ -25,9 +25,11 @@ use tokio::time::{Instant, timeout};
 use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::clock;
+use crate::config::redis_address::RedisAddress;
+use crate::observe::clock_steps::STEP;
 use crate::observe::metrics::Metrics;
 use crate::state::leases::{Asking, Pots, Question};
-use crate::state::redis_connection::{Link, Linked, Places};
+use crate::state::redis_connection::{Link, Linked};
 use crate::state::store::{Change, Failures, Put, Store, Topic};
 
 /// The longest that one answer of Redis is waited for.
@@ -74,7 +76,7 @@ pub enum News {
 
 /// Limits, failures and changes in Redis.
 pub struct RedisStore {
-    places: Places,
+    places: RedisAddress,
     link: ArcSwapOption<Link>,
     lost: Notify,
     pots: Pots,
@@ -100,7 +102,7 @@ struct Scripts {
 
 impl RedisStore {
     /// A store that connects once [`RedisStore::run`] runs.
-    pub fn new(places: Places, metrics: Metrics) -> Arc<Self> {
+    pub fn new(places: RedisAddress, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
             places,
             link: ArcSwapOption::empty(),
@@ -298,7 +300,7 @@ impl RedisStore {
         let ahead = time_ms.saturating_sub(ours);
         let before = self.clock_ahead_ms.swap(ahead, Ordering::Relaxed);
         let step = ahead.saturating_sub(before);
-        if before != UNKNOWN && u128::from(step.unsigned_abs()) > (clock::STEP + took).as_millis() {
+        if before != UNKNOWN && u128::from(step.unsigned_abs()) > (STEP + took).as_millis() {
             self.metrics.clock_steps.with_label_values(&["redis"]).inc();
             warn!(
                 step_ms = step,

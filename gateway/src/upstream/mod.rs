@@ -25,11 +25,12 @@ use smallvec::SmallVec;
 use tracing::{debug, warn};
 
 use crate::clock;
+use crate::config::address::Address;
+use crate::config::health::Health;
 use crate::config::settings::UpstreamSettings;
 use crate::observe::metrics::Metrics;
 use crate::upstream::address_pool::{Fleet, Member};
-use crate::upstream::http_client::{Address, Fetch, Place, is_unreachable};
-use crate::upstream::probe::Health;
+use crate::upstream::http_client::{Fetch, Place, is_unreachable};
 use crate::upstream::resolver::{LookUp, Name};
 use crate::upstream::transport::Transport;
 
@@ -266,7 +267,7 @@ impl Upstreams {
                 let _ = upstream.refresh().await; // which says itself what is wrong
                 let members = upstream.fleet.members();
                 for (member, endpoint) in members.iter().filter(|_| members.len() > 1) {
-                    let well = upstream.health.ask(&endpoint.fetch, CHECK).await.is_ok();
+                    let well = probe::ask(&upstream.health, &endpoint.fetch, CHECK).await.is_ok();
                     if upstream.fleet.checked(*member, well, clock::steady()) {
                         warn!(upstream = name, address = %endpoint, well, "an address changed its health");
                     }
@@ -296,7 +297,7 @@ impl Upstreams {
             let refreshed = upstream.refresh().await;
             let mut health = refreshed.map_err(|error| format!("{error:#}"));
             for (_, endpoint) in upstream.fleet.members() {
-                let asked = upstream.health.ask(&endpoint.fetch, CHECK).await;
+                let asked = probe::ask(&upstream.health, &endpoint.fetch, CHECK).await;
                 health = asked.map_err(|error| format!("{error:#}"));
                 if health.is_ok() {
                     break;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::clock;
+use gateway::config::redis_address::RedisAddress;
 use gateway::observe::metrics::Metrics;
 use gateway::state::local::LocalStore;
 use gateway::state::redis::RedisStore;
-use gateway::state::redis_connection::Places;
 use gateway::state::store::{Change, Failures, Store, Topic};
 use policy::Policy;
 use policy::rules::blocks::AutoBlock;
@@ -188,7 +188,8 @@ const MOST_TIMES: usize = 5;
 async fn suite_on(start: impl AsyncFn() -> Redis) {
     for time in 1.. {
         let server = start().await;
-        let (places, metrics) = (Places::parse(&server.url(), None, None).unwrap(), Metrics::new().unwrap());
+        let (places, metrics) =
+            (RedisAddress::parse(&server.url(), None, None).unwrap(), Metrics::new().unwrap());
         let store = RedisStore::new(places, metrics.clone());
         let (sender, _news) = mpsc::channel(1024);
         tokio::spawn(Arc::clone(&store).run(sender));

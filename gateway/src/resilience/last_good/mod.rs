@@ -26,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 use directives::{Directives, age, freshness};
 
 use crate::collections::s3_fifo::Cache;
-use crate::request::forward;
+use crate::http::fields;
 
 /// Answers that are kept, and the bytes of all of them with their headers.
 const MOST: usize = 1_024;
@@ -145,7 +145,7 @@ impl Asking<'_> {
         };
         push(self.route.name.as_bytes());
         push(if self.encrypted { b"https" } else { b"http" });
-        push(forward::host(self.header).unwrap_or_default().to_ascii_lowercase().as_bytes());
+        push(fields::host(self.header).unwrap_or_default().to_ascii_lowercase().as_bytes());
         push(self.target.as_bytes());
         self.push_who(&mut push);
         for name in varying {
