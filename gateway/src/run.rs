@@ -27,6 +27,7 @@ use crate::engine::Gateway;
 use crate::identity::assertion::Signer;
 use crate::identity::keys::Keys;
 use crate::live_policy::files::{self, folder_of};
+use crate::live_policy::in_force::PolicyInForce;
 use crate::live_policy::reload::Reloader;
 use crate::observe::access::AccessLog;
 use crate::observe::audit::AuditLog;
@@ -91,14 +92,15 @@ pub async fn run(
         _ => Some(RedisStore::new(redis_places(&settings.redis, &secrets)?, metrics.clone())),
     };
     let permissions = Arc::new(Permissions::new(upstreams.clone(), signer(), metrics.clone()));
+    let audit = AuditLog::open(&settings.log.audit)?;
     let gateway = Gateway::new(
-        first,
+        PolicyInForce::new(first, audit.clone()),
         shared.clone(),
         ledger,
         Arc::clone(&keys),
         Arc::clone(&permissions),
         metrics.clone(),
-        AuditLog::open(&settings.log.audit)?,
+        audit,
     );
     let access = AccessLog::open(&settings.log.access)?;
 
@@ -113,9 +115,9 @@ pub async fn run(
     let (shutdown, stopping) = watch::channel(false);
     let (stop_admin, admin_stops) = watch::channel(false);
     let leaving = Arc::new(AtomicBool::new(false));
-    reloader.watch(Arc::clone(&gateway)).context("policy.file: its directory cannot be watched")?;
-    tokio::spawn(Arc::clone(&reloader).follow_overrides(Arc::clone(&gateway)));
-    tokio::spawn(Arc::clone(&reloader).watch_trials(Arc::clone(&gateway)));
+    reloader.watch(Arc::clone(gateway.live())).context("policy.file: its directory cannot be watched")?;
+    tokio::spawn(Arc::clone(&reloader).follow_overrides(Arc::clone(gateway.live())));
+    tokio::spawn(Arc::clone(&reloader).watch_trials(Arc::clone(gateway.live())));
     let admin = Admin {
         gateway: Arc::clone(&gateway),
         reloader,

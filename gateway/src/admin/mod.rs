@@ -348,7 +348,7 @@ async fn reload(State(admin): State<Admin>) -> Response {
         return not_audited();
     }
     let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
-    match one_at_a_time(&admin, move || reloader.reload(&gateway)).await {
+    match one_at_a_time(&admin, move || reloader.reload(gateway.live())).await {
         Ok(Ok(())) => Json(policy_state(&admin)).into_response(),
         Ok(Err(faults)) => unfit(&faults),
         Err(response) => *response,
@@ -360,7 +360,7 @@ async fn check(State(admin): State<Admin>, Whole(body): Whole) -> Response {
         return problem(StatusCode::BAD_REQUEST, "malformed_request", "a policy is UTF-8");
     };
     let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
-    match one_at_a_time(&admin, move || reloader.judge_foreign(&gateway, &text)).await {
+    match one_at_a_time(&admin, move || reloader.judge_foreign(gateway.live(), &text)).await {
         Ok(Ok(loaded)) => Json(json!({"sha256": loaded.sha256, "faults": []})).into_response(),
         Ok(Err(faults)) => unfit(&faults),
         Err(response) => *response,

@@ -94,7 +94,7 @@ async fn make(admin: &Admin, mut wanted: Vec<(String, Option<Value>)>, request_i
         return not_audited();
     }
     let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
-    let applied = tokio::task::spawn_blocking(move || reloader.apply_overrides(&gateway)).await;
+    let applied = tokio::task::spawn_blocking(move || reloader.apply_overrides(gateway.live())).await;
     if applied.is_err() {
         return problem(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the work broke off");
     }
@@ -105,5 +105,5 @@ type Judged = Result<(), Vec<policy::document::Fault>>;
 
 async fn judge(admin: &Admin, overrides: Vec<Override>) -> Result<Judged, Box<Response>> {
     let (reloader, gateway) = (Arc::clone(&admin.reloader), Arc::clone(&admin.gateway));
-    one_at_a_time(admin, move || reloader.try_overrides(&gateway, &overrides)).await
+    one_at_a_time(admin, move || reloader.try_overrides(gateway.live(), &overrides)).await
 }

@@ -19,8 +19,8 @@ use policy::world::World;
 use serde_json::json;
 use tracing::{Instrument as _, info_span, warn};
 
-use super::{By, Gateway};
 use crate::clock;
+use crate::engine::gateway::{By, Gateway};
 use crate::observe::audit::Actor;
 use crate::resilience::breakers::BreakerPass;
 use crate::resilience::concurrency::Permit;

@@ -5,46 +5,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use policy::rules::canary::{CanaryRule, LONGEST_WINDOW, Tally};
 use tokio::time::Instant;
 
-use crate::engine::Gateway;
-use crate::live_policy::reload::{Loaded, Reloader};
-
-/// How often a trial is looked at.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// How requests went under one policy.
-#[derive(Debug, Default)]
-pub struct Counts {
-    requests: AtomicU64,
-    refusals: AtomicU64,
-    errors: AtomicU64,
-}
-
-impl Counts {
-    /// Counts a request that ended with `status`.
-    pub fn record(&self, status: u16, refused: bool) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        if status >= 500 {
-            self.errors.fetch_add(1, Ordering::Relaxed);
-        } else if refused {
-            self.refusals.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn tally(&self) -> Tally {
-        Tally {
-            requests: self.requests.load(Ordering::Relaxed),
-            refusals: self.refusals.load(Ordering::Relaxed),
-            errors: self.errors.load(Ordering::Relaxed),
-        }
-    }
-}
+use crate::live_policy::counts::Counts;
+use crate::live_policy::loaded::Loaded;
 
 /// What is known of the policy in force, and of the one before it while this one is on trial.
 #[derive(Default)]
@@ -146,17 +114,6 @@ impl Canary {
         };
         state.trial = None;
         Some(verdict)
-    }
-}
-
-impl Reloader {
-    /// Looks at the policy in force, forever.
-    pub async fn watch_trials(self: Arc<Self>, gateway: Arc<Gateway>) {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let (reloader, gateway) = (Arc::clone(&self), Arc::clone(&gateway));
-            let _ = tokio::task::spawn_blocking(move || reloader.look_at_trial(&gateway)).await;
-        }
     }
 }
 

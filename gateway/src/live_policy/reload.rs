@@ -6,7 +6,6 @@
 //! in the state directory, so that a restart with a broken file still serves. The policy's deny files are watched as
 //! well, and overrides are laid over every text before it is judged.
 
-mod deny_lists;
 mod rollback;
 mod watch;
 
@@ -24,14 +23,14 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tracing::{error, info};
 
-use self::deny_lists::{DenyLists, Lists};
 use crate::clock;
-use crate::engine::Gateway;
 use crate::identity::keys::Keys;
-use crate::live_policy::canary::{Canary, Counts};
+use crate::live_policy::canary::Canary;
+use crate::live_policy::deny_lists::{DenyLists, Lists};
 use crate::live_policy::files::{folder_of, lines, read, whole_file};
+use crate::live_policy::in_force::PolicyInForce;
+use crate::live_policy::loaded::Loaded;
 use crate::live_policy::named::Named;
-use crate::observe::audit::{Actor, Entry};
 use crate::observe::metrics::Metrics;
 use crate::state::directory::StateDir;
 use crate::state::overrides::{Override, lay_over, without_lines};
@@ -43,35 +42,6 @@ const LAST_GOOD: &str = "policy.last-good.toml";
 
 /// What happens to a text that is refused while the gateway serves.
 const STAYS: &str = "the one in force stays";
-
-/// A policy with where it came from.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The rules.
-    pub rules: Policy,
-    /// Of the file's bytes, in hexadecimal.
-    pub sha256: String,
-    /// The file.
-    pub file: String,
-    /// When it came into force.
-    pub loaded_at: SystemTime,
-    /// The file's text, without overrides.
-    text: String,
-    lists: Lists,
-    /// What the file names outside of itself.
-    named: Named,
-    /// How requests went under it.
-    pub counts: Arc<Counts>,
-}
-
-impl Loaded {
-    /// The policy, once the keys that it names are there.
-    fn adopted(self, keys: &Keys) -> Result<Self, Vec<Fault>> {
-        let adopted = keys.adopt(&self.rules);
-        adopted.map_err(|error| vec![whole_file(Path::new(&self.file), &error)])?;
-        Ok(self)
-    }
-}
 
 /// A refusal to reload, as `/admin/policy` shows it.
 #[derive(Clone, Debug, Serialize)]
@@ -203,8 +173,8 @@ impl Reloader {
     }
 
     /// Judges a text that comes from somebody else than the policy's file, which alone may name files and addresses.
-    pub fn judge_foreign(&self, gateway: &Gateway, text: &str) -> Result<Loaded, Vec<Fault>> {
-        let allowed = gateway.policy().named.clone();
+    pub fn judge_foreign(&self, live: &PolicyInForce, text: &str) -> Result<Loaded, Vec<Fault>> {
+        let allowed = live.policy().named.clone();
         self.judge_within(Path::new("policy.toml"), text, &self.overrides(), Some(&allowed))
     }
 
@@ -280,39 +250,39 @@ impl Reloader {
     }
 
     /// Judges the text in force with other overrides, without putting it in force.
-    pub fn try_overrides(&self, gateway: &Gateway, overrides: &[Override]) -> Result<(), Vec<Fault>> {
-        let in_force = gateway.policy();
+    pub fn try_overrides(&self, live: &PolicyInForce, overrides: &[Override]) -> Result<(), Vec<Fault>> {
+        let in_force = live.policy();
         let judged = self.judge_with(Path::new(&in_force.file), &in_force.text, overrides)?;
         self.keys.check(&judged.rules).map_err(|error| vec![whole_file(&self.file, &error)])
     }
 
     /// Judges the text in force anew, whenever overrides changed, forever.
-    pub async fn follow_overrides(self: Arc<Self>, gateway: Arc<Gateway>) {
+    pub async fn follow_overrides(self: Arc<Self>, live: Arc<PolicyInForce>) {
         loop {
-            gateway.overrides_changed.notified().await;
-            let (reloader, gateway) = (Arc::clone(&self), Arc::clone(&gateway));
-            let _ = tokio::task::spawn_blocking(move || reloader.apply_overrides(&gateway)).await;
+            live.overrides_changed.notified().await;
+            let (reloader, live) = (Arc::clone(&self), Arc::clone(&live));
+            let _ = tokio::task::spawn_blocking(move || reloader.apply_overrides(&live)).await;
         }
     }
 
     /// Puts the text in force again, with the overrides that hold now.
-    pub fn apply_overrides(&self, gateway: &Gateway) {
-        self.lay_anew(gateway, "the overrides");
+    pub fn apply_overrides(&self, live: &PolicyInForce) {
+        self.lay_anew(live, "the overrides");
     }
 
     /// Puts the text in force again because `what` has changed. What other replicas could accept and this one cannot, for
     /// its file is another, is refused here. It is the same policy: it counts on, and a trial goes on.
-    fn lay_anew(&self, gateway: &Gateway, what: &str) {
+    fn lay_anew(&self, live: &PolicyInForce, what: &str) {
         let _one_at_a_time = self.reloading.lock();
-        let in_force = gateway.policy();
+        let in_force = live.policy();
         let judged = self.judge(Path::new(&in_force.file), &in_force.text);
         match judged.and_then(|loaded| loaded.adopted(&self.keys)) {
             Ok(mut loaded) => {
                 loaded.counts = Arc::clone(&in_force.counts);
                 self.note_in_force(&loaded);
-                audit(gateway, "policy_refresh", &in_force, &loaded);
+                live.audit("policy_refresh", &in_force, &loaded);
                 info!(what, overrides = self.overrides().len(), "policy in force with what has changed");
-                gateway.put_in_force(Arc::new(loaded));
+                live.replace(Arc::new(loaded));
                 let read = self.last_seen.lock().clone();
                 if read.is_some_and(|read| read.as_deref() == Ok(&*in_force.text)) {
                     *self.refused_policy.lock() = None; // nothing that was read is refused any more
@@ -323,32 +293,32 @@ impl Reloader {
                 self.refuse(faults, STAYS);
             }
         }
-        self.note_lists(&gateway.policy().lists);
+        self.note_lists(&live.policy().lists);
     }
 
     /// Reads the file and puts it in force, or says why not.
-    pub fn reload(&self, gateway: &Gateway) -> Result<(), Vec<Fault>> {
+    pub fn reload(&self, live: &PolicyInForce) -> Result<(), Vec<Fault>> {
         let _one_at_a_time = self.reloading.lock();
         self.waits_for.lock().clear();
         let judged = self.read_file().and_then(|text| self.judge(&self.file, &text)?.adopted(&self.keys));
         match judged {
             Ok(mut loaded) => {
-                let before = gateway.policy();
+                let before = live.policy();
                 if before.sha256 == loaded.sha256 {
                     loaded.counts = Arc::clone(&before.counts);
                 } else if !self.canary.begin(&before, &loaded) {
                     self.keep_for_a_restart(&loaded);
                 }
                 let loaded = self.accept(loaded);
-                audit(gateway, "policy_reload", &before, &loaded);
-                gateway.put_in_force(loaded);
+                live.audit("policy_reload", &before, &loaded);
+                live.replace(loaded);
                 *self.refused_policy.lock() = None;
-                self.note_lists(&gateway.policy().lists);
+                self.note_lists(&live.policy().lists);
                 Ok(())
             }
             Err(faults) => {
                 self.refuse(faults.clone(), STAYS);
-                self.note_lists(&gateway.policy().lists);
+                self.note_lists(&live.policy().lists);
                 Err(faults)
             }
         }
@@ -416,15 +386,4 @@ impl Reloader {
         *self.refused_policy.lock() = Some(ReloadRefusal::now(faults));
         self.metrics.policy_refused.set(1);
     }
-}
-
-fn audit(gateway: &Gateway, action: &str, before: &Loaded, after: &Loaded) {
-    gateway.audit.write(&Entry {
-        action,
-        target: &after.file,
-        actor: Actor::Policy,
-        before: before.sha256.as_str().into(),
-        after: after.sha256.as_str().into(),
-        request_id: "",
-    });
 }

@@ -22,13 +22,13 @@ use tracing::{Instrument as _, Span, field, info_span, warn};
 
 use crate::clock;
 use crate::downstream::head::{self, HeadFault};
+use crate::engine::websockets::Open;
 use crate::engine::{Gateway, Handle};
 use crate::http::fields::fields_of;
 use crate::http::grpc;
 use crate::http::problem;
-use crate::live_policy::reload::Loaded;
+use crate::live_policy::loaded::Loaded;
 use crate::request::forward;
-use crate::request::websockets::Open;
 use crate::resilience::last_good::{Asking, Keeping, Who};
 use crate::upstream::Turn;
 use crate::upstream::fault::UpstreamFault;

@@ -10,13 +10,13 @@ use policy::rules::authorize::Permission;
 use policy::rules::breaker::Outcome;
 
 use crate::clock;
+use crate::engine::websockets::{Handshake, Open};
 use crate::http::grpc;
 use crate::http::problem;
 use crate::request::Proxy;
 use crate::request::exchange::Exchange;
 use crate::request::forward;
 use crate::request::retry::{retry_after, try_again};
-use crate::request::websockets::{Handshake, Open};
 use crate::resilience::last_good::Keeping;
 use crate::upstream::fault::UpstreamFault;
 
@@ -72,7 +72,7 @@ impl Proxy {
             request_id: exchange.request_id.clone(),
             subject: admission.subject.clone(),
         };
-        exchange.tunnel = Some(Open::new(&self.gateway, handshake));
+        exchange.tunnel = Some(Open::new(&self.gateway.websockets, handshake));
     }
 
     /// Takes a piece of an answer's body, the last one or not.

@@ -3,23 +3,37 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use policy::document::Fault;
 use tracing::{error, info, warn};
 
-use super::{Loaded, Reloader, audit};
-use crate::engine::Gateway;
+use super::Reloader;
 use crate::live_policy::canary::Verdict;
 use crate::live_policy::files::{lines, whole_file};
+use crate::live_policy::in_force::PolicyInForce;
+use crate::live_policy::loaded::Loaded;
 
 /// In the state directory: the digest of the last policy that did not stand its trial.
 const ROLLED_BACK: &str = "policy.rolled-back";
 
+/// How often a trial is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
 impl Reloader {
+    /// Looks at the policy in force, forever.
+    pub async fn watch_trials(self: Arc<Self>, live: Arc<PolicyInForce>) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let (reloader, live) = (Arc::clone(&self), Arc::clone(&live));
+            let _ = tokio::task::spawn_blocking(move || reloader.look_at_trial(&live)).await;
+        }
+    }
+
     /// Looks at the policy in force, which may be on trial.
-    pub(crate) fn look_at_trial(&self, gateway: &Gateway) {
+    pub(crate) fn look_at_trial(&self, live: &PolicyInForce) {
         let _one_at_a_time = self.reloading.lock();
-        let in_force = gateway.policy();
+        let in_force = live.policy();
         match self.canary.look(&in_force) {
             None => {}
             Some(Verdict::Stood) => {
@@ -27,14 +41,14 @@ impl Reloader {
                 self.keep_for_a_restart(&in_force);
             }
             Some(Verdict::Left(departure, before)) => {
-                self.roll_back(gateway, &in_force, before, &departure);
+                self.roll_back(live, &in_force, before, &departure);
             }
         }
     }
 
     /// Puts `before` back in the place of `candidate`, which has left its band, with the overrides and deny lists that
     /// hold now. The file is not read again until it changes, or an operator says so.
-    fn roll_back(&self, gateway: &Gateway, candidate: &Loaded, before: Arc<Loaded>, departure: &str) {
+    fn roll_back(&self, live: &PolicyInForce, candidate: &Loaded, before: Arc<Loaded>, departure: &str) {
         let fault = Fault {
             file: candidate.file.clone(),
             line: 1,
@@ -56,10 +70,10 @@ impl Reloader {
             }
         };
         self.state.keep(ROLLED_BACK, candidate.sha256.as_bytes());
-        audit(gateway, "policy_roll_back", candidate, &before);
+        live.audit("policy_roll_back", candidate, &before);
         self.metrics.policy_reloads.with_label_values(&["rolled_back"]).inc();
         self.note_in_force(&before);
-        gateway.put_in_force(before);
+        live.replace(before);
         self.note_refusal(vec![fault]);
     }
 

@@ -11,9 +11,9 @@ use notify::{EventKind, RecursiveMode, Watcher as _};
 use tracing::warn;
 
 use super::Reloader;
-use super::deny_lists::Networks;
-use crate::engine::Gateway;
+use crate::live_policy::deny_lists::Networks;
 use crate::live_policy::files::read;
+use crate::live_policy::in_force::PolicyInForce;
 
 /// A file that is being written is quiet for so long before it is read.
 const QUIET: Duration = Duration::from_millis(100);
@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(5);
 
 impl Reloader {
     /// Watches the file, forever, on a thread of its own. Where the system lets nobody watch, it is looked at every [`LOOK`].
-    pub fn watch(self: &Arc<Self>, gateway: Arc<Gateway>) -> anyhow::Result<()> {
+    pub fn watch(self: &Arc<Self>, live: Arc<PolicyInForce>) -> anyhow::Result<()> {
         let (sender, events) = channel();
         let watcher = self.notify(sender.clone()).inspect_err(|error| {
             let advice = "raise fs.inotify.max_user_instances or fs.inotify.max_user_watches";
@@ -33,7 +33,7 @@ impl Reloader {
         std::thread::Builder::new().name("policy-watch".to_owned()).spawn(move || {
             let _kept = (watcher, sender);
             while wait(&events) {
-                reloader.look(&gateway);
+                reloader.look(&live);
             }
         })?;
         Ok(())
@@ -52,27 +52,27 @@ impl Reloader {
         Ok(watcher)
     }
 
-    fn look(&self, gateway: &Gateway) {
+    fn look(&self, live: &PolicyInForce) {
         self.state.catch_up();
         let text = read(&self.file).map_err(|error| format!("{error:#}"));
         let changed = self.last_seen.lock().as_ref() != Some(&text);
         let waits_for = self.waits_for.lock().clone();
         if changed || (!waits_for.is_empty() && self.lists.look(&waits_for).1.is_empty()) {
-            let _ = self.reload(gateway);
+            let _ = self.reload(live);
         } else {
-            self.look_at_lists(gateway);
+            self.look_at_lists(live);
         }
     }
 
     /// Puts the text in force again where a deny file has changed.
-    fn look_at_lists(&self, gateway: &Gateway) {
-        let in_force = gateway.policy();
+    fn look_at_lists(&self, live: &PolicyInForce) {
+        let in_force = live.policy();
         let (lists, _) = self.lists.look(&in_force.rules.blocks.deny_files);
         let same = |((_, held), (_, now)): (&(String, Networks), &(String, Networks))| Arc::ptr_eq(held, now);
         if lists.len() == in_force.lists.len() && in_force.lists.iter().zip(&lists).all(same) {
-            self.note_lists(&gateway.policy().lists);
+            self.note_lists(&live.policy().lists);
         } else {
-            self.lay_anew(gateway, "a deny file");
+            self.lay_anew(live, "a deny file");
         }
     }
 }

@@ -8,7 +8,7 @@ use pingora_core::{Error, ErrorType, Result};
 use tokio::time::{self, sleep};
 
 use super::client::{FromClient, Listens, client_event, tell};
-use crate::request::websockets::Open;
+use crate::engine::websockets::Open;
 use crate::upstream::connection::{Event, Hop};
 
 /// One through which nothing passes for so long is closed.
