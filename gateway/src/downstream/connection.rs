@@ -24,9 +24,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, Interes
 use tokio::time::{Instant, Sleep};
 
 use super::body::{BodyFault, Gate};
-use super::frames::{Excess, Frames};
 use super::head::{Framing, Head};
-use super::http2::{Inbound, Waiting};
+use super::http2::excess::Excess;
+use super::http2::{Frames, Inbound, Waiting};
 use super::socket::Socket;
 
 /// Bytes taken from the socket at a time, and answers gathered before they are sent. Neither buffer outlives its use:
@@ -187,7 +187,7 @@ impl Connection {
 
     /// From now on it speaks HTTP/2: headers go to `waiting`. What is returned holds why it was ended, if the client went
     /// too far.
-    pub(super) fn open_http2(
+    pub(crate) fn open_http2(
         &mut self,
         inbound: Inbound,
         waiting: Arc<Waiting>,

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::time::Instant;
 
-use super::frames::Frames;
-use super::{http2, proxy_protocol};
+use super::http2::{Frames, HeadBounds, Inbound, Waiting};
+use super::proxy_protocol;
 
 /// Frames of HTTP/2: the same verdict, and the same headers, however they are cut into pieces.
 pub fn http2_frames(bytes: &[u8]) {
@@ -18,9 +19,9 @@ pub fn http2_frames(bytes: &[u8]) {
         received.err().map(|excess| frames.farewell(excess).map(|frame| frame.len()).unwrap_or_default())
     };
     let _ = (verdict(bytes.len().max(1)), verdict(1), verdict(7));
-    let whole = http2::pass_in_pieces(bytes, bytes.len().max(1));
+    let whole = pass_in_pieces(bytes, bytes.len().max(1));
     for size in [1, 7] {
-        assert_eq!(whole, http2::pass_in_pieces(bytes, size), "in pieces of {size}");
+        assert_eq!(whole, pass_in_pieces(bytes, size), "in pieces of {size}");
     }
 }
 
@@ -33,4 +34,18 @@ pub fn proxy_header(bytes: &[u8]) {
         .map(|runtime| runtime.block_on(proxy_protocol::read(&mut rest)));
     let taken = bytes.len() - rest.len();
     assert!(read.is_ok() && taken <= LONGEST, "{taken} bytes were read");
+}
+
+/// What `h2` reads of `bytes` that come in pieces of `size`, and the headers that are read.
+fn pass_in_pieces(bytes: &[u8], size: usize) -> Option<(BytesMut, usize)> {
+    let waiting = Arc::<Waiting>::default();
+    let mut inbound = Inbound::new(HeadBounds { fields: 100, bytes: 64_000 }, Arc::clone(&waiting));
+    let (mut inbox, mut passed) = (BytesMut::new(), BytesMut::new());
+    for piece in bytes.chunks(size) {
+        inbox.extend_from_slice(piece);
+        let mut outbox = BytesMut::new();
+        inbound.pass(&mut inbox, &mut outbox, usize::MAX).ok()?;
+        passed.unsplit(outbox);
+    }
+    Some((passed, waiting.len()))
 }

@@ -8,7 +8,6 @@
 
 pub mod body;
 pub mod connection;
-mod frames;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod head;

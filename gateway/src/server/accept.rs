@@ -22,13 +22,13 @@ use tracing::{debug, info, warn};
 
 use crate::downstream::connection::Connection;
 use crate::downstream::head::{self, Framing, Head};
-use crate::downstream::http2::{self, Ended};
 use crate::downstream::proxy_protocol;
 use crate::downstream::socket::Socket;
 use crate::engine::Gateway;
 use crate::http::problem;
 use crate::observe::access::{AccessLog, Line};
 use crate::request::Proxy;
+use crate::server::http2::{self, Ended};
 use crate::server::places::Places;
 use crate::tls::server::Tls;
 

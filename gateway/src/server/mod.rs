@@ -3,4 +3,5 @@
 //! Floor 9: imports every other room.
 
 pub mod accept;
+mod http2;
 pub(crate) mod places;

@@ -18,11 +18,11 @@ const OF_A_CONNECTION: [&str; 5] =
 
 /// How large a header may be.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct HeadBounds {
+pub(crate) struct HeadBounds {
     /// The most fields; a cookie in crumbs is one.
-    pub(super) fields: usize,
+    pub(crate) fields: usize,
     /// The most bytes, with [`FIELD`] for each field.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 /// The fields of a block, as they came. What is beyond the bounds is counted and not kept.

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, BytesMut};
 
+use super::excess::Excess;
+use super::frames::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, FRAME_HEADER, Frame, HEADERS, PADDED, PREFACE, PRIORITY,
+};
 use super::head::{self, FieldList, HeadBounds};
 use super::hpack::Decoder;
 use super::waiting::Waiting;
-use crate::downstream::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, Excess, FRAME_HEADER, Frame, HEADERS, PADDED, PREFACE,
-    PRIORITY,
-};
 
 /// The largest frame that a client may send (RFC 9113, 4.2): we allow no larger ones, and `h2` refuses them.
 const LARGEST_FRAME: usize = 16_384;
@@ -34,7 +34,7 @@ const PRIORITY_LENGTH: usize = 5;
 
 /// From the socket's bytes to those that `h2` reads.
 #[derive(Debug)]
-pub(in crate::downstream) struct Inbound {
+pub(crate) struct Inbound {
     /// So many bytes pass as they are: the preface, or the rest of a frame.
     passing: usize,
     decoder: Decoder,
@@ -56,22 +56,22 @@ struct Block {
 
 impl Inbound {
     /// The client's preface comes first. What is read of headers goes to `waiting`.
-    pub(super) fn new(bounds: HeadBounds, waiting: Arc<Waiting>) -> Self {
+    pub(crate) fn new(bounds: HeadBounds, waiting: Arc<Waiting>) -> Self {
         Self { passing: PREFACE, decoder: Decoder::default(), block: None, last_stream: 0, bounds, waiting }
     }
 
     /// So many bytes pass whatever they are.
-    pub(in crate::downstream) fn passes_unseen(&self) -> u64 {
+    pub(crate) fn passes_unseen(&self) -> u64 {
         self.passing as u64
     }
 
     /// So many of them have passed.
-    pub(in crate::downstream) fn passed(&mut self, count: u64) {
+    pub(crate) fn passed(&mut self, count: u64) {
         self.passing = self.passing.saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
     }
 
     /// Turns what came into what `h2` reads, at most about `room` bytes of it.
-    pub(in crate::downstream) fn pass(
+    pub(crate) fn pass(
         &mut self,
         inbox: &mut BytesMut,
         outbox: &mut BytesMut,

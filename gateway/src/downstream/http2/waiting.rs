@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use parking_lot::Mutex;
 use pingora_http::RequestHeader;
 
-use crate::downstream::frames::Excess;
+use super::excess::Excess;
 use crate::downstream::head::HeadFault;
 
 /// Headers of one connection that may wait. `h2` hands on as many streams as may be open; beyond that it resets them, and
@@ -14,7 +14,7 @@ const MOST: usize = 1_024;
 
 /// Of one connection.
 #[derive(Debug, Default)]
-pub(in crate::downstream) struct Waiting(Mutex<State>);
+pub(crate) struct Waiting(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -26,7 +26,7 @@ struct State {
 
 impl Waiting {
     /// Keeps a header until its stream is accepted.
-    pub(super) fn put(&self, stream: u32, header: Box<RequestHeader>) -> Result<(), Excess> {
+    pub(crate) fn put(&self, stream: u32, header: Box<RequestHeader>) -> Result<(), Excess> {
         let mut state = self.0.lock();
         if state.headers.len() >= MOST {
             return Err(Excess::Streams);
@@ -36,7 +36,7 @@ impl Waiting {
     }
 
     /// The header of a stream that is accepted. Streams are accepted in order: those before it never will be.
-    pub(super) fn take(&self, stream: u32) -> Option<Box<RequestHeader>> {
+    pub(crate) fn take(&self, stream: u32) -> Option<Box<RequestHeader>> {
         let mut state = self.0.lock();
         let mut later = state.headers.split_off(&stream);
         let header = later.remove(&stream);
@@ -48,7 +48,7 @@ impl Waiting {
     }
 
     /// Notes what is wrong with a stream's trailers.
-    pub(super) fn note_fault(&self, stream: u32, fault: HeadFault) {
+    pub(crate) fn note_fault(&self, stream: u32, fault: HeadFault) {
         let mut state = self.0.lock();
         // Nobody asks about a stream that is over.
         if state.served.contains(&stream) || state.headers.contains_key(&stream) {
@@ -57,22 +57,22 @@ impl Waiting {
     }
 
     /// Whether something is wrong with a stream's trailers.
-    pub(super) fn has_fault(&self, stream: u32) -> bool {
+    pub(crate) fn has_fault(&self, stream: u32) -> bool {
         self.0.lock().faults.contains_key(&stream)
     }
 
     /// What is wrong with a stream's trailers, if anything is.
-    pub(super) fn take_fault(&self, stream: u32) -> Option<HeadFault> {
+    pub(crate) fn take_fault(&self, stream: u32) -> Option<HeadFault> {
         self.0.lock().faults.remove(&stream)
     }
 
     /// Headers that wait.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.lock().headers.len()
     }
 
     /// Forgets a stream that was reset from here.
-    pub(in crate::downstream) fn forget(&self, stream: u32) {
+    pub(crate) fn forget(&self, stream: u32) {
         let mut state = self.0.lock();
         state.headers.remove(&stream);
         state.served.remove(&stream);

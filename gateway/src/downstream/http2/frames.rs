@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::http2::Waiting;
+use super::excess::Excess;
+use super::waiting::Waiting;
 
 /// Requests that are taken back before they are answered: a client has [`RESETS`] to begin with, each costs
 /// [`RESET_COSTS`], each request and each tenth of a second earns one. So half of all requests may be taken back, and five a
@@ -27,34 +28,6 @@ const IDLE_PER_REQUEST: u32 = 10;
 const IDLE_PER_PIECE: u32 = 2;
 const IDLE_PER_PIECE_TAKEN: u32 = 4;
 const IDLE_PER_KIB: u32 = 2;
-
-/// What ends a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Excess {
-    #[error("too many requests were reset")]
-    Resets,
-    #[error("too many frames that ask for nothing")]
-    Idle,
-    #[error("a request's header did not arrive in time")]
-    SlowHeader,
-    #[error("a request's header has no end")]
-    LargeHeader,
-    #[error("too many requests at once")]
-    Streams,
-}
-
-impl Excess {
-    /// The name in metrics.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Resets => "resets",
-            Self::Idle => "idle_frames",
-            Self::SlowHeader => "slow_header",
-            Self::LargeHeader => "large_header",
-            Self::Streams => "streams",
-        }
-    }
-}
 
 /// The frames of one connection, both ways.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use pingora_core::{Error, ErrorType, OrErr as _, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::time::timeout;
 
-use super::Waiting;
+use crate::downstream::http2::Waiting;
 use crate::request::failure::BODY_MALFORMED;
 
 /// Bytes of a request's body that are kept for another try.
