@@ -26,3 +26,9 @@ pub(crate) type Fields<'h> = SmallVec<[(&'h str, &'h [u8]); 32]>;
 pub(crate) fn fields_of(header: &RequestHeader) -> Fields<'_> {
     header.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect()
 }
+
+/// How the client came, where a trusted proxy says so: the last word counts, which that proxy wrote itself.
+pub(crate) fn scheme_told(received: &RequestHeader) -> Option<&str> {
+    let told = received.headers.get_all("x-forwarded-proto").iter().next_back()?.to_str().ok()?;
+    told.rsplit(',').next().map(str::trim)
+}

@@ -2,6 +2,7 @@
 //!
 //! Floor 1: imports nothing of this crate but its own files.
 
+pub(crate) mod body_fault;
 pub(crate) mod chunked;
 pub(crate) mod fields;
 pub(crate) mod grpc;

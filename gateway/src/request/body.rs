@@ -8,8 +8,9 @@ use pingora_core::protocols::http::ServerSession as Session;
 use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 
+use crate::http::body_fault::{BODY_TOO_LARGE, BODY_TOO_SLOW};
 use crate::http::fields;
-use crate::request::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, is_http2};
+use crate::request::failure::is_http2;
 
 /// The largest body that is kept before it is sent; pingora keeps no more.
 const KEPT: u64 = 64 * 1024;

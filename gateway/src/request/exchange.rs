@@ -4,8 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use http::HeaderMap;
 use pingora_core::protocols::http::ServerSession as Session;
+use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 use policy::pipeline::{AdmissionIn, Authorized, Routed, begin};
 use policy::progress::Progress;
@@ -24,11 +26,11 @@ use crate::clock;
 use crate::downstream::head::{self, HeadFault};
 use crate::engine::websockets::Open;
 use crate::engine::{Gateway, Handle};
-use crate::http::fields::fields_of;
+use crate::http::body_fault::{BODY_TOO_LARGE, BODY_TOO_SLOW};
+use crate::http::fields::{fields_of, scheme_told};
 use crate::http::grpc;
 use crate::http::problem;
 use crate::live_policy::loaded::Loaded;
-use crate::request::forward;
 use crate::resilience::last_good::{Asking, Keeping, Who};
 use crate::upstream::Turn;
 use crate::upstream::fault::UpstreamFault;
@@ -85,7 +87,7 @@ impl Exchange {
         let peer = peer.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_canonical();
         let policy = gateway.policy();
         let encrypted = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
-        let told = || forward::scheme_told(header).is_some_and(|told| told.eq_ignore_ascii_case("https"));
+        let told = || scheme_told(header).is_some_and(|told| told.eq_ignore_ascii_case("https"));
         let is_safe = encrypted || (policy.rules.client.trusts(peer) && told());
         let span = info_span!(
             "request",
@@ -268,6 +270,15 @@ impl Exchange {
         own.map_or(self.rules().requests.upstream_timeout, |span| span.0)
     }
 
+    /// A try begins: how long it waits first.
+    pub(crate) fn begin_try(&mut self) -> Option<Duration> {
+        self.tries += 1;
+        self.first_try.get_or_insert_with(Instant::now);
+        self.received = 0; // the body is sent again
+        (self.outcome, self.upstream_fault) = (None, None);
+        self.next_try_in.take()
+    }
+
     /// For one try: all of them together have the upstream's time.
     pub(crate) fn try_timeout(&self) -> Duration {
         let rule = self.admission.as_ref().and_then(|admission| admission.route.retry.as_ref());
@@ -279,6 +290,22 @@ impl Exchange {
     /// Whether all tries together have had the upstream's time.
     pub(crate) fn is_out_of_time(&self) -> bool {
         self.first_try.is_some_and(|first| first.elapsed() >= self.upstream_timeout())
+    }
+
+    /// Counts a piece of the request's body, which has a bound.
+    pub(super) fn count(&mut self, piece: &Bytes) -> Result<()> {
+        self.received += piece.len() as u64;
+        if self.received > self.max_body() { Err(Error::new_down(BODY_TOO_LARGE)) } else { Ok(()) }
+    }
+
+    /// Takes in a piece of the request's body, if there is one more.
+    pub(super) fn take_in(&mut self, piece: Option<Bytes>) -> Result<Option<Bytes>> {
+        let Some(piece) = piece else { return Ok(None) };
+        self.count(&piece)?;
+        if !piece.is_empty() && self.started.elapsed() > self.request_timeout() {
+            return Err(Error::new_down(BODY_TOO_SLOW));
+        }
+        Ok(Some(piece))
     }
 
     /// Tells the breaker how it goes, as far as others should know before it is over.

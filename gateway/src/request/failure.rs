@@ -9,16 +9,8 @@ use policy::values::stage::Stage;
 
 use crate::downstream::body::BodyFault;
 use crate::downstream::connection::Connection;
+use crate::http::body_fault::{BODY_MALFORMED, BODY_TOO_LARGE, BODY_TOO_SLOW};
 use crate::request::exchange::Exchange;
-
-/// The body is over the limit.
-pub(crate) const BODY_TOO_LARGE: ErrorType = ErrorType::new_code("BodyTooLarge", 413);
-
-/// The body took too long.
-pub(crate) const BODY_TOO_SLOW: ErrorType = ErrorType::new_code("BodyTooSlow", 408);
-
-/// The body of a request over HTTP/2 is not as it was announced; the fault's text says how.
-pub(crate) const BODY_MALFORMED: ErrorType = ErrorType::new_code("BodyMalformed", 400);
 
 /// Whether a request came over HTTP/2.
 pub(crate) fn is_http2(session: &Session) -> bool {

@@ -209,12 +209,6 @@ pub(crate) fn ignore_hearsay(request: &mut RequestHeader) {
     }
 }
 
-/// How the client came, where a trusted proxy says so: the last word counts, which that proxy wrote itself.
-pub(crate) fn scheme_told(received: &RequestHeader) -> Option<&str> {
-    let told = received.headers.get_all("x-forwarded-proto").iter().next_back()?.to_str().ok()?;
-    told.rsplit(',').next().map(str::trim)
-}
-
 /// `X-Forwarded-For|Proto|Host`: appended to when the peer is trusted, replaced when it is not.
 fn forwarded(
     request: &mut RequestHeader,

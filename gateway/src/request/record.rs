@@ -10,8 +10,8 @@ use crate::clock;
 use crate::observe::access::Line;
 use crate::observe::metrics::method_label;
 use crate::observe::usage::counted;
-use crate::request::Proxy;
 use crate::request::exchange::Exchange;
+use crate::request::proxy::Proxy;
 
 impl Proxy {
     pub(crate) fn observe(&self, session: &Session, exchange: &Exchange, status: u16) {

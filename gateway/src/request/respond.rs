@@ -12,9 +12,9 @@ use policy::values::refusal::Refusal;
 use crate::clock;
 use crate::http::grpc;
 use crate::http::problem;
-use crate::request::Proxy;
 use crate::request::exchange::Exchange;
 use crate::request::failure::is_http2;
+use crate::request::proxy::Proxy;
 
 /// For reading on after an early answer over HTTP/2, where a reset stream loses the answer.
 const DRAIN: Duration = Duration::from_secs(2);

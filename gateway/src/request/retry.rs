@@ -1,7 +1,7 @@
 //! Whether a request that failed is sent again: what the policy says of it, while the client has been sent nothing, the
 //! breaker agrees and the budget holds.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pingora_core::protocols::http::ServerSession as Session;
 use pingora_http::ResponseHeader;
@@ -81,15 +81,4 @@ pub(crate) fn retry_after(response: &ResponseHeader) -> Option<Duration> {
     }
     // A date: how long that is does not matter, for no rule waits for as long as such dates mean.
     Some(Duration::MAX)
-}
-
-impl Exchange {
-    /// A try begins: how long it waits first.
-    pub(crate) fn begin_try(&mut self) -> Option<Duration> {
-        self.tries += 1;
-        self.first_try.get_or_insert_with(Instant::now);
-        self.received = 0; // the body is sent again
-        (self.outcome, self.upstream_fault) = (None, None);
-        self.next_try_in.take()
-    }
 }

@@ -19,10 +19,11 @@ use client::{FromClient, Listens, client_event, tell};
 use tunnel::tunnel;
 
 use crate::clock;
-use crate::request::Proxy;
+use crate::http::body_fault::BODY_TOO_SLOW;
 use crate::request::exchange::Exchange;
-use crate::request::failure::{BODY_TOO_LARGE, BODY_TOO_SLOW, connection, understand};
+use crate::request::failure::{connection, understand};
 use crate::request::forward::{self, Outgoing};
+use crate::request::proxy::Proxy;
 use crate::request::retry::try_again;
 use crate::upstream::Tried;
 use crate::upstream::address_pool::Member;
@@ -366,22 +367,4 @@ fn late(hop: &Hop, told: bool, waits_for_body: bool) -> Result<Try> {
 fn is_timeout(fault: &Error) -> bool {
     matches!(fault.etype(), ErrorType::WriteTimedout | ErrorType::ReadTimedout)
         && *fault.esource() == pingora_core::ErrorSource::Upstream
-}
-
-impl Exchange {
-    /// Counts a piece of the request's body, which has a bound.
-    fn count(&mut self, piece: &Bytes) -> Result<()> {
-        self.received += piece.len() as u64;
-        if self.received > self.max_body() { Err(Error::new_down(BODY_TOO_LARGE)) } else { Ok(()) }
-    }
-
-    /// Takes in a piece of the request's body, if there is one more.
-    fn take_in(&mut self, piece: Option<Bytes>) -> Result<Option<Bytes>> {
-        let Some(piece) = piece else { return Ok(None) };
-        self.count(&piece)?;
-        if !piece.is_empty() && self.started.elapsed() > self.request_timeout() {
-            return Err(Error::new_down(BODY_TOO_SLOW));
-        }
-        Ok(Some(piece))
-    }
 }

@@ -24,7 +24,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::time::timeout;
 
 use crate::downstream::http2::Waiting;
-use crate::request::failure::BODY_MALFORMED;
+use crate::http::body_fault::BODY_MALFORMED;
 
 /// Bytes of a request's body that are kept for another try.
 const KEPT: usize = 64 * 1024;
