@@ -8,9 +8,11 @@
 //! says.
 
 pub mod files;
+mod last_answer;
 pub mod level;
 pub mod lines;
 pub mod listener;
+pub mod log;
 pub mod panics;
 pub mod settings;
 mod sink;

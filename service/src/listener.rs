@@ -25,28 +25,16 @@ use tokio::time::{Instant, timeout};
 use tower_service::Service as _;
 use tracing::{debug, warn};
 
+use crate::last_answer::last_answer;
 use crate::timed_stream::{Progress, TimedStream};
+
+pub use crate::timed_stream::Limits;
 
 /// The largest head of a request, in bytes; a larger one is answered 431.
 const MAX_HEAD: usize = 64 * 1024;
 
 /// How often the log says that connections are refused, at most.
 const SAY_AGAIN: Duration = Duration::from_mins(1);
-
-/// What the connections of a listener may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Whose connections they are, as the log says it.
-    pub bound: &'static str,
-    /// Connections at a time; a further one is answered 503 and closed.
-    pub max_connections: usize,
-    /// For a whole header: from the accept, or from the first byte of a later request. Then 408, and closed.
-    pub header_timeout: Duration,
-    /// For a whole body, however it trickles in. Then 408, and closed.
-    pub request_timeout: Duration,
-    /// Between an answer and the next request, and for a client that takes nothing of an answer.
-    pub idle_timeout: Duration,
-}
 
 /// What a listener counts.
 #[derive(Clone, Debug)]
@@ -113,27 +101,6 @@ async fn refuse(mut stream: impl AsyncWrite + Unpin) {
         stream.shutdown().await
     })
     .await;
-}
-
-/// An answer that is written past HTTP's own machinery, and after which the connection is closed.
-pub(crate) fn last_answer(status: StatusCode, code: &str, detail: &str) -> String {
-    let reason = status.canonical_reason().unwrap_or_default();
-    let body = serde_json::json!({
-        "type": "about:blank",
-        "title": reason,
-        "status": status.as_u16(),
-        "code": code,
-        "detail": detail,
-        "request_id": uuid::Uuid::now_v7().to_string(),
-    })
-    .to_string();
-    let retry = if status == StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
-    format!(
-        "HTTP/1.1 {} {reason}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n{retry}\
-         cache-control: no-store\r\nconnection: close\r\n\r\n{body}",
-        status.as_u16(),
-        body.len()
-    )
 }
 
 /// Answers the requests of one connection.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tracing::warn;
 
-use crate::lines::{Log, QUEUE_BYTES, dropped};
+use crate::log::{Log, QUEUE_BYTES, dropped};
 
 /// A place that could not be written to is tried again after this.
 const RETRY: Duration = Duration::from_millis(200);

@@ -5,13 +5,29 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use crate::listener::{Limits, last_answer};
+use crate::last_answer::last_answer;
+
+/// What the connections of a listener may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Whose connections they are, as the log says it.
+    pub bound: &'static str,
+    /// Connections at a time; a further one is answered 503 and closed.
+    pub max_connections: usize,
+    /// For a whole header: from the accept, or from the first byte of a later request. Then 408, and closed.
+    pub header_timeout: Duration,
+    /// For a whole body, however it trickles in. Then 408, and closed.
+    pub request_timeout: Duration,
+    /// Between an answer and the next request, and for a client that takes nothing of an answer.
+    pub idle_timeout: Duration,
+}
 
 /// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
-use service::lines::Log;
 use service::listener::Counters;
+use service::log::Log;
 use service::telemetry::{Fate, count_spans};
 
 /// From a tenth of a millisecond to five seconds.
@@ -147,7 +147,7 @@ fn count_telemetry(make: &Maker<'_>) -> prometheus::Result<()> {
         &["log"],
     )?;
     dropped.with_label_values(&[Log::General.as_str()]);
-    service::lines::report_drops(move |log| dropped.with_label_values(&[log.as_str()]).inc());
+    service::log::report_drops(move |log| dropped.with_label_values(&[log.as_str()]).inc());
     let spans = make.counters(
         "spans_exported_total",
         "Spans sent to the collector, and spans that it did not take.",

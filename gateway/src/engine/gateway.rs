@@ -56,7 +56,7 @@ pub struct Gateway {
     save_soon: Notify,
     /// The breakers of this replica.
     pub breakers: Breakers,
-    /// WebSockets that are open.
+    /// `WebSocket`s that are open.
     pub websockets: Arc<WebSockets>,
     /// What is given again while a breaker is open.
     pub last_good: LastGood,

@@ -1,4 +1,4 @@
-//! The WebSockets that are open, and what each was let in by.
+//! The `WebSocket`s that are open, and what each was let in by.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -1,7 +1,8 @@
 //! The access log: one JSON line a request.
 
 use serde::Serialize;
-use service::lines::{Lines, Log, PlaceFault};
+use service::lines::{Lines, PlaceFault};
+use service::log::Log;
 
 /// One request. No token, cookie, query or header value is in it.
 #[derive(Default, Serialize)]

@@ -9,7 +9,8 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use serde_json::Value;
-use service::lines::{Full, Lines, Log, PlaceFault, Reserved};
+use service::lines::{Full, Lines, PlaceFault, Reserved};
+use service::log::Log;
 
 /// A change, as it is written.
 #[derive(Debug, Serialize)]

@@ -10,7 +10,7 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
-use service::lines::Log;
+use service::log::Log;
 use service::telemetry::{Fate, count_spans};
 
 /// From 50 microseconds to ten seconds.
@@ -142,7 +142,7 @@ impl Metrics {
         let spans = metrics.spans.clone();
         count_spans(move |fate, count| spans.with_label_values(&[fate.as_str()]).inc_by(count));
         let dropped = metrics.log_lines_dropped.clone();
-        service::lines::report_drops(move |log| dropped.with_label_values(&[log.as_str()]).inc());
+        service::log::report_drops(move |log| dropped.with_label_values(&[log.as_str()]).inc());
         Ok(metrics)
     }
 

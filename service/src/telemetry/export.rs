@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
-use super::{OtlpProtocol, TelemetrySettings};
+use super::settings::{OtlpProtocol, TelemetrySettings};
 
 /// Spans that wait for the exporter; more are dropped.
 const QUEUE: usize = 4096;
