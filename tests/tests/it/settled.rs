@@ -51,10 +51,9 @@ async fn a_refused_request_behind_a_proxy_is_the_client_s_and_its_route_s() {
         let line = line_of(&gateway, path).await;
         assert_eq!((&line["client"], &line["route"]), (&json!(address), &route), "{line}");
     }
-    assert_eq!(
-        gateway.metric("palisade_requests_total{method=\"GET\",route=\"all\",status=\"429\"}").await,
-        1.0
-    );
+    let refused =
+        gateway.metric("palisade_requests_total{method=\"GET\",route=\"all\",status=\"429\"}").await;
+    assert!(refused > 0.5, "it is counted for its route: {refused}");
     let top = gateway.operator().get("/admin/top?by=ip", None).await.json();
     let busiest: Vec<&str> =
         top["top"].as_array().unwrap().iter().map(|one| one["key"].as_str().unwrap()).collect();
@@ -136,13 +135,13 @@ async fn a_right_password_is_no_failed_login_while_the_backend_cannot_write() {
     stack.backend.program.limit_files("4096");
     let client = stack.gateway.client().at([127, 0, 9, 8]);
     let login = json!({"username": "ann", "password": tests::stack::PASSWORD});
-    let log_in = async || client.json("POST", "/v1/auth/login", None, &login).await;
-    eventually("the backend cannot write", || async { log_in().await.status() == 503 }).await;
+    let attempt = async || client.json("POST", "/v1/auth/login", None, &login).await;
+    eventually("the backend cannot write", || async { attempt().await.status() == 503 }).await;
     for _ in 0..8 {
-        assert_eq!(log_in().await.code(), "read_only");
+        assert_eq!(attempt().await.code(), "read_only");
     }
     stack.backend.program.limit_files("unlimited");
-    eventually("ann is let in", || async { log_in().await.status() == 200 }).await;
+    eventually("ann is let in", || async { attempt().await.status() == 200 }).await;
 }
 
 /// A client that announces a body and sends half of it.
@@ -179,12 +178,12 @@ async fn a_slow_body_holds_no_trial_of_the_breaker() {
         assert_eq!(gateway.client().get("/a", None).await.status(), 500);
     }
     let state = async || gateway.metric("palisade_circuit_breaker_state{breaker=\"backend\"}").await;
-    eventually("it is open", || async { state().await == 1.0 }).await;
+    eventually("it is open", || async { state().await > 0.5 }).await;
     let slow = tokio::sync::Mutex::new(Vec::new());
     eventually("a quick client is the trial", || async {
         slow.lock().await.push(half_a_request(&gateway, "Content-Length: 10").await);
         gateway.client().get("/b", None).await.status() == 200
     })
     .await;
-    assert_eq!(state().await, 0.0, "it is closed");
+    assert!(state().await < 0.5, "it is closed");
 }
