@@ -120,11 +120,21 @@ impl Judged {
     /// Decides on lock and second factor in one transaction. A failure is counted.
     pub(crate) async fn settle(self, app: &App) -> Result<Proven> {
         let Self { user, totp, admitted: Admitted { attempt, device_is_known, ticket } } = self;
-        let rule = app.rules.lockout;
+        let (rule, is_right) = (app.rules.lockout, user.is_some());
         let decided = app.database.write_and_commit_refusal(move |transaction| {
             credentials::prove(transaction, user.as_ref(), totp.as_deref(), &attempt, &rule)
         });
-        Ok(match decided.await? {
+        let decided = match decided.await {
+            // As in read-only mode. A wrong password counts all the same, or guessing would cost nothing meanwhile.
+            Err(fault) => {
+                if is_right {
+                    ticket.give_back();
+                }
+                return Err(fault.into());
+            }
+            Ok(decided) => decided,
+        };
+        Ok(match decided {
             Ok(user) => {
                 ticket.succeeded();
                 Proven::Yes(Owner { user, device_is_known })

@@ -41,12 +41,12 @@ async fn a_refused_request_behind_a_proxy_is_the_client_s_and_its_route_s() {
     let large = "x".repeat(2_000);
     let answer = client.ask("POST", "/small/large", &from("198.51.100.2"), large.clone()).await;
     assert_eq!(answer.code(), "body_too_large");
-    assert_eq!(ask("198.51.100.3", "/%00").await, "malformed_target");
+    assert_eq!(ask("198.51.100.3", "/a%2Fb").await, "malformed_target");
     for (path, address, route) in [
         ("/limited", "198.51.100.1", json!("all")),
         ("/blocked", "198.51.100.66", Value::Null),
         ("/small/large", "198.51.100.2", json!("small")),
-        ("/%00", "198.51.100.3", Value::Null),
+        ("/a%2Fb", "198.51.100.3", Value::Null),
     ] {
         let line = line_of(&gateway, path).await;
         assert_eq!((&line["client"], &line["route"]), (&json!(address), &route), "{line}");
@@ -56,7 +56,7 @@ async fn a_refused_request_behind_a_proxy_is_the_client_s_and_its_route_s() {
     assert!(refused > 0.5, "it is counted for its route: {refused}");
     let top = gateway.operator().get("/admin/top?by=ip", None).await.json();
     let busiest: Vec<&str> =
-        top["top"].as_array().unwrap().iter().map(|one| one["key"].as_str().unwrap()).collect();
+        top["items"].as_array().unwrap().iter().map(|one| one["key"].as_str().unwrap()).collect();
     assert!(busiest.contains(&"198.51.100.66") && !busiest.contains(&"127.0.0.1"), "{top}");
 }
 
@@ -138,7 +138,7 @@ async fn a_right_password_is_no_failed_login_while_the_backend_cannot_write() {
     let attempt = async || client.json("POST", "/v1/auth/login", None, &login).await;
     eventually("the backend cannot write", || async { attempt().await.status() == 503 }).await;
     for _ in 0..8 {
-        assert_eq!(attempt().await.code(), "read_only");
+        assert_eq!(attempt().await.json()["code"], "read_only");
     }
     stack.backend.program.limit_files("unlimited");
     eventually("ann is let in", || async { attempt().await.status() == 200 }).await;
