@@ -97,7 +97,7 @@ impl IntoResponse for Problem {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"palisade\""));
         }
         if self.code == READ_ONLY {
-            headers.insert("x-palisade-read-only", HeaderValue::from_static("1"));
+            headers.insert(protocol::READ_ONLY, HeaderValue::from_static("1"));
         }
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());

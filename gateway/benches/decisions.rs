@@ -11,7 +11,6 @@ use divan::{AllocProfiler, Bencher};
 use futures_util::FutureExt as _;
 use gateway::clock;
 use gateway::permissions::decisions::{Answer, Answers, Key};
-use gateway::permissions::feed::Change;
 use gateway::state::leases::Pots;
 use gateway::state::local::LocalStore;
 use ipnet::Ipv4Net;
@@ -20,6 +19,7 @@ use policy::rules::limits::lease::Grant;
 use policy::rules::limits::{Charge, LimitRule};
 use policy::rules::permissions::PermissionRule;
 use policy::values::network_table::NetworkTable;
+use protocol::feed::Change;
 
 #[global_allocator]
 static ALLOCATIONS: AllocProfiler = AllocProfiler::system();

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
+use protocol::keys::{KeyHolder, WhoseKey};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use crate::http::app::App;
 use crate::http::extract::{Body, Path};
 use crate::http::identity::{Account, Gateway, Holder};
 use crate::http::reauthentication::{self, Proof};
-use crate::model::api_keys::{self, KeyHolder, MOST};
+use crate::model::api_keys::{self, MOST};
 use crate::model::grants::Grant;
 use crate::problem::{Problem, Result, internal};
 
@@ -94,18 +95,11 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Shown {
-    /// SHA-256 of the key, hexadecimal: the key itself goes no further than the gateway.
-    sha256: String,
-}
-
 /// `POST /internal/api-keys`, for the gateway.
 pub(crate) async fn verify(
     _: Gateway,
     State(app): State<App>,
-    Body(shown): Body<Shown>,
+    Body(shown): Body<WhoseKey>,
 ) -> Result<Json<KeyHolder>> {
     let hash = unhex(&shown.sha256).ok_or_else(|| Problem::bad_request("sha256 is 64 hexadecimal digits"))?;
     let rules = Arc::clone(&app.rules);

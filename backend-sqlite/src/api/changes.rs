@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
+use protocol::feed::News;
 use serde::Deserialize;
 
 use crate::http::app::App;
 use crate::http::extract::Query;
-use crate::model::changes::{self, News};
+use crate::model::changes;
 use crate::problem::Result;
 
 /// How long a question waits for news before the response says that there is none.

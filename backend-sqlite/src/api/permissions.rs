@@ -6,6 +6,7 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
+use protocol::permissions::{Decision, HeldRoles, Whose};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
@@ -13,7 +14,7 @@ use serde_json::json;
 use crate::http::app::App;
 use crate::http::extract::Body;
 use crate::http::identity::{Administrator, Gateway};
-use crate::model::permissions::{self, Answer, HeldRoles, Question, TracedAnswer};
+use crate::model::permissions::{self, Answer, Question};
 use crate::problem::{Problem, Result};
 
 #[derive(Deserialize, JsonSchema)]
@@ -39,8 +40,7 @@ pub(crate) async fn check(
     if questions.is_empty() || questions.len() > MOST {
         return Err(Problem::bad_request(format!("from 1 to {MOST} checks in one call")));
     }
-    let mut answers: Vec<Answer> =
-        answers(&app, questions).await?.into_iter().map(|traced| traced.answer).collect();
+    let mut answers: Vec<Answer> = answers(&app, questions).await?.into_iter().map(Answer::from).collect();
     if batch {
         return Ok(Json(json!({"results": answers})).into_response());
     }
@@ -52,41 +52,33 @@ pub(crate) async fn check(
 pub(crate) async fn answer(
     _: Gateway,
     State(app): State<App>,
-    Body(question): Body<Question>,
-) -> Result<Json<TracedAnswer>> {
-    let answer = answers(&app, vec![question]).await?.pop();
+    Body(question): Body<protocol::permissions::Question<'static>>,
+) -> Result<Json<Decision>> {
+    let answer = answers(&app, vec![question.into()]).await?.pop();
     answer.map(Json).ok_or_else(|| Problem::bad_request("no question"))
 }
 
-async fn answers(app: &App, questions: Vec<Question>) -> Result<Vec<TracedAnswer>> {
+async fn answers(app: &App, questions: Vec<Question>) -> Result<Vec<Decision>> {
     let started = Instant::now();
     let rules = Arc::clone(&app.rules);
     let answers = app.database.read(move |transaction| {
         questions.iter().map(|one| permissions::judge(transaction, one, &rules.require_totp_for)).collect()
     });
-    let answers: Vec<TracedAnswer> = answers.await?;
-    for traced in &answers {
+    let answers: Vec<Decision> = answers.await?;
+    for answer in &answers {
         // The permission itself comes from a client and would make a label without a bound.
-        let result = if traced.answer.allowed { "allowed" } else { "denied" };
+        let result = if answer.allowed { "allowed" } else { "denied" };
         app.metrics.permission_checks.with_label_values(&["any", result]).inc();
     }
     app.metrics.permission_check_duration.observe(started.elapsed().as_secs_f64());
     Ok(answers)
 }
 
-/// Whose roles the gateway asks for.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Subject {
-    user: String,
-    issuer: Option<String>,
-}
-
 /// `POST /internal/roles`, for the gateway.
 pub(crate) async fn roles(
     _: Gateway,
     State(app): State<App>,
-    Body(of): Body<Subject>,
+    Body(of): Body<Whose<'static>>,
 ) -> Result<Json<HeldRoles>> {
     let rules = Arc::clone(&app.rules);
     let held = app.database.read(move |transaction| {

@@ -48,10 +48,10 @@ pub(crate) fn router(app: App) -> serde_json::Result<Router> {
         .merge(documented)
         .route("/admin/readonly", post(health::read_only))
         .route("/admin/readwrite", post(health::read_write))
-        .route("/internal/permissions", post(permissions::answer))
-        .route("/internal/roles", post(permissions::roles))
-        .route("/internal/api-keys", post(api_keys::verify))
-        .route("/internal/changes", get(changes::feed))
+        .route(protocol::permissions::QUESTION_PATH, post(permissions::answer))
+        .route(protocol::permissions::ROLES_PATH, post(permissions::roles))
+        .route(protocol::keys::PATH, post(api_keys::verify))
+        .route(protocol::feed::PATH, get(changes::feed))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app.verifier), assertion::from_gateway));
     let router = public
         .merge(behind_gateway)

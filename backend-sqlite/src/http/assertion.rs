@@ -18,19 +18,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use parking_lot::Mutex;
-use serde::Deserialize;
+use protocol::assertion::{AUDIENCE, Claims, FIELD, ISSUER};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::problem::{Problem, Result};
-
-/// The field that carries the assertion.
-const FIELD: &str = "x-palisade-assertion";
-
-/// Who signs assertions, and for whom.
-const ISSUER: &str = "palisade-gateway";
-const AUDIENCE: &str = "palisade-backend";
 
 /// How far the clocks of the two may differ, in seconds.
 const LEEWAY: u64 = 5;
@@ -45,27 +38,7 @@ const GENERATION: Duration = Duration::from_secs(45);
 const MOST: usize = 1_000_000;
 
 /// What the gateway asserts.
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Assertion {
-    method: String,
-    target: String,
-    request_id: String,
-    /// Whether the gateway asks for itself.
-    #[serde(default)]
-    pub(crate) own: bool,
-    /// The subject.
-    pub(crate) sub: Option<String>,
-    /// Who issued the subject, where the gateway accepts several issuers' tokens.
-    pub(crate) sub_issuer: Option<String>,
-    #[serde(default)]
-    pub(crate) roles: Vec<String>,
-    #[serde(default)]
-    pub(crate) address: String,
-    body_sha256: Option<String>,
-    body_length: Option<u64>,
-    iat: u64,
-    jti: String,
-}
+pub(crate) type Assertion = protocol::assertion::Assertion<'static>;
 
 /// Verifies assertions.
 pub(crate) struct Verifier {
@@ -98,14 +71,15 @@ impl Verifier {
     fn assertion(&self, request: &Request) -> Option<Assertion> {
         let mut fields = request.headers().get_all(FIELD).iter();
         let (field, None) = (fields.next()?.to_str().ok()?, fields.next()) else { return None };
-        let asserted = decode::<Assertion>(field, &self.key, &self.validation).ok()?.claims;
+        let claims = decode::<Claims<'static>>(field, &self.key, &self.validation).ok()?.claims;
         let target = request.uri().path_and_query()?.as_str();
         let id = request.headers().get("x-request-id").map_or(&b""[..], |id| id.as_bytes());
+        let asserted = claims.assertion;
         let about_this = asserted.method == request.method().as_str()
             && asserted.target == target
             && asserted.request_id.as_bytes() == id;
-        let is_new = asserted.iat.saturating_add(LEEWAY) >= self.started_at();
-        let number = Uuid::parse_str(&asserted.jti).ok()?.as_u128();
+        let is_new = claims.iat.saturating_add(LEEWAY) >= self.started_at();
+        let number = Uuid::parse_str(&claims.jti).ok()?.as_u128();
         (about_this && is_new && self.accepted.lock().accept(number, Instant::now())).then_some(asserted)
     }
 }
@@ -144,7 +118,7 @@ pub(crate) async fn from_gateway(
     let asserted = Option::as_ref(&verifier).and_then(|verifier| verifier.assertion(&request));
     let Some(asserted) = asserted else { return Err(not_the_gateway()) };
     let (parts, body) = request.into_parts();
-    let body = if let Some(digest) = &asserted.body_sha256 {
+    let body = if let Some(digest) = &asserted.body.body_sha256 {
         let body = to_bytes(body, LARGEST_DIGESTED).await.map_err(|_| not_the_gateway())?;
         if URL_SAFE_NO_PAD.encode(Sha256::digest(&body)) != *digest {
             return Err(not_the_gateway());
@@ -152,7 +126,7 @@ pub(crate) async fn from_gateway(
         Body::from(body)
     } else {
         let length = parts.headers.get(CONTENT_LENGTH);
-        if length.and_then(|length| length.to_str().ok()?.parse().ok()) != asserted.body_length {
+        if length.and_then(|length| length.to_str().ok()?.parse().ok()) != asserted.body.body_length {
             return Err(not_the_gateway());
         }
         body

@@ -1,5 +1,6 @@
 //! API keys: made by an account for a program that acts for it. Stored as a hash, with a scope and an end where wanted.
 
+use protocol::keys::{Key, KeyHolder, Scope};
 use rusqlite::params;
 use serde::Serialize;
 use serde_json::json;
@@ -104,24 +105,6 @@ fn scopes(text: Option<String>) -> Option<Vec<Grant>> {
     })
 }
 
-/// What the gateway receives about a key.
-#[derive(Serialize)]
-pub(crate) struct KeyHolder {
-    revision: i64,
-    #[serde(flatten)]
-    key: Option<Key>,
-}
-
-#[derive(Serialize)]
-struct Key {
-    id: String,
-    user: String,
-    roles: Vec<String>,
-    groups: Vec<String>,
-    scopes: Vec<Grant>,
-    expires_at: Option<i64>,
-}
-
 /// Whose key it is; nothing but the revision when it is not valid. `second_factor` are the roles that count only for
 /// accounts with a second factor.
 pub(crate) fn holder(
@@ -145,5 +128,8 @@ fn valid_key(transaction: &Transaction<'_>, hash: &[u8], second_factor: &[String
     let roles = permissions::counting_roles(&all, &user, second_factor);
     let Some(scopes) = scopes(stored) else { return Ok(None) };
     let groups = groups::of_user(transaction, &owner)?;
+    let scope = |grant: Grant| Scope { permission: grant.permission, resource: grant.resource };
+    let scopes = scopes.into_iter().map(scope).collect();
+    let expires_at = expires_at.and_then(|ends| u64::try_from(ends).ok());
     Ok(Some(Key { id, user: owner, roles, groups, scopes, expires_at }))
 }

@@ -6,8 +6,8 @@
 //! call is answered; a gateway that does not answer delays no call for longer than
 //! [`NOTIFY_TIMEOUT`](crate::storage::followers::NOTIFY_TIMEOUT).
 
+use protocol::feed::{Change, Kind, News};
 use rusqlite::params;
-use serde::Serialize;
 
 use crate::clock::now;
 use crate::storage::{Result, Transaction, sql};
@@ -38,14 +38,14 @@ pub(crate) enum Subject<'a> {
 /// Numbers a change, in the transaction that makes it.
 pub(crate) fn note(transaction: &Transaction<'_>, subject: Subject<'_>) -> Result<i64> {
     let (kind, name, permission, resource, until) = match subject {
-        Subject::User(id) => ("user", id, None, None, None),
-        Subject::Role(name) => ("role", name, None, None, None),
-        Subject::Group(name) => ("group", name, None, None, None),
+        Subject::User(id) => (Kind::User.as_str(), id, None, None, None),
+        Subject::Role(name) => (Kind::Role.as_str(), name, None, None, None),
+        Subject::Group(name) => (Kind::Group.as_str(), name, None, None, None),
         Subject::Acl(kind, name, permission, resource) => {
             (kind, name, Some(permission), Some(resource), None)
         }
-        Subject::ApiKey(id) => ("api_key", id, None, None, None),
-        Subject::Token(jti, until) => ("token", jti, None, None, Some(until)),
+        Subject::ApiKey(id) => (Kind::ApiKey.as_str(), id, None, None, None),
+        Subject::Token(jti, until) => (Kind::Token.as_str(), jti, None, None, Some(until)),
     };
     let values = params![kind, name, permission, resource, until, now()];
     let revision = transaction.row(sql::ADD_CHANGE, values, |row| row.get(0))?.unwrap_or_default();
@@ -64,57 +64,26 @@ pub(crate) fn sweep(transaction: &Transaction<'_>) -> Result<()> {
     transaction.run(sql::DROP_OLD_CHANGES, params![last - STORED, now()]).map(drop)
 }
 
-/// A change as a gateway reads it.
-#[derive(Debug, Serialize)]
-pub(crate) struct Change {
-    revision: i64,
-    kind: String,
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    permission: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    resource: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    until: Option<i64>,
-}
-
 fn change(row: &rusqlite::Row<'_>) -> rusqlite::Result<Change> {
     Ok(Change {
         revision: row.get(0)?,
-        kind: row.get(1)?,
+        kind: Kind::of(row.get_ref(1)?.as_str()?),
         name: row.get(2)?,
         permission: row.get(3)?,
         resource: row.get(4)?,
-        until: row.get(5)?,
+        until: row.get::<_, Option<i64>>(5)?.and_then(|until| u64::try_from(until).ok()),
     })
 }
 
-/// What a gateway receives.
-#[derive(Debug, Serialize)]
-pub(crate) struct News {
-    /// With this it knows everything up to here.
-    revision: i64,
-    /// Which run of this program this is.
-    run: String,
-    /// Whatever it knew before does not count: it begins, or is too far behind, or this program has restarted.
-    pub(crate) reset: bool,
-    /// What happened since; after a reset, the tokens that are revoked.
-    pub(crate) changes: Vec<Change>,
-    /// Whether there are more of them.
-    more: bool,
-}
-
-impl News {
-    fn of(revision: i64, run: String, reset: bool, changes: Vec<Change>) -> Self {
-        let more = changes.len() >= usize::try_from(MOST).unwrap_or(usize::MAX);
-        Self { revision, run, reset, changes, more }
-    }
+fn news(revision: i64, run: String, reset: bool, changes: Vec<Change>) -> News {
+    let more = changes.len() >= usize::try_from(MOST).unwrap_or(usize::MAX);
+    News { revision, run, reset, changes, more }
 }
 
 /// The tokens that are revoked, from the change `after` on: the rest of a reset.
 pub(crate) fn revoked_after(transaction: &Transaction<'_>, after: i64, run: String) -> Result<News> {
     let changes = transaction.rows(sql::REVOKED_TOKENS, [now(), after, MOST], change)?;
-    Ok(News::of(revision(transaction)?, run, false, changes))
+    Ok(news(revision(transaction)?, run, false, changes))
 }
 
 /// What comes after the change `known`, in the run of this program that is called `run`.
@@ -123,9 +92,9 @@ pub(crate) fn news_since(transaction: &Transaction<'_>, known: Option<i64>, run:
     let last = revision(transaction)?;
     let Some(known) = known.filter(|known| (last - STORED..=last).contains(known)) else {
         let changes = transaction.rows(sql::REVOKED_TOKENS, [now(), 0, MOST], change)?;
-        return Ok(News::of(last, run, true, changes));
+        return Ok(news(last, run, true, changes));
     };
     let changes = transaction.rows(sql::CHANGES_AFTER, [known, MOST], change)?;
     let revision = changes.last().map_or(known, |change| change.revision);
-    Ok(News::of(revision, run, false, changes))
+    Ok(news(revision, run, false, changes))
 }

@@ -4,6 +4,9 @@
 //! an entry, or a grant of a role. Roles are the account's own and those of its groups; one that needs a second factor
 //! counts only for an account that has it, but what is denied to it is denied either way.
 
+use std::borrow::Cow;
+
+use protocol::permissions::{Decision, HeldRoles};
 use rusqlite::params;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,28 +19,36 @@ use crate::storage::{Result, Transaction, sql};
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Question {
-    user: String,
+    pub(crate) user: String,
     /// Who issued the user's id, where the gateway takes several issuers: the token's `iss`.
-    issuer: Option<String>,
-    permission: String,
-    resource: String,
+    pub(crate) issuer: Option<String>,
+    pub(crate) permission: String,
+    pub(crate) resource: String,
 }
 
-/// An answer, why, and as of which change.
+impl From<protocol::permissions::Question<'_>> for Question {
+    fn from(asked: protocol::permissions::Question<'_>) -> Self {
+        Self {
+            user: asked.user.into_owned(),
+            issuer: asked.issuer.map(Cow::into_owned),
+            permission: asked.permission.into_owned(),
+            resource: asked.resource.into_owned(),
+        }
+    }
+}
+
+/// An answer for an administrator.
 #[derive(Serialize)]
 pub(crate) struct Answer {
-    pub(crate) allowed: bool,
+    allowed: bool,
     reason: String,
     revision: i64,
 }
 
-/// An answer for the gateway: also what it rests on, so that a change of a role or a group finds it.
-#[derive(Serialize)]
-pub(crate) struct TracedAnswer {
-    #[serde(flatten)]
-    pub(crate) answer: Answer,
-    roles: Vec<String>,
-    groups: Vec<String>,
+impl From<Decision> for Answer {
+    fn from(Decision { allowed, reason, revision, .. }: Decision) -> Self {
+        Self { allowed, reason, revision }
+    }
 }
 
 /// Answers a question. `second_factor` are the roles that count only for accounts with a second factor.
@@ -45,20 +56,20 @@ pub(crate) fn judge(
     transaction: &Transaction<'_>,
     question: &Question,
     second_factor: &[String],
-) -> Result<TracedAnswer> {
+) -> Result<Decision> {
     // INVARIANT: the revision is read before anything else. A change in between makes the answer newer than it says,
     // never older.
     let revision = changes::revision(transaction)?;
     let user = account_of(transaction, &question.user, question.issuer.as_deref())?;
     let Some(user) = user.filter(|user| user.active) else {
-        let answer = Answer { allowed: false, reason: "no active account".to_owned(), revision };
-        return Ok(TracedAnswer { answer, roles: Vec::new(), groups: Vec::new() });
+        let reason = "no active account".to_owned();
+        return Ok(Decision { allowed: false, reason, revision, roles: Vec::new(), groups: Vec::new() });
     };
     let all = all_roles(transaction, &user.id)?;
     let counting = counting_roles(&all, &user, second_factor);
     let groups = groups::of_user(transaction, &user.id)?;
     let (allowed, reason) = decide(transaction, question, (&counting, &all), &groups)?;
-    Ok(TracedAnswer { answer: Answer { allowed, reason, revision }, roles: all, groups })
+    Ok(Decision { allowed, reason, revision, roles: all, groups })
 }
 
 /// The account that is meant: another issuer's subject has no account here, whatever its id.
@@ -94,14 +105,6 @@ fn decide(
         Some((role, on)) => (true, format!("role {role} grants it on {on}")),
         None => (false, "no grant".to_owned()),
     })
-}
-
-/// The roles that count for an account now; none when it is no account of ours.
-#[derive(Serialize)]
-pub(crate) struct HeldRoles {
-    revision: i64,
-    roles: Option<Vec<String>>,
-    groups: Vec<String>,
 }
 
 /// The roles of the subject `id`. An account that is not active has none.

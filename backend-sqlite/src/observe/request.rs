@@ -61,7 +61,7 @@ pub(crate) async fn observe(State(metrics): State<Metrics>, request: Request, ne
     let (status_code, took_us) = (status.as_u16(), u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     span.in_scope(|| {
         // The change feed asks once a second, forever.
-        if route == "/internal/changes" {
+        if route == protocol::feed::PATH {
             debug!(status = status_code, took_us, "answered");
         } else {
             info!(status = status_code, took_us, "answered");

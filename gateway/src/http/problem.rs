@@ -26,9 +26,6 @@ struct Problem<'a> {
     retry_after: Option<u64>,
 }
 
-/// With this our own backend says that it answers 503 because it is in read-only mode.
-pub const READ_ONLY: &str = "x-palisade-read-only";
-
 /// On the last good answer, given again while the breaker is open (RFC 7234, 5.5.1).
 pub const STALE: &str = "110 palisade \"response is stale\"";
 

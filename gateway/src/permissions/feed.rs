@@ -10,81 +10,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use policy::values::time::Timestamp;
-use serde::Deserialize;
+use protocol::feed::{Change, News};
 
 /// So many changes are remembered, and so many bytes of them; an answer that is older than all of them is not kept.
 const REMEMBERED: usize = 4_096;
 const REMEMBERED_BYTES: usize = 4 * 1024 * 1024;
-
-/// What a change is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// All that an account may do, or one permission of it.
-    User,
-    /// What a role grants.
-    Role,
-    /// What comes from being in a group.
-    Group,
-    /// An API key, by its id.
-    ApiKey,
-    /// An access token that is revoked, by its `jti`.
-    Token,
-    /// Something that this program does not know: it may be about anything.
-    #[serde(other)]
-    Unknown,
-}
-
-/// A change to who may do what.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Change {
-    /// Its number.
-    pub revision: i64,
-    /// What it is about.
-    pub kind: Kind,
-    /// Which one.
-    pub name: String,
-    /// Only this permission of it; all when `None` or `*`.
-    pub permission: Option<String>,
-    /// Only this resource, or those with this prefix before a `*`; all when `None`.
-    pub resource: Option<String>,
-    /// For a revoked token, when it would have expired, in seconds since the epoch.
-    pub until: Option<u64>,
-}
-
-impl Change {
-    /// Its bytes in memory.
-    fn bytes(&self) -> usize {
-        let heap = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
-        size_of::<Self>() + self.name.capacity() + heap(&self.permission) + heap(&self.resource)
-    }
-
-    /// Whether the permission on the resource may be what changed.
-    pub fn covers(&self, permission: &[u8], resource: &[u8]) -> bool {
-        let same = self.permission.as_ref().is_none_or(|one| one == "*" || one.as_bytes() == permission);
-        same && self.resource.as_ref().is_none_or(|on| match on.strip_suffix('*') {
-            Some(prefix) => resource.starts_with(prefix.as_bytes()),
-            None => on.as_bytes() == resource,
-        })
-    }
-}
-
-/// What the permission service tells.
-#[derive(Debug, Deserialize)]
-pub struct News {
-    /// With this everything is known up to here.
-    pub revision: i64,
-    /// Of which run of the permission service that is a number.
-    #[serde(default)]
-    pub run: String,
-    /// Whatever was known before is worth nothing.
-    pub reset: bool,
-    /// What happened since; after a reset, the tokens that are revoked.
-    pub changes: Vec<Change>,
-    /// Whether there are more of them.
-    #[serde(default)]
-    pub more: bool,
-}
 
 /// The moment at which something was asked, in terms of what was known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +31,12 @@ pub struct Knowledge {
     /// When the feed last said that it knows everything, in nanoseconds since the epoch; 0: never.
     heard: AtomicU64,
     recent: Mutex<Recent>,
+}
+
+/// The bytes of a change in memory.
+fn bytes(change: &Change) -> usize {
+    let heap = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
+    size_of::<Change>() + change.name.capacity() + heap(&change.permission) + heap(&change.resource)
 }
 
 #[derive(Default)]
@@ -137,11 +73,11 @@ impl Knowledge {
             recent.forgotten = news.revision;
             self.resets.fetch_add(1, Ordering::AcqRel);
         } else {
-            recent.bytes += news.changes.iter().map(Change::bytes).sum::<usize>();
+            recent.bytes += news.changes.iter().map(bytes).sum::<usize>();
             recent.changes.extend(news.changes.iter().cloned());
             while recent.changes.len() > REMEMBERED || recent.bytes > REMEMBERED_BYTES {
                 let Some(oldest) = recent.changes.pop_front() else { break };
-                recent.bytes = recent.bytes.saturating_sub(oldest.bytes());
+                recent.bytes = recent.bytes.saturating_sub(bytes(&oldest));
                 recent.forgotten = oldest.revision;
             }
         }
@@ -167,6 +103,7 @@ impl Knowledge {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use protocol::feed::Kind;
 
     fn news(revision: i64, name: String) -> News {
         let change =
@@ -182,7 +119,7 @@ mod tests {
             knowledge.note(&news(revision, "n".repeat(1_000_000)));
         }
         let recent = knowledge.recent.lock();
-        let bytes: usize = recent.changes.iter().map(Change::bytes).sum();
+        let bytes: usize = recent.changes.iter().map(bytes).sum();
         assert!(bytes <= REMEMBERED_BYTES && bytes == recent.bytes, "{bytes}");
         let forgotten = recent.forgotten;
         drop(recent);

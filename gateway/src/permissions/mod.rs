@@ -10,7 +10,9 @@ use policy::rules::authenticate::{HolderAway, KeyHolder};
 use policy::rules::authorize::{PermissionAway, Question, Roles, RolesAway};
 use policy::rules::permissions::PermissionRule;
 use policy::values::time::Timestamp;
-use serde_json::json;
+use protocol::feed::{Change, Kind, News};
+use protocol::keys;
+use protocol::permissions::{self, QUESTION_PATH, ROLES_PATH};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 use tracing::{Instrument as _, info, info_span, warn};
@@ -19,11 +21,11 @@ use crate::clock;
 use crate::identity::assertion::Signer;
 use crate::observe::metrics::Metrics;
 use crate::permissions::decisions::{Answer, Answers, Reach, parts};
-use crate::permissions::feed::{Change, Kind, Knowledge, News};
+use crate::permissions::feed::Knowledge;
 use crate::resilience::backoff::Backoff;
 use crate::upstream::Upstreams;
 
-use self::service::{DecisionAnswer, HolderAnswer, HolderKey, RolesAnswer, Service, Status};
+use self::service::{Service, Status};
 
 pub mod decisions;
 pub mod feed;
@@ -167,13 +169,6 @@ impl Answer for HeldRoles {
     }
 }
 
-/// Says whose word the user's name is, where that is a question.
-fn name_issuer(body: &mut serde_json::Value, issuer: Option<&str>) {
-    if let Some(issuer) = issuer {
-        body["issuer"] = issuer.into();
-    }
-}
-
 impl Permissions {
     /// Nothing is known yet.
     pub fn new(upstreams: Upstreams, signer: Option<Signer>, metrics: Metrics) -> Self {
@@ -216,13 +211,16 @@ impl Permissions {
             palisade.rule = *asking,
             palisade.permission = *permission,
         );
-        let mut body = json!({"user": user, "permission": permission, "resource": resource});
-        name_issuer(&mut body, *issuer);
-        let body = body.to_string();
+        let question = permissions::Question {
+            user: (*user).to_owned().into(),
+            issuer: issuer.map(|issuer| issuer.to_owned().into()),
+            permission: (*permission).to_owned().into(),
+            resource: (*resource).to_owned().into(),
+        };
         let (service, upstream) = (Arc::clone(&self.service), Arc::clone(&rule.upstream));
         let ask = || {
             let asking = async move {
-                let answer: DecisionAnswer = service.ask(&upstream, "/internal/permissions", body).await?;
+                let answer: permissions::Decision = service.ask(&upstream, QUESTION_PATH, &question).await?;
                 let grounds = Grounds::of(&answer.roles, &answer.groups);
                 Some((Decision { allowed: answer.allowed, grounds }, answer.revision))
             };
@@ -255,8 +253,8 @@ impl Permissions {
         let (service, upstream) = (Arc::clone(&self.service), Arc::clone(&rule.upstream));
         let ask = || {
             let asking = async move {
-                let body = json!({"sha256": hex}).to_string();
-                let answer: HolderAnswer = service.ask(&upstream, "/internal/api-keys", body).await?;
+                let question = keys::WhoseKey { sha256: hex };
+                let answer: keys::KeyHolder = service.ask(&upstream, keys::PATH, &question).await?;
                 Some((Holder::from(answer.key), answer.revision))
             };
             asking.instrument(span.clone())
@@ -279,12 +277,14 @@ impl Permissions {
             return Ok(held.roles);
         }
         let span = info_span!("authorize", otel.kind = "client", palisade.stage = "authorize");
-        let mut body = json!({"user": user});
-        name_issuer(&mut body, issuer);
+        let question = permissions::Whose {
+            user: user.to_owned().into(),
+            issuer: issuer.map(|issuer| issuer.to_owned().into()),
+        };
         let (service, upstream) = (Arc::clone(&self.service), Arc::clone(&rule.upstream));
         let ask = || {
             let asking = async move {
-                let answer: RolesAnswer = service.ask(&upstream, "/internal/roles", body.to_string()).await?;
+                let answer: permissions::HeldRoles = service.ask(&upstream, ROLES_PATH, &question).await?;
                 let grounds = Grounds::of(&[], &answer.groups);
                 Some((HeldRoles { roles: answer.roles.map(Arc::from), grounds }, answer.revision))
             };
@@ -439,8 +439,8 @@ impl Revoked {
     }
 }
 
-impl From<Option<HolderKey>> for Holder {
-    fn from(key: Option<HolderKey>) -> Self {
+impl From<Option<keys::Key>> for Holder {
+    fn from(key: Option<keys::Key>) -> Self {
         let Some(key) = key else { return Self { found: None, grounds: Grounds::default() } };
         let grounds = Grounds::of(&key.roles, &key.groups);
         let holder = KeyHolder {

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use serde::Deserialize;
+use protocol::assertion::{Assertion, FIELD};
+use protocol::feed::{self, News};
+use serde::{Deserialize, Serialize};
 use service::telemetry;
 use tracing::warn;
 
-use crate::identity::assertion::{Assertion, BodyBinding, FIELD, Signer};
-use crate::permissions::feed::News;
+use crate::identity::assertion::{Signer, bound_to};
 use crate::upstream::Upstreams;
 
 /// For one question.
@@ -30,56 +31,15 @@ pub(super) struct Service {
     pub(super) replica: String,
 }
 
-#[derive(Deserialize)]
-pub(super) struct DecisionAnswer {
-    pub(super) allowed: bool,
-    pub(super) revision: i64,
-    #[serde(default)]
-    pub(super) roles: Vec<String>,
-    #[serde(default)]
-    pub(super) groups: Vec<String>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct RolesAnswer {
-    pub(super) revision: i64,
-    /// None: nobody whom the service knows.
-    pub(super) roles: Option<Vec<String>>,
-    #[serde(default)]
-    pub(super) groups: Vec<String>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct HolderAnswer {
-    pub(super) revision: i64,
-    #[serde(flatten)]
-    pub(super) key: Option<HolderKey>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct HolderKey {
-    pub(super) id: String,
-    pub(super) user: String,
-    pub(super) roles: Vec<String>,
-    pub(super) groups: Vec<String>,
-    pub(super) scopes: Vec<Scope>,
-    pub(super) expires_at: Option<u64>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Scope {
-    pub(super) permission: String,
-    pub(super) resource: String,
-}
-
 impl Service {
     pub(super) async fn ask<T: for<'de> Deserialize<'de>>(
         &self,
         upstream: &str,
         target: &str,
-        body: String,
+        question: &impl Serialize,
     ) -> Option<T> {
         let asked = async {
+            let body = serde_json::to_string(question)?;
             let request = self.signed("POST", target, body.as_bytes())?;
             let request = request.header("content-type", "application/json");
             let body = self.send(upstream, request, target, body.into_bytes(), PATIENCE).await?;
@@ -94,7 +54,7 @@ impl Service {
     }
 
     pub(super) async fn changes(&self, upstream: &str, known: Option<(&str, i64)>) -> anyhow::Result<News> {
-        let mut target = format!("/internal/changes?replica={}", self.replica);
+        let mut target = format!("{}?replica={}", feed::PATH, self.replica);
         if let Some((run, revision)) = known {
             target = format!("{target}&run={run}&revision={revision}");
         }
@@ -103,7 +63,7 @@ impl Service {
 
     /// The rest of the tokens that are revoked.
     pub(super) async fn revoked_after(&self, upstream: &str, after: i64) -> anyhow::Result<News> {
-        let target = format!("/internal/changes?replica={}&revoked_after={after}", self.replica);
+        let target = format!("{}?replica={}&revoked_after={after}", feed::PATH, self.replica);
         self.news(upstream, target).await
     }
 
@@ -131,9 +91,10 @@ impl Service {
     fn signed(&self, method: &str, target: &str, body: &[u8]) -> anyhow::Result<http::request::Builder> {
         let mut request = Request::builder().method(method);
         if let Some(signer) = &self.signer {
-            let body = BodyBinding::whole(body);
+            let body = bound_to(body);
+            let (method, target) = (method.into(), target.into());
             let assertion = Assertion { method, target, own: true, body, ..Assertion::default() };
-            request = request.header(FIELD, signer.sign(&assertion)?);
+            request = request.header(FIELD, signer.sign(assertion)?);
         }
         if let Some(parent) = telemetry::traceparent(&tracing::Span::current()) {
             request = request.header("traceparent", parent);

@@ -5,11 +5,11 @@ use http::{HeaderMap, Version};
 use pingora_core::{ErrorType, OrErr as _, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use policy::rules::authenticate::KEY_FIELD;
+use protocol::assertion::{Assertion, BodyBinding, FIELD};
 use service::telemetry;
 
 use crate::http::fields::{content_length, host, is_chunked};
-use crate::http::problem;
-use crate::identity::assertion::{self, Assertion, BodyBinding, Signer};
+use crate::identity::assertion::{self, Signer};
 use crate::request::exchange::Exchange;
 
 /// Fields that concern one connection (RFC 9110, 7.6.1), besides those that frame a message or upgrade.
@@ -45,7 +45,7 @@ const NO_TRAILERS: [&str; 27] = [
     "warning",
     "www-authenticate",
     "x-request-id",
-    problem::READ_ONLY,
+    protocol::READ_ONLY,
 ];
 
 /// Fields that we rely on: a client cannot have them dropped by naming them in `Connection`.
@@ -158,22 +158,26 @@ fn rewrite(
     request.insert_header("x-request-id", &exchange.request_id)?;
     // Only the service that answers permission questions knows the secret with which this is signed.
     if let Some(signer) = signer.filter(|_| exchange.asks_permission_service()) {
+        let address = admission.client.address.to_string();
+        let subject = &admission.subject;
         let assertion = Assertion {
-            method: request.method.as_str(),
-            target: &exchange.target,
-            request_id: &exchange.request_id,
+            method: request.method.as_str().into(),
+            target: exchange.target.as_str().into(),
+            request_id: exchange.request_id.as_str().into(),
             own: false,
-            sub: admission.subject.id(),
-            sub_issuer: admission.subject.issuer(),
-            roles: admission.subject.roles(),
-            address: &admission.client.address.to_string(),
+            sub: subject.id().map(Into::into),
+            sub_issuer: subject.issuer().map(Into::into),
+            roles: subject.roles().into(),
+            address: address.into(),
             body: match body {
-                Outgoing::Whole(body) => BodyBinding::whole(body),
-                Outgoing::Streamed => BodyBinding::streamed(content_length(received)),
+                Outgoing::Whole(body) => assertion::bound_to(body),
+                Outgoing::Streamed => {
+                    BodyBinding { body_length: content_length(received), ..BodyBinding::default() }
+                }
             },
         };
-        let word = signer.sign(&assertion).or_err(ErrorType::InternalError, "signing an assertion")?;
-        request.insert_header(assertion::FIELD, word)?;
+        let word = signer.sign(assertion).or_err(ErrorType::InternalError, "signing an assertion")?;
+        request.insert_header(FIELD, word)?;
     }
     forwarded(request, received, exchange, admission.client.behind_proxy)?;
     // HTTP/2 names it elsewhere, HTTP/1.0 need not name it.

@@ -37,7 +37,7 @@ impl Proxy {
         if let Some(called) = exchange.call_status(&header.headers) {
             outcome = called;
         }
-        if header.remove_header(problem::READ_ONLY).is_some() {
+        if header.remove_header(protocol::READ_ONLY).is_some() {
             outcome = Outcome::ReadOnly;
         }
         // A call of gRPC may still fail in its trailers: others wait for those, or for its first message.

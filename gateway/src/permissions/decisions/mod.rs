@@ -23,7 +23,8 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use crate::collections::s3_fifo::Cache;
-use crate::permissions::feed::{Change, Knowledge, Moment, News};
+use crate::permissions::feed::{Knowledge, Moment};
+use protocol::feed::{Change, News};
 
 /// So many locks share the answers.
 const SHARDS: usize = 64;

@@ -4,7 +4,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use std::time::Duration;
 
-use crate::permissions::feed::Kind;
+use protocol::feed::Kind;
 
 const MOST_STALE: u64 = 500;
 
