@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net};
 use toml::de::DeValue;
 
-use crate::document::{FromToml, Unfit};
+use crate::document::value::{FromToml, Unfit};
 
 /// An address or a CIDR, or what is wrong with it. Bits outside the prefix are an error, because they show that something
 /// else was meant. An IPv4 network that is written in IPv6 (`::ffff:192.0.2.0/120`) is the IPv4 network: clients are
