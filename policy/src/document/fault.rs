@@ -6,23 +6,23 @@ use std::ops::Range;
 
 use toml::de::DeTable;
 
-/// The most faults of one text that are listed.
+/// How many faults of one text are listed at most.
 pub const MOST_FAULTS: usize = 100;
 
-/// The longest key path and the longest message of a fault, in bytes; what is longer is cut.
+/// The longest key path and the longest message of a fault, in bytes. A longer one is cut.
 const LONGEST_KEY: usize = 256;
 const LONGEST_MESSAGE: usize = 1_024;
 
 /// One thing that is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Fault {
-    /// The file as the operator named it.
+    /// The name of the file, as the operator wrote it.
     pub file: String,
     /// Counted from one.
     pub line: usize,
     /// Counted from one, in characters.
     pub column: usize,
-    /// The key path, empty when the file as a whole is meant.
+    /// The key path. Empty when the fault is about the whole file.
     pub key: String,
     /// What is allowed and what was found.
     pub message: String,
@@ -42,24 +42,24 @@ impl fmt::Display for Fault {
 pub struct Faults<'t> {
     file: &'t str,
     text: &'t str,
-    /// Where each line begins, once somebody asks.
+    /// Where each line begins. Computed when the first fault needs it.
     line_starts: OnceCell<Vec<usize>>,
     list: RefCell<Vec<Fault>>,
-    /// The faults that are listed at most.
+    /// How many faults are listed at most.
     most: usize,
-    /// Faults beyond these.
+    /// How many more faults were found.
     more: Cell<usize>,
     renamed: RefCell<Vec<Renamed>>,
 }
 
-/// A key that stands in a policy under the name that it had before.
+/// A key that a policy writes with its old name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Renamed {
     /// The line, counted from one.
     pub line: usize,
-    /// Its path, with the old name.
+    /// The path of the key, with the old name.
     pub key: String,
-    /// What it is called now.
+    /// The new name.
     pub now: &'static str,
 }
 
@@ -70,7 +70,7 @@ impl fmt::Display for Renamed {
 }
 
 impl<'t> Faults<'t> {
-    /// No faults yet in `text`, which is called `file`.
+    /// An empty list for `text`, the contents of `file`.
     pub fn new(file: &'t str, text: &'t str) -> Self {
         let most = MOST_FAULTS;
         Self {
@@ -84,13 +84,13 @@ impl<'t> Faults<'t> {
         }
     }
 
-    /// The same, and of many faults the first `most` are listed.
+    /// The same list, which holds at most `most` faults and counts the others.
     #[must_use]
     pub fn at_most(self, most: usize) -> Self {
         Self { most, ..self }
     }
 
-    /// Notes a fault at `span`.
+    /// Adds a fault at `span`.
     pub fn add(&self, span: &Range<usize>, key: impl Into<String>, message: impl Into<String>) {
         if self.is_full() {
             return self.more.set(self.more.get().saturating_add(1));
@@ -105,23 +105,23 @@ impl<'t> Faults<'t> {
         });
     }
 
-    /// The keys that stand under the names that they had before.
+    /// The keys that the text writes with their old names.
     pub fn renamed(&self) -> Vec<Renamed> {
         self.renamed.borrow().clone()
     }
 
-    /// Notes that the value at `span` stands under the name that its key had before: `key` is that path.
+    /// Notes that the text at `span` uses the old name of a key. `key` is the path with that old name.
     pub(super) fn note_renamed(&self, span: &Range<usize>, key: String, now: &'static str) {
         let (line, _) = self.place(span.start);
         self.renamed.borrow_mut().push(Renamed { line, key, now });
     }
 
-    /// Whether further faults are only counted: nobody need find words for them.
+    /// Whether further faults are only counted, so that their messages need not be built.
     pub fn is_full(&self) -> bool {
         self.list.borrow().len() >= self.most
     }
 
-    /// Line and column of a place in the text, counted from one. The lines are counted once for all faults.
+    /// Line and column of a byte offset in the text, counted from one. The line starts are computed once.
     fn place(&self, offset: usize) -> (usize, usize) {
         let starts = self.line_starts.get_or_init(|| {
             let after_newlines = self.text.match_indices('\n').map(|(at, _)| at + 1);
@@ -133,8 +133,8 @@ impl<'t> Faults<'t> {
         (line, before.chars().count() + 1)
     }
 
-    /// The faults in the order of the file; empty when there are none. Of many the first that were found are listed, and then
-    /// how many more there are.
+    /// The faults in the order of the file; empty when there are none. When there are too many, the first that were
+    /// found are listed, and a last entry says how many more there are.
     pub fn into_list(self) -> Vec<Fault> {
         let mut list = self.list.into_inner();
         list.sort_by_key(|fault| (fault.line, fault.column));
@@ -146,12 +146,12 @@ impl<'t> Faults<'t> {
         list
     }
 
-    /// Whether there is no fault so far.
+    /// Whether no fault was found so far.
     pub fn is_empty(&self) -> bool {
         self.list.borrow().is_empty()
     }
 
-    /// Parses the text; syntax errors are faults, and what can be read around them is in the table.
+    /// Parses the text. Syntax errors are faults; the table holds whatever can still be read.
     pub fn document(&self) -> toml::Spanned<DeTable<'t>> {
         let (table, errors) = DeTable::parse_recoverable(self.text);
         for error in errors {

@@ -1,8 +1,10 @@
 //! Reading TOML so that every fault is found at once, each with its place.
 //!
-//! Text → [`Section`] → validated type. A section knows which of its keys were asked for; what nobody asked for is a
-//! fault that names the nearest key. Serde stops at the first fault and forgets where the others are, so this is a
-//! reader of our own on `toml`'s spanned tree.
+//! Text → [`Section`] → validated type. A section knows which of its keys were read. A key that nobody reads is a
+//! fault, which names the nearest known key. Serde stops at the first fault and does not report the places of the
+//! others, so this is a reader of our own on `toml`'s spanned tree.
+//!
+//! Floor 1: imports only its own files.
 
 mod fault;
 pub mod network;

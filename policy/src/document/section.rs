@@ -1,4 +1,4 @@
-//! One table of the document, which knows the keys that were asked for.
+//! One table of the document. It knows which of its keys were read.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use crate::document::value::{FromToml, Unfit, found};
 /// The longest name of a rule, in bytes.
 pub const LONGEST_NAME: usize = 128;
 
-/// One table of the document, with the keys that were asked for.
+/// One table of the document, with the keys that were read.
 pub struct Section<'d> {
     path: String,
     span: Range<usize>,
@@ -30,12 +30,12 @@ impl<'d> Section<'d> {
         Self { path, span, table, faults, known: RefCell::default() }
     }
 
-    /// Where the section stands in the document, for a fault about all of it.
+    /// The place of the section in the document, for a fault about the whole section.
     pub fn span(&self) -> Range<usize> {
         self.span.clone()
     }
 
-    /// The path of `key` below this section; of the section itself when `key` is empty.
+    /// The path of `key` in this section; the path of the section itself when `key` is empty.
     pub fn path(&self, key: &str) -> String {
         match (self.path.as_str(), key) {
             ("", key) => key.to_owned(),
@@ -44,12 +44,12 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// Where `key` stands, or the section when it is absent.
+    /// The place of `key`, or of the section when the key is absent.
     pub fn span_of(&self, key: &str) -> Range<usize> {
         self.table.get(key).map_or_else(|| self.span(), toml::Spanned::span)
     }
 
-    /// A fault about the value of `key`.
+    /// Adds a fault about the value of `key`.
     pub fn fault(&self, key: &str, message: impl Into<String>) {
         self.faults.add(&self.span_of(key), self.path(key), message);
     }
@@ -59,20 +59,20 @@ impl<'d> Section<'d> {
         self.table.get(key)
     }
 
-    /// The value of `key`; `None` when it is absent or unfit, which is a fault.
+    /// The value of `key`. `None` when it is absent, and also when it is unfit, which is a fault.
     pub fn get<T: FromToml>(&self, key: &'static str) -> Option<T> {
         let value = self.value(key)?;
         T::from_toml(value.get_ref()).map_err(|Unfit(message)| self.fault(key, message)).ok()
     }
 
-    /// The name under which `key` stands: `key`, or `old`, which it was called before and which is noted. Both are a fault.
+    /// The name that the file uses for `key`: `key` itself, or its old name `old`, which is noted. Using both is a fault.
     pub fn renamed(&self, key: &'static str, old: &'static str) -> &'static str {
         if !self.table.contains_key(old) {
             return key;
         }
         if self.table.contains_key(key) {
             self.known.borrow_mut().push(old);
-            self.fault(old, format!("it is called `{key}` now, which stands here as well: leave it out"));
+            self.fault(old, format!("the old name of `{key}`, which is also set here: remove the old one"));
             return key;
         }
         self.faults.note_renamed(&self.span_of(old), self.path(old), key);
@@ -84,7 +84,7 @@ impl<'d> Section<'d> {
         self.get(key).unwrap_or(default)
     }
 
-    /// The value of `key`; its absence is a fault.
+    /// The value of `key`. It is a fault when the key is absent.
     pub fn require<T: FromToml>(&self, key: &'static str, what: &str) -> Option<T> {
         if !self.table.contains_key(key) {
             self.known.borrow_mut().push(key);
@@ -94,7 +94,7 @@ impl<'d> Section<'d> {
         self.get(key)
     }
 
-    /// The value of `key`, checked: `check` says what is allowed.
+    /// The value of `key`, checked by `check`, whose error says what is allowed.
     pub fn get_checked<T: FromToml>(
         &self,
         key: &'static str,
@@ -108,7 +108,7 @@ impl<'d> Section<'d> {
         value
     }
 
-    /// The table under `key`; an empty one when it is absent.
+    /// The table under `key`; `None` when it is absent, and also when the value is not a table, which is a fault.
     pub fn section(&self, key: &'static str) -> Option<Section<'d>> {
         let value = self.value(key)?;
         if let DeValue::Table(table) = value.get_ref() {
@@ -165,7 +165,7 @@ impl<'d> Section<'d> {
         sections
     }
 
-    /// Every key with its value as text, where the keys are the operator's own: `[headers]`, `forward`.
+    /// Every key with its value as text, in a table whose keys the operator chooses: `[headers]`, `forward`.
     pub fn free_strings(&self) -> Vec<(String, String, Range<usize>)> {
         let mut strings = Vec::new();
         for (name, value) in self.table {
@@ -177,7 +177,7 @@ impl<'d> Section<'d> {
         strings
     }
 
-    /// Whether `key` is there; it counts as asked for.
+    /// Whether `key` is there. This counts as reading it.
     pub fn has(&self, key: &'static str) -> bool {
         self.value(key).is_some()
     }
@@ -187,7 +187,7 @@ impl<'d> Section<'d> {
         self.faults.is_full()
     }
 
-    /// A list of at most `most` values under `key`; none when it is absent.
+    /// A list of at most `most` values under `key`; empty when the key is absent.
     pub(crate) fn list<T: FromToml>(&self, key: &'static str, most: usize) -> Vec<T> {
         let mut list = self.get_or::<Vec<T>>(key, Vec::new());
         if list.len() > most {
@@ -197,7 +197,7 @@ impl<'d> Section<'d> {
         list
     }
 
-    /// Ends the section: a key that nobody asked for is a fault.
+    /// Ends the section: a key that was not read is a fault.
     pub fn finish(self) {
         let known = self.known.borrow();
         for name in self.table.keys().filter(|name| !known.contains(&name.get_ref().as_ref())) {
@@ -214,8 +214,8 @@ impl<'d> Section<'d> {
     }
 }
 
-/// The candidate most like `name`; of those with nothing in common, none. Only so many are looked at, and none that is
-/// too long to be a slip of the hand.
+/// The candidate that is most similar to `name`, or none when no candidate is similar. The number of candidates and
+/// their length have a bound: a very long name is not a typing error.
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     const MOST: usize = 1_000;
     const LONGEST: usize = 64;

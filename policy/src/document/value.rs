@@ -1,20 +1,20 @@
-//! One value read from TOML, or what is allowed in its place.
+//! Reading one value of TOML. The error says what is allowed.
 
 use std::fmt;
 
 use toml::de::DeValue;
 
-/// What is wrong with a value: what is allowed and, where it helps, what was found.
+/// What is wrong with a value: what is allowed and, where that helps, what was found.
 #[derive(Clone, Debug)]
 pub struct Unfit(pub(super) String);
 
 impl Unfit {
-    /// `allowed`, and the text that was found instead.
+    /// Says what is allowed and what was found instead.
     pub fn new(allowed: impl fmt::Display, found: impl fmt::Display) -> Self {
         Self(format!("{allowed} (got {found})"))
     }
 
-    /// A sentence that says it all.
+    /// A message that is complete as it is.
     pub fn says(message: impl Into<String>) -> Self {
         Self(message.into())
     }
@@ -22,11 +22,11 @@ impl Unfit {
 
 /// A value that can be read from TOML.
 pub trait FromToml: Sized {
-    /// Reads the value or says what is allowed.
+    /// Reads the value. The error says what is allowed.
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Unfit>;
 }
 
-/// A value as an operator would name it.
+/// A value as the operator wrote it.
 pub(super) fn found(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => format!("{text:?}"),
@@ -85,8 +85,8 @@ impl<T: FromToml> FromToml for OneOrMany<T> {
     }
 }
 
-/// Implements [`FromToml`] for a type that is written as a string and parsed by `FromStr`, whose error says what is
-/// allowed.
+/// Implements [`FromToml`] for a type that is written as a string. The type's `FromStr` parses it, and its error says
+/// what is allowed.
 #[macro_export]
 macro_rules! from_toml_str {
     ($($type:ty),+ $(,)?) => {$(
@@ -99,12 +99,12 @@ macro_rules! from_toml_str {
     )+};
 }
 
-/// Names the values of a setting that is one of a few words: `FromStr`, [`FromToml`], and `WORDS`, all of them.
+/// Names the words of a setting that allows only a few: implements `FromStr` and [`FromToml`], and lists them in `WORDS`.
 #[macro_export]
 macro_rules! words {
     ($type:ident { $($word:literal => $variant:ident),+ } or $allowed:literal) => {
         impl $type {
-            /// What may be written.
+            /// The words that a policy may write.
             pub(crate) const WORDS: &'static [&'static str] = &[$($word),+];
         }
 
