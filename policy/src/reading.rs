@@ -1,4 +1,4 @@
-//! `[[routes]]`: a section of the document becomes a route, with every name resolved.
+//! `[[routes]]`: reads a section of the document into a route and resolves every name that it uses.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -22,10 +22,10 @@ use crate::values::pattern::{Pattern, Template};
 const MOST_NAMED: usize = 64;
 const MOST_ROLES: usize = 256;
 
-/// The largest body that is kept while its request is judged.
+/// The largest body that is buffered while its request is judged.
 const MAX_JUDGED_BODY: u64 = 64 * 1024;
 
-/// Everything that a route may refer to by name.
+/// Everything that a route can refer to by name.
 pub(crate) struct Names<'a> {
     pub(crate) limits: HashMap<String, Arc<LimitRule>>,
     pub(crate) issuers: HashMap<String, Arc<Issuer>>,
@@ -55,7 +55,7 @@ fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Cl
     }
 }
 
-/// How a route wants its clients to prove who they are.
+/// How the clients of a route have to prove who they are.
 #[derive(Clone, Debug)]
 enum Scheme {
     Jwt(String),
@@ -91,20 +91,14 @@ impl FromStr for Method {
 
 from_toml_str!(Scheme, Method);
 
+/// Reads one of `[[routes]]` and adds it to `routes`.
 pub(crate) fn read_route(
     section: Section<'_>,
     names: &Names<'_>,
     requests: &RequestRule,
     routes: &mut Routes,
 ) {
-    let name = section.require::<String>("name", "a name for metrics and logs");
-    let name = name.filter(|name| {
-        let fits = name.len() <= LONGEST_NAME;
-        if !fits {
-            section.fault("name", format!("a name has at most {LONGEST_NAME} bytes"));
-        }
-        fits
-    });
+    let name = read_name(&section);
     let path = section.require::<String>("path", "a path like /v1/{name}/{*rest}");
     let pattern =
         path.and_then(|path| Pattern::parse(&path).map_err(|allowed| section.fault("path", allowed)).ok());
@@ -113,45 +107,19 @@ pub(crate) fn read_route(
         names.check_upstream(&section, "upstream", upstream);
     }
     let methods = section.list::<Method>("methods", MOST_NAMED);
-    let limits = resolve(&section, "limits", "limit", &names.limits, section.list("limits", MOST_NAMED));
-    let limits = RouteLimits::new(limits);
-    let auth = read_auth(&section, names);
     let counts_failed_logins = section.list("counts_failed_logins", MOST_NAMED);
-    let before: Vec<_> = limits.client.iter().chain(&limits.field).cloned().collect();
-    check_limits(&section, &before, &counts_failed_logins);
-    check_limits(&section, &limits.subject, &counts_failed_logins);
+    let limits = read_limits(&section, names, &counts_failed_logins);
+    let auth = read_auth(&section, names);
     let roles = section.list("roles", MOST_ROLES);
-    let permission = section.get::<String>("permission");
-    let resource = section.get::<String>("resource");
-    if (permission.is_some() || !roles.is_empty()) && !section.has("auth") {
-        let key = if permission.is_some() { "permission" } else { "roles" };
-        section.fault(key, "needs `auth`, for nobody knows who is asking without it");
-    }
-    if resource.is_some() && permission.is_none() {
-        section.fault("resource", "needs `permission`");
-    }
-    let permission = permission.zip(pattern.as_ref()).and_then(|(permission, pattern)| {
-        let resource = Template::parse(resource.as_deref().unwrap_or("*"), pattern);
-        let resource = resource.map_err(|allowed| section.fault("resource", allowed)).ok()?;
-        Some(RequiredPermission { permission: permission.into(), resource })
-    });
+    let permission = read_permission(&section, &roles, pattern.as_ref());
     let max_body = read_max_body(&section, limits.reader().map(|limit| &*limit.name), requests);
-    let retry = resolve(
-        &section,
-        "retry",
-        "[retries] rule",
-        &names.retries,
-        section.get("retry").into_iter().collect(),
-    );
+    let retry = section.get("retry").into_iter().collect();
+    let retry = resolve(&section, "retry", "[retries] rule", &names.retries, retry).into_iter().next();
     let priority = section.get_or("priority", Priority::Normal);
     let (when_open, writes) = (section.get_or("when_open", WhenOpen::Fail), section.get("writes"));
     let (upstream_timeout, request_timeout) =
         (section.get("upstream_timeout"), section.get("request_timeout"));
     if let (Some(name), Some(pattern), Some(upstream)) = (name, pattern, upstream) {
-        if routes.has(&name) {
-            section.fault("name", format!("route `{name}` is there already"));
-        }
-        let name: Arc<str> = name.into();
         let route = Route {
             access: AccessRule { route: Arc::clone(&name), roles, permission },
             name,
@@ -165,34 +133,80 @@ pub(crate) fn read_route(
             auth,
             when_open,
             writes,
-            retry: retry.into_iter().next(),
+            retry,
             counts_failed_logins,
             max_body,
             upstream_timeout,
             request_timeout,
         };
-        if let Err(collision) = routes.add(Arc::new(route)) {
-            section.fault("path", collision);
-        }
+        add(&section, route, routes);
     }
     section.finish();
 }
 
-/// The route's own `max_body`. A body is kept until its request is judged where the limit `reader` counts by a field of
-/// it: so it is small, whether or not the route says so.
+fn add(section: &Section<'_>, route: Route, routes: &mut Routes) {
+    if routes.has(&route.name) {
+        section.fault("name", format!("another route is called `{}`", route.name));
+    }
+    if let Err(collision) = routes.add(Arc::new(route)) {
+        section.fault("path", collision);
+    }
+}
+
+fn read_name(section: &Section<'_>) -> Option<Arc<str>> {
+    let name = section.require::<String>("name", "a name for metrics and logs")?;
+    if name.len() > LONGEST_NAME {
+        section.fault("name", format!("a name has at most {LONGEST_NAME} bytes"));
+        return None;
+    }
+    Some(name.into())
+}
+
+fn read_limits(section: &Section<'_>, names: &Names<'_>, counts_failed_logins: &[u32]) -> RouteLimits {
+    let limits = resolve(section, "limits", "limit", &names.limits, section.list("limits", MOST_NAMED));
+    let limits = RouteLimits::new(limits);
+    let before: Vec<_> = limits.client.iter().chain(&limits.field).cloned().collect();
+    check_limits(section, &before, counts_failed_logins);
+    check_limits(section, &limits.subject, counts_failed_logins);
+    limits
+}
+
+/// `permission` on `resource`. Both of them and `roles` need `auth`.
+fn read_permission(
+    section: &Section<'_>,
+    roles: &[String],
+    pattern: Option<&Pattern>,
+) -> Option<RequiredPermission> {
+    let permission = section.get::<String>("permission");
+    let resource = section.get::<String>("resource");
+    if (permission.is_some() || !roles.is_empty()) && !section.has("auth") {
+        let key = if permission.is_some() { "permission" } else { "roles" };
+        section.fault(key, "needs `auth`, because without it nobody knows who is asking");
+    }
+    if resource.is_some() && permission.is_none() {
+        section.fault("resource", "needs `permission`");
+    }
+    let (permission, pattern) = permission.zip(pattern)?;
+    let resource = Template::parse(resource.as_deref().unwrap_or("*"), pattern);
+    let resource = resource.map_err(|allowed| section.fault("resource", allowed)).ok()?;
+    Some(RequiredPermission { permission: permission.into(), resource })
+}
+
+/// The route's own `max_body`. Where the limit `reader` counts by a field of the body, the body is buffered until the
+/// request is judged. So its size has a bound there, even if the route sets none.
 fn read_max_body(section: &Section<'_>, reader: Option<&str>, requests: &RequestRule) -> Option<Bytes> {
     let own = section.get::<Bytes>("max_body");
     let (Some(limit), own_or_all) = (reader, own.map_or(requests.max_body, |own| own.0)) else { return own };
     if own.is_some() && own_or_all > MAX_JUDGED_BODY {
         let message = format!(
-            "at most 64KB, because limit `{limit}` counts by a field of the body, which is held until the request is judged"
+            "at most 64KB, because limit `{limit}` counts by a field of the body, which is buffered until the request is judged"
         );
         section.fault("max_body", message);
     }
     Some(Bytes(own_or_all.min(MAX_JUDGED_BODY)))
 }
 
-/// Limits that lean on something else of the route need it there.
+/// Checks that the route has what its limits depend on.
 fn check_limits(section: &Section<'_>, limits: &[Arc<LimitRule>], counts_failed_logins: &[u32]) {
     for limit in limits {
         if limit.counts == Counts::Failures && counts_failed_logins.is_empty() {
@@ -205,7 +219,7 @@ fn check_limits(section: &Section<'_>, limits: &[Arc<LimitRule>], counts_failed_
         };
         if let Some(other) = limit.skip_if_full.as_ref().filter(unmet) {
             let message = format!(
-                "limit `{}` is skipped if `{other}` is full: the route needs that limit, too, at the same stage",
+                "limit `{}` is skipped if `{other}` is full: the route needs that limit too, at the same stage",
                 limit.name
             );
             section.fault("limits", message);
@@ -213,7 +227,7 @@ fn check_limits(section: &Section<'_>, limits: &[Arc<LimitRule>], counts_failed_
     }
 }
 
-/// Whose tokens a route takes, and whether it takes API keys.
+/// The issuers whose tokens a route accepts, and whether it accepts API keys.
 fn read_auth(section: &Section<'_>, names: &Names<'_>) -> AuthRule {
     let mut api_keys = false;
     let issuer = |scheme| match scheme {
@@ -226,13 +240,13 @@ fn read_auth(section: &Section<'_>, names: &Names<'_>) -> AuthRule {
     let schemes = section.list::<Scheme>("auth", MOST_NAMED).into_iter().filter_map(issuer).collect();
     let issuers = resolve(section, "auth", "[jwt] issuer", &names.issuers, schemes);
     if section.has("auth") && issuers.is_empty() && !api_keys {
-        let allowed = "at least one of jwt:ISSUER, api_key; leave the key out for a route that is open";
+        let allowed = "at least one of jwt:ISSUER, api_key; remove the key to make the route open";
         section.fault("auth", allowed);
     }
     AuthRule { issuers, api_keys }
 }
 
-/// The rules called `wanted`; a name that nobody has is a fault, for a skipped name is a missing rule.
+/// The rules with the names `wanted`. An unknown name is a fault: without it a rule would silently be missing.
 fn resolve<T>(
     section: &Section<'_>,
     key: &str,

@@ -285,7 +285,7 @@ permission = "read"
             "p.toml:7:14: jwt.us.algorithms: HS256, RS256, ES256 or EdDSA (got \"none\")",
             "p.toml:12:12: routes[0].upstream: no upstream is called `backand`: did you mean `backend`? (known: `backend`)",
             "p.toml:13:10: routes[0].limits: no limit is called `logn` (there is none)",
-            "p.toml:14:14: routes[0].permission: needs `auth`, for nobody knows who is asking without it",
+            "p.toml:14:14: routes[0].permission: needs `auth`, because without it nobody knows who is asking",
         ]
     );
 }

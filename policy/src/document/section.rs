@@ -65,7 +65,8 @@ impl<'d> Section<'d> {
         T::from_toml(value.get_ref()).map_err(|Unfit(message)| self.fault(key, message)).ok()
     }
 
-    /// The name that the file uses for `key`: `key` itself, or its old name `old`, which is noted. Using both is a fault.
+    /// The name that the file uses for `key`: `key` itself, or its old name `old`, which is noted. Using both is a
+    /// fault.
     pub fn renamed(&self, key: &'static str, old: &'static str) -> &'static str {
         if !self.table.contains_key(old) {
             return key;

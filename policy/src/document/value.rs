@@ -99,7 +99,8 @@ macro_rules! from_toml_str {
     )+};
 }
 
-/// Names the words of a setting that allows only a few: implements `FromStr` and [`FromToml`], and lists them in `WORDS`.
+/// Names the words of a setting that allows only a few: implements `FromStr` and [`FromToml`], and lists them in
+/// `WORDS`.
 #[macro_export]
 macro_rules! words {
     ($type:ident { $($word:literal => $variant:ident),+ } or $allowed:literal) => {
