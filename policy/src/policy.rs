@@ -15,7 +15,7 @@ use crate::rules::concurrency::ConcurrencyRule;
 use crate::rules::limits::LimitRule;
 use crate::rules::permissions::PermissionRule;
 use crate::rules::requests::RequestRule;
-use crate::rules::response_headers::AnswerHeaders;
+use crate::rules::response_headers::ResponseHeaders;
 use crate::rules::retry::RetryRule;
 use crate::values::refusal::Refusal;
 use crate::values::request::Request;
@@ -37,7 +37,7 @@ pub struct Policy {
     /// upstream is asked anything, or told who asks.
     pub permission_service: Option<Arc<str>>,
     /// What every answer carries.
-    pub headers: AnswerHeaders,
+    pub headers: ResponseHeaders,
     /// The issuers by name, for those who keep their keys.
     pub issuers: Vec<Arc<Issuer>>,
     /// The limits by name.
@@ -115,7 +115,7 @@ impl Policy {
             client: ClientRule::read(root.section("client")),
             requests,
             blocks: BlockRule::read(root.section("blocks")),
-            headers: AnswerHeaders::read(root.section("headers").as_ref()),
+            headers: ResponseHeaders::read(root.section("headers").as_ref()),
             tests: PolicyTest::read_all(root),
             canary: CanaryRule::read(root.section("canary")),
             read_only: root.get_or("read_only", false),

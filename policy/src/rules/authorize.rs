@@ -34,7 +34,7 @@ pub struct Question<'a> {
 
 /// A permission question that nobody answered.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct PermissionAway {
+pub struct PermissionUnavailable {
     /// The last answer that was known, however old.
     pub last_known: Option<bool>,
 }
@@ -44,7 +44,7 @@ pub type Roles = Option<Arc<[String]>>;
 
 /// A question for somebody's roles that nobody answered.
 #[derive(Clone, Debug, Default)]
-pub struct RolesAway {
+pub struct RolesUnavailable {
     /// The last answer that was known, however old.
     pub last_known: Option<Roles>,
 }
@@ -56,7 +56,7 @@ pub trait Permissions: Sync {
         &self,
         rule: &PermissionRule,
         question: &Question<'_>,
-    ) -> impl Future<Output = Result<bool, PermissionAway>> + Send;
+    ) -> impl Future<Output = Result<bool, PermissionUnavailable>> + Send;
 
     /// The roles that the user, of that issuer where there are several, has now.
     fn roles(
@@ -64,7 +64,7 @@ pub trait Permissions: Sync {
         rule: &PermissionRule,
         user: &str,
         issuer: Option<&str>,
-    ) -> impl Future<Output = Result<Roles, RolesAway>> + Send;
+    ) -> impl Future<Output = Result<Roles, RolesUnavailable>> + Send;
 }
 
 /// How it is known that a request may go on.
@@ -160,7 +160,7 @@ impl AccessRule {
         };
         let (allowed, answered) = match world.permitted(rule, &question).await {
             Ok(allowed) => (allowed, permission),
-            Err(away) => match (rule.on_failure, away.last_known) {
+            Err(unavailable) => match (rule.on_failure, unavailable.last_known) {
                 (OnPermissionFailure::Stale, Some(allowed)) => (allowed, Permission::LastKnown),
                 _ => return Err(self.unavailable("permission")),
             },
@@ -186,7 +186,7 @@ impl AccessRule {
         };
         let (roles, permission) = match world.roles(rule, user, subject.issuer()).await {
             Ok(roles) => (roles, Permission::Granted),
-            Err(away) => match (rule.on_failure, away.last_known) {
+            Err(unavailable) => match (rule.on_failure, unavailable.last_known) {
                 (OnPermissionFailure::Stale, Some(roles)) => (roles, Permission::LastKnown),
                 _ if !self.roles.is_empty() => return Err(self.unavailable("role")),
                 // The route asks for none: the service is told none that nobody can vouch for.

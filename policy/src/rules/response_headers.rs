@@ -10,7 +10,7 @@ use crate::words;
 
 /// `[headers]` over the defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AnswerHeaders {
+pub struct ResponseHeaders {
     fields: Vec<(String, Edit)>,
     /// Whether `Strict-Transport-Security` is the policy's own and not the default.
     sets_hsts: bool,
@@ -77,7 +77,7 @@ const MOST: usize = 64;
 /// The longest value of one, in bytes: clients read no longer ones.
 const LONGEST: usize = 4_096;
 
-impl AnswerHeaders {
+impl ResponseHeaders {
     pub(crate) fn read(section: Option<&Section<'_>>) -> Self {
         let fill = |(name, value): (&str, &str)| (name.to_owned(), Edit::Fill(value.to_owned()));
         let mut headers = Self { fields: DEFAULTS.map(fill).to_vec(), sets_hsts: false };
@@ -123,7 +123,7 @@ mod tests {
 
     const SAFE: Channel = Channel { encrypted: true, production: true };
 
-    fn headers(section: &str) -> Result<AnswerHeaders, String> {
+    fn headers(section: &str) -> Result<ResponseHeaders, String> {
         let text = format!(
             "version = 1\n[[routes]]\nname = \"a\"\npath = \"/\"\nupstream = \"u\"\n[headers]\n{section}\n"
         );

@@ -86,7 +86,7 @@ pub enum VerifyFault {
     /// No such key.
     UnknownKey,
     /// The keys could not be had.
-    Away,
+    Unavailable,
 }
 
 /// Whose an API key is.
@@ -106,7 +106,7 @@ pub struct KeyHolder {
 
 /// Nobody can say whose an API key is.
 #[derive(Clone, Copy, Debug)]
-pub struct HolderAway;
+pub struct HolderUnavailable;
 
 /// What authentication asks of the outside. An implementation never waits without a bound.
 pub trait Proofs: Sync {
@@ -124,7 +124,7 @@ pub trait Proofs: Sync {
         &self,
         rule: &PermissionRule,
         key: &str,
-    ) -> impl Future<Output = Result<Option<Arc<KeyHolder>>, HolderAway>> + Send;
+    ) -> impl Future<Output = Result<Option<Arc<KeyHolder>>, HolderUnavailable>> + Send;
 
     /// Whether the issuer's key made this signature.
     fn verify(
@@ -459,7 +459,7 @@ async fn judge<W: Proofs>(
         VerifyFault::UnknownKey => {
             refuse(Code::TokenInvalid, "the token is signed with an unknown key").because("unknown_key")
         }
-        VerifyFault::Away => refuse(Code::KeysUnavailable, "the keys that verify tokens are away")
+        VerifyFault::Unavailable => refuse(Code::KeysUnavailable, "the keys that verify tokens are away")
             .retry_after(Some(Duration::from_secs(5))),
     })?;
     let judged = issuer.judge(token, now);

@@ -40,12 +40,12 @@ pub enum Store {
     /// This replica's own.
     Local,
     /// This replica's share of the shared ones while the store is away.
-    Alone,
+    Fallback,
 }
 
 /// The store is away.
 #[derive(Clone, Copy, Debug)]
-pub struct StoreAway;
+pub struct StoreUnavailable;
 
 /// What limits ask of the outside. An implementation never waits without a bound.
 pub trait Buckets: Sync {
@@ -56,7 +56,7 @@ pub trait Buckets: Sync {
         store: Store,
         charges: &[Charge],
         now: Timestamp,
-    ) -> impl Future<Output = Result<Readings, StoreAway>> + Send;
+    ) -> impl Future<Output = Result<Readings, StoreUnavailable>> + Send;
 
     /// Gives back what was taken. It may happen later, and is lost when the store is away.
     fn refund(&self, store: Store, charges: Charges);
@@ -168,7 +168,7 @@ impl Demand<'_> {
         self.spend_at(Store::Local, local, spent, world, now).await?;
         match self.spend_at(Store::Shared, shared, spent, world, now).await? {
             None => Ok(()),
-            Some(charges) => self.spend_alone(charges, spent, world, now).await,
+            Some(charges) => self.spend_fallback(charges, spent, world, now).await,
         }
     }
 
@@ -198,7 +198,7 @@ impl Demand<'_> {
     }
 
     /// The store is away: each limit says what that means.
-    async fn spend_alone<W: Buckets>(
+    async fn spend_fallback<W: Buckets>(
         &self,
         mut charges: Charges,
         spent: &mut Spent,
@@ -214,7 +214,7 @@ impl Demand<'_> {
                 .retry_after(Some(Duration::from_secs(1))));
         }
         charges.retain(|charge| charge.rule.on_store_failure == OnStoreFailure::Local);
-        match self.spend_at(Store::Alone, charges, spent, world, now).await? {
+        match self.spend_at(Store::Fallback, charges, spent, world, now).await? {
             None => Ok(()),
             Some(_) => Err(Refusal::new(self.stage, Code::LimitUnavailable, "limits cannot be checked now")),
         }
