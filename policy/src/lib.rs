@@ -12,6 +12,7 @@ pub mod pipeline;
 mod policy;
 pub mod policy_test;
 pub mod progress;
+mod reading;
 pub mod routes;
 pub mod rules;
 pub mod testing;

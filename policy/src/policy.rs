@@ -1,28 +1,22 @@
 //! The policy as a whole: text in, validated rules or a list of faults out.
 
-use std::collections::HashMap;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::document::units::Bytes;
-use crate::document::{Fault, Faults, LONGEST_NAME, Renamed, Section, nearest};
-use crate::from_toml_str;
+use crate::document::{Fault, Faults, Renamed, Section};
 use crate::policy_test::PolicyTest;
-use crate::routes::{self, Route, RouteLimits, Routes, WhenOpen};
-use crate::rules::authenticate::AuthRule;
+use crate::reading::{Names, read_route};
+use crate::routes::{self, Route, Routes};
 use crate::rules::authenticate::issuer::Issuer;
-use crate::rules::authorize::{AccessRule, RequiredPermission};
 use crate::rules::blocks::BlockRule;
 use crate::rules::breaker::BreakerRule;
 use crate::rules::canary::CanaryRule;
 use crate::rules::client::ClientRule;
-use crate::rules::concurrency::{ConcurrencyRule, Priority};
-use crate::rules::limits::{Counts, LimitRule};
+use crate::rules::concurrency::ConcurrencyRule;
+use crate::rules::limits::LimitRule;
 use crate::rules::permissions::PermissionRule;
 use crate::rules::requests::RequestRule;
-use crate::rules::response_headers::AnswerHeaders;
+use crate::rules::response_headers::ResponseHeaders;
 use crate::rules::retry::RetryRule;
-use crate::values::pattern::{Pattern, Template};
 use crate::values::refusal::Refusal;
 use crate::values::request::Request;
 
@@ -43,7 +37,7 @@ pub struct Policy {
     /// upstream is asked anything, or told who asks.
     pub permission_service: Option<Arc<str>>,
     /// What every answer carries.
-    pub headers: AnswerHeaders,
+    pub headers: ResponseHeaders,
     /// The issuers by name, for those who keep their keys.
     pub issuers: Vec<Arc<Issuer>>,
     /// The limits by name.
@@ -121,7 +115,7 @@ impl Policy {
             client: ClientRule::read(root.section("client")),
             requests,
             blocks: BlockRule::read(root.section("blocks")),
-            headers: AnswerHeaders::read(root.section("headers").as_ref()),
+            headers: ResponseHeaders::read(root.section("headers").as_ref()),
             tests: PolicyTest::read_all(root),
             canary: CanaryRule::read(root.section("canary")),
             read_only: root.get_or("read_only", false),
@@ -163,13 +157,6 @@ impl Policy {
     }
 }
 
-/// The most limits, issuers, methods or statuses that one route names, and the most roles.
-const MOST_NAMED: usize = 64;
-const MOST_ROLES: usize = 256;
-
-/// The largest body that is kept while its request is judged.
-const MAX_JUDGED_BODY: u64 = 64 * 1024;
-
 /// Fields that our own backend believes: they are the gateway's to write, whatever a policy forwards.
 const IDENTITY_FIELDS: [&str; 3] = ["x-auth-user", "x-auth-roles", "x-palisade-assertion"];
 
@@ -191,225 +178,4 @@ const fn letter(byte: u8) -> u8 {
 
 fn same_letters(name: &str) -> String {
     name.bytes().map(|byte| char::from(letter(byte))).collect()
-}
-
-/// Everything that a route may refer to by name.
-struct Names<'a> {
-    limits: HashMap<String, Arc<LimitRule>>,
-    issuers: HashMap<String, Arc<Issuer>>,
-    breakers: HashMap<String, Arc<BreakerRule>>,
-    retries: HashMap<String, Arc<RetryRule>>,
-    concurrency: HashMap<String, Arc<ConcurrencyRule>>,
-    upstreams: Option<&'a [String]>,
-}
-
-impl Names<'_> {
-    fn check_upstream(&self, section: &Section<'_>, key: &str, name: &str) {
-        if let Some(upstreams) = self.upstreams.filter(|known| !known.iter().any(|known| known == name)) {
-            let say = || unknown("upstream", name, upstreams.iter().map(String::as_str));
-            section.fault(key, if section.is_full() { String::new() } else { say() });
-        }
-    }
-}
-
-fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
-    const LISTED: usize = 10;
-    let all = known.clone().take(LISTED).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let more = if known.clone().nth(LISTED).is_some() { ", …" } else { "" };
-    let all = if all.is_empty() { "there is none".to_owned() } else { format!("known: {all}{more}") };
-    match nearest(name, known) {
-        Some(nearest) => format!("no {what} is called `{name}`: did you mean `{nearest}`? ({all})"),
-        None => format!("no {what} is called `{name}` ({all})"),
-    }
-}
-
-/// How a route wants its clients to prove who they are.
-#[derive(Clone, Debug)]
-enum Scheme {
-    Jwt(String),
-    ApiKey,
-}
-
-impl FromStr for Scheme {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match (text, text.strip_prefix("jwt:")) {
-            ("api_key", _) => Ok(Self::ApiKey),
-            (_, Some(name)) => Ok(Self::Jwt(name.to_owned())),
-            _ => Err("jwt:ISSUER or api_key"),
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Method(String);
-
-impl FromStr for Method {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refused = ["CONNECT", "TRACE"].contains(&text);
-        if refused || text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-') {
-            return Err("a method in capitals, and never CONNECT or TRACE");
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-from_toml_str!(Scheme, Method);
-
-fn read_route(section: Section<'_>, names: &Names<'_>, requests: &RequestRule, routes: &mut Routes) {
-    let name = section.require::<String>("name", "a name for metrics and logs");
-    let name = name.filter(|name| {
-        let fits = name.len() <= LONGEST_NAME;
-        if !fits {
-            section.fault("name", format!("a name has at most {LONGEST_NAME} bytes"));
-        }
-        fits
-    });
-    let path = section.require::<String>("path", "a path like /v1/{name}/{*rest}");
-    let pattern =
-        path.and_then(|path| Pattern::parse(&path).map_err(|allowed| section.fault("path", allowed)).ok());
-    let upstream = section.require::<String>("upstream", "the name of an upstream");
-    if let Some(upstream) = &upstream {
-        names.check_upstream(&section, "upstream", upstream);
-    }
-    let methods = section.list::<Method>("methods", MOST_NAMED);
-    let limits = resolve(&section, "limits", "limit", &names.limits, section.list("limits", MOST_NAMED));
-    let limits = RouteLimits::new(limits);
-    let auth = read_auth(&section, names);
-    let counts_failed_logins = section.list("counts_failed_logins", MOST_NAMED);
-    let before: Vec<_> = limits.client.iter().chain(&limits.field).cloned().collect();
-    check_limits(&section, &before, &counts_failed_logins);
-    check_limits(&section, &limits.subject, &counts_failed_logins);
-    let roles = section.list("roles", MOST_ROLES);
-    let permission = section.get::<String>("permission");
-    let resource = section.get::<String>("resource");
-    if (permission.is_some() || !roles.is_empty()) && !section.has("auth") {
-        let key = if permission.is_some() { "permission" } else { "roles" };
-        section.fault(key, "needs `auth`, for nobody knows who is asking without it");
-    }
-    if resource.is_some() && permission.is_none() {
-        section.fault("resource", "needs `permission`");
-    }
-    let permission = permission.zip(pattern.as_ref()).and_then(|(permission, pattern)| {
-        let resource = Template::parse(resource.as_deref().unwrap_or("*"), pattern);
-        let resource = resource.map_err(|allowed| section.fault("resource", allowed)).ok()?;
-        Some(RequiredPermission { permission: permission.into(), resource })
-    });
-    let max_body = read_max_body(&section, limits.reader().map(|limit| &*limit.name), requests);
-    let retry = resolve(
-        &section,
-        "retry",
-        "[retries] rule",
-        &names.retries,
-        section.get("retry").into_iter().collect(),
-    );
-    let priority = section.get_or("priority", Priority::Normal);
-    let (when_open, writes) = (section.get_or("when_open", WhenOpen::Fail), section.get("writes"));
-    let (upstream_timeout, request_timeout) =
-        (section.get("upstream_timeout"), section.get("request_timeout"));
-    if let (Some(name), Some(pattern), Some(upstream)) = (name, pattern, upstream) {
-        if routes.has(&name) {
-            section.fault("name", format!("route `{name}` is there already"));
-        }
-        let name: Arc<str> = name.into();
-        let route = Route {
-            access: AccessRule { route: Arc::clone(&name), roles, permission },
-            name,
-            pattern,
-            methods: methods.into_iter().map(|method| method.0.into()).collect(),
-            breaker: names.breakers.get(&upstream).cloned(),
-            concurrency: names.concurrency.get(&upstream).cloned(),
-            priority,
-            upstream: upstream.into(),
-            limits,
-            auth,
-            when_open,
-            writes,
-            retry: retry.into_iter().next(),
-            counts_failed_logins,
-            max_body,
-            upstream_timeout,
-            request_timeout,
-        };
-        if let Err(collision) = routes.add(Arc::new(route)) {
-            section.fault("path", collision);
-        }
-    }
-    section.finish();
-}
-
-/// The route's own `max_body`. A body is kept until its request is judged where the limit `reader` counts by a field of
-/// it: so it is small, whether or not the route says so.
-fn read_max_body(section: &Section<'_>, reader: Option<&str>, requests: &RequestRule) -> Option<Bytes> {
-    let own = section.get::<Bytes>("max_body");
-    let (Some(limit), own_or_all) = (reader, own.map_or(requests.max_body, |own| own.0)) else { return own };
-    if own.is_some() && own_or_all > MAX_JUDGED_BODY {
-        let message = format!(
-            "at most 64KB, because limit `{limit}` counts by a field of the body, which is held until the request is judged"
-        );
-        section.fault("max_body", message);
-    }
-    Some(Bytes(own_or_all.min(MAX_JUDGED_BODY)))
-}
-
-/// Limits that lean on something else of the route need it there.
-fn check_limits(section: &Section<'_>, limits: &[Arc<LimitRule>], counts_failed_logins: &[u32]) {
-    for limit in limits {
-        if limit.counts == Counts::Failures && counts_failed_logins.is_empty() {
-            let message =
-                format!("limit `{}` counts failures: the route needs `counts_failed_logins`", limit.name);
-            section.fault("limits", message);
-        }
-        let unmet = |other: &&Arc<str>| {
-            !limits.iter().any(|limit| limit.name == **other && limit.skip_if_full.is_none())
-        };
-        if let Some(other) = limit.skip_if_full.as_ref().filter(unmet) {
-            let message = format!(
-                "limit `{}` is skipped if `{other}` is full: the route needs that limit, too, at the same stage",
-                limit.name
-            );
-            section.fault("limits", message);
-        }
-    }
-}
-
-/// Whose tokens a route takes, and whether it takes API keys.
-fn read_auth(section: &Section<'_>, names: &Names<'_>) -> AuthRule {
-    let mut api_keys = false;
-    let issuer = |scheme| match scheme {
-        Scheme::Jwt(name) => Some(name),
-        Scheme::ApiKey => {
-            api_keys = true;
-            None
-        }
-    };
-    let schemes = section.list::<Scheme>("auth", MOST_NAMED).into_iter().filter_map(issuer).collect();
-    let issuers = resolve(section, "auth", "[jwt] issuer", &names.issuers, schemes);
-    if section.has("auth") && issuers.is_empty() && !api_keys {
-        let allowed = "at least one of jwt:ISSUER, api_key; leave the key out for a route that is open";
-        section.fault("auth", allowed);
-    }
-    AuthRule { issuers, api_keys }
-}
-
-/// The rules called `wanted`; a name that nobody has is a fault, for a skipped name is a missing rule.
-fn resolve<T>(
-    section: &Section<'_>,
-    key: &str,
-    what: &str,
-    known: &HashMap<String, Arc<T>>,
-    wanted: Vec<String>,
-) -> Vec<Arc<T>> {
-    let find = |name: String| {
-        let rule = known.get(&name).cloned();
-        if rule.is_none() {
-            let say = || unknown(what, &name, known.keys().map(String::as_str));
-            section.fault(key, if section.is_full() { String::new() } else { say() });
-        }
-        rule
-    };
-    wanted.into_iter().filter_map(find).collect()
 }

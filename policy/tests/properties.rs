@@ -148,7 +148,7 @@ fn each_refusal_names_its_stage_and_says_what_to_do() {
     world.advance(Duration::from_secs(5));
     let fine = token("ann", 60);
     assert_eq!(code(&policy, &world, client, "GET /closed/it", Some(&fine)), Some(Code::PermissionDenied));
-    world.set_permissions_away(true);
+    world.set_permissions_unavailable(true);
     assert_eq!(
         code(&policy, &world, client, "GET /closed/it", Some(&fine)),
         Some(Code::PermissionUnavailable),
@@ -190,7 +190,7 @@ fn a_shadow_limit_reports_and_never_refuses() {
 #[test]
 fn while_the_store_is_away_each_limit_does_what_it_says() {
     let (policy, world) = (policy(), Simulation::at(START));
-    world.set_store_away(true);
+    world.set_store_unavailable(true);
     let client = "198.51.100.1";
     assert_eq!(code(&policy, &world, client, "GET /strict", None), Some(Code::LimitUnavailable));
     for _ in 0..5 {
@@ -285,7 +285,7 @@ permission = "read"
             "p.toml:7:14: jwt.us.algorithms: HS256, RS256, ES256 or EdDSA (got \"none\")",
             "p.toml:12:12: routes[0].upstream: no upstream is called `backand`: did you mean `backend`? (known: `backend`)",
             "p.toml:13:10: routes[0].limits: no limit is called `logn` (there is none)",
-            "p.toml:14:14: routes[0].permission: needs `auth`, for nobody knows who is asking without it",
+            "p.toml:14:14: routes[0].permission: needs `auth`, because without it nobody knows who is asking",
         ]
     );
 }

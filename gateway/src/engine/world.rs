@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use policy::rules::authenticate::issuer::Issuer;
 use policy::rules::authenticate::token::Token;
-use policy::rules::authenticate::{Credential, HolderAway, KeyHolder, Proofs, Subject, VerifyFault};
-use policy::rules::authorize::{PermissionAway, Permissions, Question, Roles, RolesAway};
+use policy::rules::authenticate::{Credential, HolderUnavailable, KeyHolder, Proofs, Subject, VerifyFault};
+use policy::rules::authorize::{PermissionUnavailable, Permissions, Question, Roles, RolesUnavailable};
 use policy::rules::blocks::{AutoBlock, Ban, Bans};
 use policy::rules::breaker::{BreakerRule, Breakers, Outcome};
 use policy::rules::client::Client;
 use policy::rules::concurrency::{ConcurrencyRule, Overloaded, Permits, Priority};
-use policy::rules::limits::spend::{Buckets, Store as Which, StoreAway};
+use policy::rules::limits::spend::{Buckets, Store as Which, StoreUnavailable};
 use policy::rules::limits::{Charge, Charges, Readings};
 use policy::rules::permissions::PermissionRule;
 use policy::values::time::{Now, Timestamp};
@@ -30,11 +30,13 @@ use crate::state::store::{Change, Store as _, Topic};
 async fn count_failure(gateway: Arc<Gateway>, client: Client, rule: AutoBlock, now: Timestamp) {
     let counted = match &gateway.shared {
         Some(shared) => shared.count_failure(client.network, rule, now).await,
-        None => Err(StoreAway),
+        None => Err(StoreUnavailable),
     };
     let failures = match counted {
         Ok(failures) => failures,
-        Err(StoreAway) => gateway.local.count_failure(client.network, rule, now).await.unwrap_or_default(),
+        Err(StoreUnavailable) => {
+            gateway.local.count_failure(client.network, rule, now).await.unwrap_or_default()
+        }
     };
     if failures.count < rule.failures {
         return;
@@ -89,17 +91,22 @@ impl Bans for Handle {
 }
 
 impl Buckets for Handle {
-    async fn spend(&self, store: Which, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreAway> {
+    async fn spend(
+        &self,
+        store: Which,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<Readings, StoreUnavailable> {
         let gateway = &*self.0;
-        if store != Which::Alone {
+        if store != Which::Fallback {
             for charge in charges {
                 gateway.usage.buckets.record(&charge.bucket, now);
             }
         }
         match (store, &gateway.shared) {
             (Which::Shared, Some(shared)) => shared.spend(charges, now).await,
-            (Which::Alone, Some(shared)) => Ok(shared.spend_alone(charges, now)),
-            (Which::Shared | Which::Local | Which::Alone, _) => Ok(gateway.local.spend_now(charges, now)),
+            (Which::Fallback, Some(shared)) => Ok(shared.spend_alone(charges, now)),
+            (Which::Shared | Which::Local | Which::Fallback, _) => Ok(gateway.local.spend_now(charges, now)),
         }
     }
 
@@ -107,8 +114,8 @@ impl Buckets for Handle {
         let now = clock::steady();
         match (store, &self.0.shared) {
             (Which::Shared, Some(shared)) => shared.refund_now(&charges),
-            (Which::Alone, Some(shared)) => shared.refund_alone(&charges, now),
-            (Which::Shared | Which::Local | Which::Alone, _) => self.0.local.refund_now(&charges, now),
+            (Which::Fallback, Some(shared)) => shared.refund_alone(&charges, now),
+            (Which::Shared | Which::Local | Which::Fallback, _) => self.0.local.refund_now(&charges, now),
         }
     }
 }
@@ -130,7 +137,7 @@ impl Proofs for Handle {
         &self,
         rule: &PermissionRule,
         key: &str,
-    ) -> Result<Option<Arc<KeyHolder>>, HolderAway> {
+    ) -> Result<Option<Arc<KeyHolder>>, HolderUnavailable> {
         self.0.permissions.key_holder(rule, key).await
     }
 
@@ -145,7 +152,7 @@ impl Permissions for Handle {
         &self,
         rule: &PermissionRule,
         question: &Question<'_>,
-    ) -> Result<bool, PermissionAway> {
+    ) -> Result<bool, PermissionUnavailable> {
         let answer = self.0.permissions.permitted(rule, question).await;
         let result = match answer {
             Ok(true) => "allowed",
@@ -161,7 +168,7 @@ impl Permissions for Handle {
         rule: &PermissionRule,
         user: &str,
         issuer: Option<&str>,
-    ) -> Result<Roles, RolesAway> {
+    ) -> Result<Roles, RolesUnavailable> {
         self.0.permissions.roles(rule, user, issuer).await
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
-use policy::rules::response_headers::{AnswerHeaders, Channel, Edit};
+use policy::rules::response_headers::{Channel, Edit, ResponseHeaders};
 use policy::values::quota::Quota;
 use policy::values::refusal::{Code, Refusal};
 use serde::Serialize;
@@ -69,7 +69,7 @@ const OURS: [&str; 2] = ["cache-control", "content-type"];
 pub fn fields(
     refusal: &Refusal,
     request_id: &str,
-    every_answer: &AnswerHeaders,
+    every_answer: &ResponseHeaders,
     channel: Channel,
 ) -> Vec<(String, String)> {
     // A refusal is about this request now, and is nobody else's answer later (RFC 9111, 5.2.2.5).
@@ -114,7 +114,7 @@ pub fn rate_limit(quotas: &[Quota]) -> impl Iterator<Item = (String, String)> + 
 pub fn complete(
     header: &mut ResponseHeader,
     request_id: &str,
-    every_answer: &AnswerHeaders,
+    every_answer: &ResponseHeaders,
     channel: Channel,
 ) -> Result<()> {
     header.insert_header("x-request-id", request_id)?;
@@ -132,7 +132,7 @@ pub fn complete(
 pub fn as_http1(
     refusal: &Refusal,
     request_id: &str,
-    every_answer: &AnswerHeaders,
+    every_answer: &ResponseHeaders,
     channel: Channel,
 ) -> Vec<u8> {
     let body = body(refusal, request_id);

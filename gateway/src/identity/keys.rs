@@ -168,9 +168,9 @@ impl Keys {
 
     /// Whether the issuer's key made the token's signature.
     pub async fn verify(&self, issuer: &Issuer, token: &Token<'_>) -> Result<(), VerifyFault> {
-        let source = self.sources.load().get(&issuer.keys).cloned().ok_or(VerifyFault::Away)?;
+        let source = self.sources.load().get(&issuer.keys).cloned().ok_or(VerifyFault::Unavailable)?;
         let verdict = source.verify(token);
-        if !matches!(verdict, Err(VerifyFault::UnknownKey | VerifyFault::Away)) {
+        if !matches!(verdict, Err(VerifyFault::UnknownKey | VerifyFault::Unavailable)) {
             return verdict;
         }
         self.ask_about_unknown(&source).await;
@@ -308,7 +308,7 @@ impl Source {
 
     fn verify(&self, token: &Token<'_>) -> Result<(), VerifyFault> {
         let keys = self.keys.load();
-        let keys = keys.as_ref().ok_or(VerifyFault::Away)?;
+        let keys = keys.as_ref().ok_or(VerifyFault::Unavailable)?;
         let of_its_algorithm = || keys.iter().filter(|key| key.algorithm == token.algorithm);
         // Any key may have signed a token that names none; of one that names a key, that, or one without a name.
         let named = of_its_algorithm().filter(|key| token.kid.is_some() && key.kid == token.kid);

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use ahash::RandomState;
-use policy::rules::authenticate::{HolderAway, KeyHolder};
-use policy::rules::authorize::{PermissionAway, Question, Roles, RolesAway};
+use policy::rules::authenticate::{HolderUnavailable, KeyHolder};
+use policy::rules::authorize::{PermissionUnavailable, Question, Roles, RolesUnavailable};
 use policy::rules::permissions::PermissionRule;
 use policy::values::time::Timestamp;
 use protocol::feed::{Change, Kind, News};
@@ -191,7 +191,7 @@ impl Permissions {
         &self,
         rule: &PermissionRule,
         question: &Question<'_>,
-    ) -> Result<bool, PermissionAway> {
+    ) -> Result<bool, PermissionUnavailable> {
         let Question { rule: asking, user, issuer, permission, resource } = question;
         let whose = issuer.unwrap_or_default().as_bytes();
         let key = self.decisions.key(
@@ -230,9 +230,9 @@ impl Permissions {
         self.metrics.permission_check_duration.observe(clock::steady().since(now).as_secs_f64());
         match answer {
             Some(decision) => Ok(decision.allowed),
-            None => {
-                Err(PermissionAway { last_known: self.decisions.last_known(&key).map(|one| one.allowed) })
-            }
+            None => Err(PermissionUnavailable {
+                last_known: self.decisions.last_known(&key).map(|one| one.allowed),
+            }),
         }
     }
 
@@ -241,7 +241,7 @@ impl Permissions {
         &self,
         rule: &PermissionRule,
         key: &str,
-    ) -> Result<Option<Arc<KeyHolder>>, HolderAway> {
+    ) -> Result<Option<Arc<KeyHolder>>, HolderUnavailable> {
         let cached = self.holders.key(key.as_bytes(), &[key.as_bytes()]);
         let now = clock::steady();
         if let Some(holder) = self.holders.find(&cached, rule, now) {
@@ -260,7 +260,7 @@ impl Permissions {
             asking.instrument(span.clone())
         };
         let answer = self.holders.ask(&cached, MOST_KEYS, now, ask).await;
-        answer.map(|holder| holder.found).ok_or(HolderAway)
+        answer.map(|holder| holder.found).ok_or(HolderUnavailable)
     }
 
     /// The roles that somebody has now.
@@ -269,7 +269,7 @@ impl Permissions {
         rule: &PermissionRule,
         user: &str,
         issuer: Option<&str>,
-    ) -> Result<Roles, RolesAway> {
+    ) -> Result<Roles, RolesUnavailable> {
         let whose = issuer.unwrap_or_default().as_bytes();
         let key = self.roles.key(user.as_bytes(), &[user.as_bytes(), whose]);
         let now = clock::steady();
@@ -292,7 +292,7 @@ impl Permissions {
         };
         match self.roles.ask(&key, rule.capacity, now, ask).await {
             Some(held) => Ok(held.roles),
-            None => Err(RolesAway { last_known: self.roles.last_known(&key).map(|held| held.roles) }),
+            None => Err(RolesUnavailable { last_known: self.roles.last_known(&key).map(|held| held.roles) }),
         }
     }
 

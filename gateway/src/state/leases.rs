@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use policy::rules::limits::bucket::Bucket;
 use policy::rules::limits::gcra::{Gcra, Reading};
 use policy::rules::limits::lease::{Ask, Grant, Level, Pot};
-use policy::rules::limits::spend::StoreAway;
+use policy::rules::limits::spend::StoreUnavailable;
 use policy::rules::limits::{Charge, Mode, Readings};
 use policy::values::time::Timestamp;
 use smallvec::SmallVec;
@@ -83,9 +83,9 @@ impl Pots {
         charges: &[Charge],
         mut now: Timestamp,
         ask: impl Fn(Question) -> F,
-    ) -> Result<Readings, StoreAway>
+    ) -> Result<Readings, StoreUnavailable>
     where
-        F: Future<Output = Result<(), StoreAway>>,
+        F: Future<Output = Result<(), StoreUnavailable>>,
     {
         /// A bucket that others keep emptying in between.
         const MOST_TRIES: usize = 20;
@@ -107,7 +107,7 @@ impl Pots {
                 }
             }
         }
-        Err(StoreAway)
+        Err(StoreUnavailable)
     }
 
     /// The usual case: one limit, and a token is there or known not to be.

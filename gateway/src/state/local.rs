@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use policy::rules::blocks::AutoBlock;
 use policy::rules::limits::bucket::Bucket;
 use policy::rules::limits::gcra::Level;
-use policy::rules::limits::spend::StoreAway;
+use policy::rules::limits::spend::StoreUnavailable;
 use policy::rules::limits::{Charge, Charges, Readings, spend_all};
 use policy::values::time::Timestamp;
 use smallvec::SmallVec;
@@ -104,16 +104,16 @@ impl FailureCount {
 }
 
 impl Store for LocalStore {
-    async fn spend(&self, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreAway> {
+    async fn spend(&self, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreUnavailable> {
         Ok(self.spend_now(charges, now))
     }
 
-    async fn refund(&self, charges: Charges, now: Timestamp) -> Result<(), StoreAway> {
+    async fn refund(&self, charges: Charges, now: Timestamp) -> Result<(), StoreUnavailable> {
         self.refund_now(&charges, now);
         Ok(())
     }
 
-    async fn refill(&self, bucket: &Bucket) -> Result<bool, StoreAway> {
+    async fn refill(&self, bucket: &Bucket) -> Result<bool, StoreUnavailable> {
         Ok(self.buckets.lock(bucket).remove().is_some_and(|level| level.says_something(clock::steady())))
     }
 
@@ -122,7 +122,7 @@ impl Store for LocalStore {
         client: IpNet,
         rule: AutoBlock,
         now: Timestamp,
-    ) -> Result<Failures, StoreAway> {
+    ) -> Result<Failures, StoreUnavailable> {
         let mut failures = self.failures.lock();
         if failures.len() >= MOST_FAILING {
             failures.retain(|_, count| count.counts(&rule, now));
@@ -146,14 +146,14 @@ impl Store for LocalStore {
         Ok(count.failures)
     }
 
-    async fn clear_failures(&self, client: IpNet) -> Result<(), StoreAway> {
+    async fn clear_failures(&self, client: IpNet) -> Result<(), StoreUnavailable> {
         if let Some(count) = self.failures.lock().get_mut(&client) {
             count.failures.count = 0;
         }
         Ok(())
     }
 
-    async fn put(&self, change: &Change) -> Result<Put, StoreAway> {
+    async fn put(&self, change: &Change) -> Result<Put, StoreUnavailable> {
         let mut changes = self.changes.lock();
         let key = (change.topic, change.key.clone());
         match changes.get(&key) {
@@ -165,7 +165,7 @@ impl Store for LocalStore {
         }
     }
 
-    async fn all(&self, topic: Topic) -> Result<Vec<Change>, StoreAway> {
+    async fn all(&self, topic: Topic) -> Result<Vec<Change>, StoreUnavailable> {
         Ok(self.changes.lock().values().filter(|change| change.topic == topic).cloned().collect())
     }
 }

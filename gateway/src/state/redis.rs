@@ -15,7 +15,7 @@ use policy::rules::blocks::AutoBlock;
 use policy::rules::limits::bucket::Bucket;
 use policy::rules::limits::gcra::LONGEST_REFILL;
 use policy::rules::limits::lease::{Grant, LEASE};
-use policy::rules::limits::spend::StoreAway;
+use policy::rules::limits::spend::StoreUnavailable;
 use policy::rules::limits::{Charge, Charges, Readings};
 use policy::values::backoff::Backoff;
 use policy::values::time::Timestamp;
@@ -365,7 +365,7 @@ impl RedisStore {
     }
 
     /// Asks about one bucket, and takes in the answer.
-    async fn ask(&self, question: Question) -> Result<(), StoreAway> {
+    async fn ask(&self, question: Question) -> Result<(), StoreUnavailable> {
         let asking = Asking::new(&self.pots, question);
         let span = info_span!(
             "redis",
@@ -395,8 +395,11 @@ impl RedisStore {
     }
 
     /// One exchange with Redis within [`ANSWER`].
-    async fn call<T>(&self, exchange: impl AsyncFnOnce(Link) -> RedisResult<T>) -> Result<T, StoreAway> {
-        let link = self.link.load_full().ok_or(StoreAway)?;
+    async fn call<T>(
+        &self,
+        exchange: impl AsyncFnOnce(Link) -> RedisResult<T>,
+    ) -> Result<T, StoreUnavailable> {
+        let link = self.link.load_full().ok_or(StoreUnavailable)?;
         let started = Instant::now();
         let result = timeout(ANSWER, exchange(Link::clone(&link))).await;
         self.metrics.redis_round_trip.observe(started.elapsed().as_secs_f64());
@@ -407,14 +410,14 @@ impl RedisStore {
         }
         self.metrics.redis_errors.inc();
         self.lose(&link);
-        Err(StoreAway)
+        Err(StoreUnavailable)
     }
 
-    async fn read_all(&self, topic: Topic) -> Result<Vec<String>, StoreAway> {
-        let link = self.link.load_full().ok_or(StoreAway)?;
+    async fn read_all(&self, topic: Topic) -> Result<Vec<String>, StoreUnavailable> {
+        let link = self.link.load_full().ok_or(StoreUnavailable)?;
         let command = redis::cmd("HVALS").arg(topic_key(topic)).to_owned();
         let read = timeout(UNHURRIED, command.query_async(&mut Link::clone(&link))).await;
-        read.map_err(|_| StoreAway)?.map_err(|_| StoreAway)
+        read.map_err(|_| StoreUnavailable)?.map_err(|_| StoreUnavailable)
     }
 }
 
@@ -434,20 +437,20 @@ fn topic_key(topic: Topic) -> String {
 const DIGITS: usize = 20;
 
 impl Store for RedisStore {
-    async fn spend(&self, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreAway> {
+    async fn spend(&self, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreUnavailable> {
         if !self.is_up() {
-            return Err(StoreAway);
+            return Err(StoreUnavailable);
         }
         let spent = self.pots.spend(charges, now, |question| self.ask(question));
-        timeout(PATIENCE, spent).await.unwrap_or(Err(StoreAway))
+        timeout(PATIENCE, spent).await.unwrap_or(Err(StoreUnavailable))
     }
 
-    async fn refund(&self, charges: Charges, _: Timestamp) -> Result<(), StoreAway> {
+    async fn refund(&self, charges: Charges, _: Timestamp) -> Result<(), StoreUnavailable> {
         self.refund_now(&charges);
         Ok(())
     }
 
-    async fn refill(&self, bucket: &Bucket) -> Result<bool, StoreAway> {
+    async fn refill(&self, bucket: &Bucket) -> Result<bool, StoreUnavailable> {
         let was_used_here = self.pots.refilled(bucket, clock::steady());
         let mut pipe = redis::Pipeline::new();
         pipe.del(limit_key(bucket));
@@ -462,7 +465,7 @@ impl Store for RedisStore {
         client: IpNet,
         rule: AutoBlock,
         _: Timestamp,
-    ) -> Result<Failures, StoreAway> {
+    ) -> Result<Failures, StoreUnavailable> {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let mut call = self.scripts.count_failure.prepare_invoke();
         call.key(failures_key(client)).arg(millis(rule.window)).arg(rule.failures).arg(millis(rule.memory()));
@@ -470,13 +473,13 @@ impl Store for RedisStore {
         Ok(Failures { count, offences })
     }
 
-    async fn clear_failures(&self, client: IpNet) -> Result<(), StoreAway> {
+    async fn clear_failures(&self, client: IpNet) -> Result<(), StoreUnavailable> {
         let command = redis::cmd("HDEL").arg(failures_key(client)).arg("count").arg("began").to_owned();
         self.call(async |mut link| command.query_async(&mut link).await).await
     }
 
-    async fn put(&self, change: &Change) -> Result<Put, StoreAway> {
-        let text = serde_json::to_string(change).map_err(|_| StoreAway)?;
+    async fn put(&self, change: &Change) -> Result<Put, StoreUnavailable> {
+        let text = serde_json::to_string(change).map_err(|_| StoreUnavailable)?;
         let mut call = self.scripts.put.prepare_invoke();
         call.key(topic_key(change.topic)).arg(&change.key).arg(text);
         call.arg(format!("{:0DIGITS$}", change.changed_at)).arg(CHANGES);
@@ -484,7 +487,7 @@ impl Store for RedisStore {
         Ok(known.parse().map_or(Put::Stored, Put::Known))
     }
 
-    async fn all(&self, topic: Topic) -> Result<Vec<Change>, StoreAway> {
+    async fn all(&self, topic: Topic) -> Result<Vec<Change>, StoreUnavailable> {
         let texts = self.read_all(topic).await?;
         let parse = |text: &String| serde_json::from_str::<Change>(text.get(DIGITS..)?).ok();
         let (texts, all): (Vec<String>, Vec<Change>) =

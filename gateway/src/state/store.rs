@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use policy::rules::blocks::AutoBlock;
 use policy::rules::limits::bucket::Bucket;
-use policy::rules::limits::spend::StoreAway;
+use policy::rules::limits::spend::StoreUnavailable;
 use policy::rules::limits::{Charge, Charges, Readings};
 use policy::values::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -101,13 +101,17 @@ pub trait Store: Send + Sync + 'static {
         &self,
         charges: &[Charge],
         now: Timestamp,
-    ) -> impl Future<Output = Result<Readings, StoreAway>> + Send;
+    ) -> impl Future<Output = Result<Readings, StoreUnavailable>> + Send;
 
     /// Gives one token back to every bucket.
-    fn refund(&self, charges: Charges, now: Timestamp) -> impl Future<Output = Result<(), StoreAway>> + Send;
+    fn refund(
+        &self,
+        charges: Charges,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<(), StoreUnavailable>> + Send;
 
     /// Makes a bucket full. Whether it was not.
-    fn refill(&self, bucket: &Bucket) -> impl Future<Output = Result<bool, StoreAway>> + Send;
+    fn refill(&self, bucket: &Bucket) -> impl Future<Output = Result<bool, StoreUnavailable>> + Send;
 
     /// Counts a failed login.
     fn count_failure(
@@ -115,14 +119,14 @@ pub trait Store: Send + Sync + 'static {
         client: IpNet,
         rule: AutoBlock,
         now: Timestamp,
-    ) -> impl Future<Output = Result<Failures, StoreAway>> + Send;
+    ) -> impl Future<Output = Result<Failures, StoreUnavailable>> + Send;
 
     /// Forgets the failed logins of a client, but not its offences.
-    fn clear_failures(&self, client: IpNet) -> impl Future<Output = Result<(), StoreAway>> + Send;
+    fn clear_failures(&self, client: IpNet) -> impl Future<Output = Result<(), StoreUnavailable>> + Send;
 
     /// Makes a change known to all replicas, unless one of the same key is known that is as new.
-    fn put(&self, change: &Change) -> impl Future<Output = Result<Put, StoreAway>> + Send;
+    fn put(&self, change: &Change) -> impl Future<Output = Result<Put, StoreUnavailable>> + Send;
 
     /// Every change of a topic.
-    fn all(&self, topic: Topic) -> impl Future<Output = Result<Vec<Change>, StoreAway>> + Send;
+    fn all(&self, topic: Topic) -> impl Future<Output = Result<Vec<Change>, StoreUnavailable>> + Send;
 }

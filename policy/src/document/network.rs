@@ -1,15 +1,15 @@
-//! Addresses and networks as a policy, a deny file and an operator write them.
+//! Addresses and networks, as they are written in a policy, in a deny file and by an operator.
 
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 use toml::de::DeValue;
 
-use crate::document::{FromToml, Unfit};
+use crate::document::value::{FromToml, Unfit};
 
-/// An address or a CIDR, or what is wrong with it. Bits outside the prefix are an error, because they show that something
-/// else was meant. An IPv4 network that is written in IPv6 (`::ffff:192.0.2.0/120`) is the IPv4 network: clients are
-/// compared as IPv4.
+/// Reads an address or a CIDR. The error says what is wrong. Bits outside the prefix are an error, because they show
+/// that something else was meant. An IPv4 network in IPv6 notation (`::ffff:192.0.2.0/120`) becomes the IPv4 network,
+/// because clients are compared as IPv4.
 pub fn read_network(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(canonical(address.into()));
@@ -26,7 +26,7 @@ pub fn read_network(text: &str) -> Result<IpNet, String> {
     Ok(canonical(network))
 }
 
-/// An address or a CIDR, as [`read_network`] reads it.
+/// Reads an address or a CIDR as [`read_network`] does, without the reason when that fails.
 pub fn parse_network(text: &str) -> Option<IpNet> {
     read_network(text).ok()
 }
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cidr_with_bits_outside_its_prefix_is_no_network() {
+    fn a_cidr_with_bits_outside_its_prefix_is_refused() {
         let said =
             "the network 192.0.2.0/24 or the address 192.0.2.1: 192.0.2.1/24 has bits outside its prefix";
         assert_eq!(read_network("192.0.2.1/24").unwrap_err(), said);

@@ -1,4 +1,4 @@
-//! Quantities as an operator writes them: `"30s"`, `"1MB"`, `"5/min"`.
+//! Quantities, as an operator writes them: `"30s"`, `"1MB"`, `"5/min"`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::from_toml_str;
 
-/// The longest duration that may be written: ten years. Now and several of them is still a time that can be counted.
+/// The longest duration that may be written: ten years. The present time plus several of them does not overflow.
 pub const LONGEST_SPAN: Duration = Duration::from_hours(10 * 8_766);
 
 /// The largest size that may be written: `"1PB"`.
@@ -56,7 +56,7 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// So many requests in a unit of time: `"10/s"`, `"5/min"`, `"3/h"`, `"1000/day"`.
+/// A number of requests in a unit of time: `"10/s"`, `"5/min"`, `"3/h"`, `"1000/day"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// Requests, from one to a million.
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_quantity_is_refused() {
+    fn anything_that_is_not_a_quantity_is_refused() {
         for text in ["0/s", "5/minute", "5", "/s", "-1/s", "1000001/s", "1.5/s", "5 / s"] {
             assert!(text.parse::<Rate>().is_err(), "{text}");
         }

@@ -10,15 +10,15 @@ use ipnet::IpNet;
 use crate::rules::authenticate::issuer::Issuer;
 use crate::rules::authenticate::token::Token;
 use crate::rules::authenticate::{
-    Credential, HolderAway, KEY_PREFIX, KeyHolder, Proofs, Subject, VerifyFault,
+    Credential, HolderUnavailable, KEY_PREFIX, KeyHolder, Proofs, Subject, VerifyFault,
 };
-use crate::rules::authorize::{PermissionAway, Permissions, Question, Roles, RolesAway};
+use crate::rules::authorize::{PermissionUnavailable, Permissions, Question, Roles, RolesUnavailable};
 use crate::rules::blocks::{AutoBlock, Ban, Bans};
 use crate::rules::breaker::{Breaker, BreakerRule, Breakers, Outcome, Pass};
 use crate::rules::client::Client;
 use crate::rules::concurrency::{ConcurrencyRule, Overloaded, Permits, Priority};
 use crate::rules::limits::bucket::Bucket;
-use crate::rules::limits::spend::{Buckets, Store, StoreAway};
+use crate::rules::limits::spend::{Buckets, Store, StoreUnavailable};
 use crate::rules::limits::{Charge, Charges, Readings, spend_all};
 use crate::rules::permissions::PermissionRule;
 use crate::values::time::{Now, Timestamp};
@@ -36,8 +36,8 @@ struct State {
     /// How far the wall clock is behind `now`.
     wall_behind: Duration,
     buckets: HashMap<(Store, Bucket), Timestamp>,
-    shared_store_away: bool,
-    permissions_away: bool,
+    store_unavailable: bool,
+    permissions_unavailable: bool,
     roles: HashMap<String, Arc<[String]>>,
     bans: HashMap<IpNet, Timestamp>,
     failures: HashMap<IpNet, u32>,
@@ -99,14 +99,14 @@ impl Simulation {
         self.state().revoked.insert(subject.to_owned());
     }
 
-    /// Takes the shared store away or brings it back.
-    pub fn set_store_away(&self, away: bool) {
-        self.state().shared_store_away = away;
+    /// Makes the shared store unavailable, or available again.
+    pub fn set_store_unavailable(&self, unavailable: bool) {
+        self.state().store_unavailable = unavailable;
     }
 
-    /// Takes the permission service away or brings it back.
-    pub fn set_permissions_away(&self, away: bool) {
-        self.state().permissions_away = away;
+    /// Makes the permission service unavailable, or available again.
+    pub fn set_permissions_unavailable(&self, unavailable: bool) {
+        self.state().permissions_unavailable = unavailable;
     }
 
     /// What was asked of this world since the last call, one word a question.
@@ -152,11 +152,16 @@ impl Bans for Simulation {
 }
 
 impl Buckets for Simulation {
-    async fn spend(&self, store: Store, charges: &[Charge], now: Timestamp) -> Result<Readings, StoreAway> {
+    async fn spend(
+        &self,
+        store: Store,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<Readings, StoreUnavailable> {
         let mut state = self.state();
         state.asked.push("spend".to_owned());
-        if store == Store::Shared && state.shared_store_away {
-            return Err(StoreAway);
+        if store == Store::Shared && state.store_unavailable {
+            return Err(StoreUnavailable);
         }
         let mut kept = Vec::new();
         let key = |charge: &Charge| (store, charge.bucket.clone());
@@ -192,10 +197,14 @@ impl Proofs for Simulation {
         self.state().revoked.contains(credential.sub)
     }
 
-    async fn key_holder(&self, _: &PermissionRule, key: &str) -> Result<Option<Arc<KeyHolder>>, HolderAway> {
+    async fn key_holder(
+        &self,
+        _: &PermissionRule,
+        key: &str,
+    ) -> Result<Option<Arc<KeyHolder>>, HolderUnavailable> {
         let mut state = self.state();
         state.asked.push("key_holder".to_owned());
-        if state.permissions_away { Err(HolderAway) } else { Ok(state.keys.get(key).cloned()) }
+        if state.permissions_unavailable { Err(HolderUnavailable) } else { Ok(state.keys.get(key).cloned()) }
     }
 
     async fn verify(&self, _: &Arc<Issuer>, token: &Token<'_>) -> Result<(), VerifyFault> {
@@ -205,20 +214,29 @@ impl Proofs for Simulation {
 }
 
 impl Permissions for Simulation {
-    async fn permitted(&self, _: &PermissionRule, question: &Question<'_>) -> Result<bool, PermissionAway> {
+    async fn permitted(
+        &self,
+        _: &PermissionRule,
+        question: &Question<'_>,
+    ) -> Result<bool, PermissionUnavailable> {
         let mut state = self.state();
         state.asked.push("permitted".to_owned());
-        if state.permissions_away {
-            return Err(PermissionAway::default());
+        if state.permissions_unavailable {
+            return Err(PermissionUnavailable::default());
         }
         Ok(state.granted.contains(&(question.user.to_owned(), question.permission.to_owned())))
     }
 
-    async fn roles(&self, _: &PermissionRule, user: &str, _: Option<&str>) -> Result<Roles, RolesAway> {
+    async fn roles(
+        &self,
+        _: &PermissionRule,
+        user: &str,
+        _: Option<&str>,
+    ) -> Result<Roles, RolesUnavailable> {
         let mut state = self.state();
         state.asked.push("roles".to_owned());
-        if state.permissions_away {
-            return Err(RolesAway::default());
+        if state.permissions_unavailable {
+            return Err(RolesUnavailable::default());
         }
         Ok(state.roles.get(user).cloned())
     }

@@ -14,8 +14,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The wait after `failures` failures in a row, somewhere between nothing and the cap; `chance` is uniform in
-    /// `0.0..1.0` and spreads clients that failed together.
+    /// The wait after `failures` failures in a row, between zero and the cap. `chance` is uniform in `0.0..1.0`; it
+    /// spreads clients that failed at the same time.
     pub fn wait(&self, failures: u32, chance: f64) -> Duration {
         self.cap(failures).mul_f64(chance.clamp(0.0, 1.0))
     }

@@ -1,4 +1,4 @@
-//! What rules are about: time, paths, requests, networks, stages, refusals. Plain data, with no rule inside.
+//! The data that rules work on: time, paths, requests, networks, stages, refusals. Plain data, without any rule.
 //!
 //! Floor 1: imports `document` and its own files.
 

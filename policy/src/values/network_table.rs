@@ -1,8 +1,8 @@
-//! Which network an address is in, of a hundred thousand: a sorted table of address ranges with an index over it.
+//! Finds the network of an address among a hundred thousand: a sorted table of address ranges, with an index.
 //!
-//! Networks nest or are apart, so they flatten into ranges of which each address is in exactly one. A look-up is one
-//! step into the index and a short binary search; it takes no lock and allocates nothing. A table is built once and
-//! never changed.
+//! Two networks are nested or disjoint. So they can be flattened into ranges, and each address is in exactly one range.
+//! A look-up is one step in the index and a short binary search. It takes no lock and allocates nothing. A table is
+//! built once and never changes.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl<T> Default for NetworkTable<T> {
 }
 
 impl<T: Copy> NetworkTable<T> {
-    /// A table of `networks`. An address in several has what `merge` makes of the outer value and the inner.
+    /// A table of `networks`. For an address in several of them, `merge` combines the outer value and the inner one.
     pub fn new(networks: impl IntoIterator<Item = (IpNet, T)>, merge: impl Fn(T, T) -> T) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (network, value) in networks {
@@ -41,7 +41,7 @@ impl<T: Copy> NetworkTable<T> {
         Self { v4: Ranges::new(v4, &merge), v6: Ranges::new(v6, &merge), networks }
     }
 
-    /// The value of the networks that `address` is in.
+    /// The value for `address`; `None` when it is in no network.
     pub fn find(&self, address: IpAddr) -> Option<T> {
         match address {
             IpAddr::V4(address) => self.v4.find(u32::from(address)),
@@ -49,30 +49,30 @@ impl<T: Copy> NetworkTable<T> {
         }
     }
 
-    /// The networks in it.
+    /// The number of networks.
     pub const fn len(&self) -> usize {
         self.networks
     }
 
-    /// Whether it holds none.
+    /// Whether there is no network in it.
     pub const fn is_empty(&self) -> bool {
         self.networks == 0
     }
 }
 
-/// A number that an address is.
+/// An address as a number.
 trait Number: Copy + Ord {
     fn next(self) -> Option<Self>;
     /// `(self - from) >> shift`, at most [`SLOTS`].
     fn slot(self, from: Self, shift: u32) -> usize;
-    /// The least shift that puts `self - from` below [`SLOTS`].
+    /// The smallest shift that makes `self - from` less than [`SLOTS`].
     fn shift_from(self, from: Self) -> u32;
 }
 
-/// Places of the index.
+/// Number of slots of the index.
 const SLOTS: usize = 1 << 16;
 
-/// Below this many ranges a plain search is as fast.
+/// With fewer ranges than these a plain binary search is as fast.
 const WORTH_AN_INDEX: usize = 64;
 
 macro_rules! number {
@@ -95,12 +95,12 @@ macro_rules! number {
 
 number!(u32, u128);
 
-/// Ranges in ascending order: each begins at its start and ends before the next one's.
+/// Ranges in ascending order: each begins at its start and ends just before the next start.
 #[derive(Clone, Debug)]
 struct Ranges<K, T> {
     starts: Vec<K>,
     values: Vec<Option<T>>,
-    /// How many ranges start before each slot; empty for a small table.
+    /// How many ranges start before each slot. Empty for a small table.
     index: Vec<u32>,
     shift: u32,
 }
@@ -113,23 +113,23 @@ impl<K, T> Ranges<K, T> {
 
 impl<K: Number, T: Copy> Ranges<K, T> {
     fn new(mut networks: Vec<(K, K, T)>, merge: &impl Fn(T, T) -> T) -> Self {
-        // The outer before the inner.
+        // Outer networks come before inner ones.
         networks.sort_by(|(start, end, _), (other, other_end, _)| start.cmp(other).then(other_end.cmp(end)));
         let mut ranges = Self::empty();
         let mut around: Vec<(K, T)> = Vec::new();
         for (start, end, value) in networks {
-            ranges.leave(&mut around, Some(start));
+            ranges.close(&mut around, Some(start));
             let value = around.last().map_or(value, |(_, outer)| merge(*outer, value));
             ranges.begin(start, Some(value));
             around.push((end, value));
         }
-        ranges.leave(&mut around, None);
+        ranges.close(&mut around, None);
         ranges.build_index();
         ranges
     }
 
-    /// Ends the networks that end before `start`.
-    fn leave(&mut self, around: &mut Vec<(K, T)>, start: Option<K>) {
+    /// Closes the networks that end before `start`.
+    fn close(&mut self, around: &mut Vec<(K, T)>, start: Option<K>) {
         while let Some((end, _)) = around.pop_if(|(end, _)| start.is_none_or(|start| *end < start)) {
             if let Some(after) = end.next() {
                 self.begin(after, around.last().map(|(_, value)| *value));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_what_its_networks_say() {
+    fn an_address_has_the_value_of_its_networks() {
         let table = table(&[
             ("10.0.0.0/8", 1),
             ("10.1.0.0/16", 5),
@@ -229,7 +229,7 @@ mod tests {
             spread in prop::bool::ANY,
             probes in prop::collection::vec(0u32..5_000, 50),
         ) {
-            // Close together, so that networks nest, or all over the numbers.
+            // Close together, so that networks nest, or spread over all numbers.
             let place = |number: u32| if spread { number.wrapping_mul(1_048_583) } else { number };
             let networks: Vec<(IpNet, u32)> = networks
                 .into_iter()

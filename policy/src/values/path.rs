@@ -1,20 +1,23 @@
 //! The normal form of a target's path.
 //!
-//! What is matched, limited, authorised and forwarded is one and the same string, so that no two parts of the
-//! system read a path differently. RFC 3986, 6.2.2: percent-encoding of *unreserved* characters is undone, the
-//! hexadecimal digits of the rest are capitals, dot segments are resolved in any spelling, and `//` is one slash. Reserved
-//! characters stay as they came, for `%2B` and `+` may name two objects. Nothing is decoded twice: `%2525` stays `%2525`.
-//! `;` is an ordinary character.
+//! The same string is matched, limited, authorised and forwarded, so that no two parts of the system read a path
+//! differently. RFC 3986, 6.2.2:
+//!
+//! - percent-encoding of *unreserved* characters is decoded; the other escapes get capital hexadecimal digits,
+//! - dot segments are resolved in any spelling, and `//` is one slash,
+//! - reserved characters are not changed, because `%2B` and `+` may name two objects,
+//! - nothing is decoded twice: `%2525` stays `%2525`,
+//! - `;` is an ordinary character.
 
 use std::borrow::Cow;
 
 /// What to do with an encoded slash or backslash in a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EncodedSlash {
-    /// `%2F` and `%5C` are refused: upstreams disagree whether they divide segments.
+    /// `%2F` and `%5C` are refused, because upstreams disagree on whether they separate segments.
     #[default]
     Refuse,
-    /// They are kept as they are and never divide segments.
+    /// They are not changed and never separate segments.
     Keep,
 }
 
@@ -36,12 +39,12 @@ pub enum PathFault {
     /// `%2F` or `%5C` where they are refused.
     #[error("a path has no encoded slash or backslash")]
     EncodedSlash,
-    /// `..` with nothing to climb out of.
+    /// `..` at the root.
     #[error("the path climbs above the root")]
     AboveRoot,
 }
 
-/// The normal form of `path`, which is the target up to its `?`.
+/// The normal form of `path`, the part of the target before its `?`.
 pub fn normalise(path: &str, encoded_slash: EncodedSlash) -> Result<String, PathFault> {
     if !path.starts_with('/') {
         return Err(PathFault::NotAbsolute);
@@ -87,7 +90,7 @@ fn decode_segment(segment: &str, encoded_slash: EncodedSlash, normal: &mut Strin
                 }
             }
             b'\\' | b'#' | b'?' | 0..=b' ' | 0x7f.. => return Err(PathFault::RawByte(byte)),
-            // Not allowed raw by RFC 3986, sent by browsers all the same, and safe in one spelling.
+            // RFC 3986 does not allow these bytes unescaped, but browsers send them. In one spelling they are safe.
             b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' => push_escaped(byte, normal),
             plain => normal.push(char::from(plain)),
         }
@@ -106,12 +109,12 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// RFC 3986, 2.3: the characters that mean the same encoded or not.
+/// RFC 3986, 2.3: these characters have the same meaning whether they are encoded or not.
 const fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-/// A segment as services read it: percent-encoding undone, once. What is no UTF-8 then stays as it is.
+/// A segment as services read it: percent-decoded, once. When the result is not UTF-8 the segment is not changed.
 pub fn decoded(segment: &str) -> Cow<'_, str> {
     if !segment.contains('%') {
         return Cow::Borrowed(segment);
@@ -133,13 +136,14 @@ pub fn decoded(segment: &str) -> Cow<'_, str> {
     String::from_utf8(bytes).map_or(Cow::Borrowed(segment), Cow::Owned)
 }
 
-/// The byte that two hexadecimal digits stand for.
+/// The byte that two hexadecimal digits encode.
 fn escaped(high: u8, low: u8) -> Option<u8> {
     Some(hex(high)? << 4 | hex(low)?)
 }
 
-/// A target, whose query holds only what a query may (RFC 3986, 3.4). Browsers send more, and a query is the service's
-/// business: the rest is percent-encoded, which says the same. Brackets pass, as everybody lets them.
+/// The target with a valid query (RFC 3986, 3.4). Browsers send more characters than a query may hold, and only the
+/// service knows what they mean. So they are percent-encoded, which has the same meaning. Brackets are not changed,
+/// because all common servers accept them.
 pub fn encode_query(target: &str) -> Cow<'_, str> {
     let Some((path, query)) = target.split_once('?') else { return Cow::Borrowed(target) };
     let bytes = query.as_bytes();
@@ -188,23 +192,23 @@ mod tests {
     }
 
     #[test]
-    fn reserved_characters_stay_as_they_came() {
+    fn reserved_characters_are_not_changed() {
         let path = "/a+b:c;d@e,f=g&h!i$j'k(l)m*n";
         assert_eq!(normal(path).as_deref(), Ok(path));
         let encoded = "/a%2Bb%3Ac%3Bd%40e%2Cf%3Dg%26h%21i%24j%27k%28l%29m%2An";
         assert_eq!(normal(encoded).as_deref(), Ok(encoded));
         assert_eq!(normal("/a%3bb%20c").as_deref(), Ok("/a%3Bb%20c"));
         assert_eq!(decoded("a%2Bb%20c%C3%A9"), "a+b c\u{e9}");
-        assert_eq!(decoded("%FF%"), "%FF%", "no UTF-8");
+        assert_eq!(decoded("%FF%"), "%FF%", "not UTF-8");
         assert_eq!(decoded("%252B"), "%2B", "once");
     }
 
     #[test]
-    fn a_query_passes_and_holds_only_what_it_may() {
+    fn a_query_passes_and_holds_only_allowed_characters() {
         assert_eq!(encode_query("/a?b=%2f&c[]=+;:@/?~"), "/a?b=%2f&c[]=+;:@/?~");
         assert_eq!(encode_query("/a?`\\\"<>^{|}"), "/a?%60%5C%22%3C%3E%5E%7B%7C%7D");
         assert_eq!(encode_query("/a?100%&%zz&%4"), "/a?100%25&%25zz&%254");
-        assert_eq!(encode_query("/a%"), "/a%", "a path is no query");
+        assert_eq!(encode_query("/a%"), "/a%", "a path is not a query");
     }
 
     #[test]
@@ -214,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_normal_form_is_refused() {
+    fn a_path_without_a_normal_form_is_refused() {
         assert_eq!(normal("a"), Err(PathFault::NotAbsolute));
         assert_eq!(normal("/.."), Err(PathFault::AboveRoot));
         assert_eq!(normal("/a/../../b"), Err(PathFault::AboveRoot));

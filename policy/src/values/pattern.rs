@@ -1,10 +1,11 @@
-//! Path patterns and what is filled in from the paths that they match: `/v1/{name}/{*rest}`, `notes/{name}`.
+//! Path patterns (`/v1/{name}/{*rest}`), and templates that are filled from a matching path (`notes/{name}`).
 
 use std::sync::Arc;
 
 use crate::values::path::{self, EncodedSlash};
 
-/// The longest path pattern and resource, in bytes, and the most segments of a pattern: look-up goes as deep.
+/// The longest path pattern and resource, in bytes, and the most segments of a pattern. A look-up recurses once per
+/// segment.
 const LONGEST_PATTERN: usize = 1_024;
 const MOST_SEGMENTS: usize = 64;
 
@@ -34,13 +35,13 @@ impl Pattern {
             return Err("`{*rest}` is the last segment".to_owned());
         }
         if segments.iter().rev().skip(1).any(|segment| *segment == Segment::Literal(String::new())) {
-            return Err("a path has no empty segment, for `//` is one slash".to_owned());
+            return Err("a path has no empty segment, because `//` is one slash".to_owned());
         }
         let pattern = Self { text: text.into(), segments };
         let mut names: Vec<_> = pattern.names().collect();
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(format!("`{{{}}}` stands twice", pair[0])),
+            Some(pair) => Err(format!("`{{{}}}` is used twice", pair[0])),
             None => Ok(pattern),
         }
     }
@@ -50,7 +51,7 @@ impl Pattern {
         &self.text
     }
 
-    /// A path that it matches.
+    /// An example of a path that matches.
     pub(crate) fn example(&self) -> String {
         let segment = |segment: &Segment| match segment {
             Segment::Literal(text) => text.clone(),
@@ -59,7 +60,7 @@ impl Pattern {
         format!("/{}", self.segments.iter().map(segment).collect::<Vec<_>>().join("/"))
     }
 
-    /// The pattern without its names: two of one shape match the same paths.
+    /// The pattern without its names. Two patterns with the same shape match the same paths.
     pub(crate) fn shape(&self) -> String {
         let part = |segment: &Segment| match segment {
             Segment::Literal(text) => format!("/{text}"),
@@ -69,7 +70,7 @@ impl Pattern {
         self.segments.iter().map(part).collect()
     }
 
-    /// The names of its captures.
+    /// The names of the captures.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {
             Segment::Literal(_) => None,
@@ -77,7 +78,7 @@ impl Pattern {
         })
     }
 
-    /// What the path holds for `name`.
+    /// The part of `path` that `name` captures.
     fn capture<'p>(&self, name: &str, path: &'p str) -> Option<&'p str> {
         let mut rest = path.strip_prefix('/')?;
         for segment in &self.segments {
@@ -92,7 +93,8 @@ impl Pattern {
     }
 }
 
-/// A path without the slash at its end, which never changes which route is taken: most services take both for the same.
+/// A path without its trailing slash. That slash never decides the route, because most services treat both paths as
+/// one.
 pub(crate) fn without_slash(path: &str) -> &str {
     path.strip_suffix('/').unwrap_or(path)
 }
@@ -100,7 +102,7 @@ pub(crate) fn without_slash(path: &str) -> &str {
 impl Segment {
     fn parse(text: &str) -> Result<Self, String> {
         let Some(inner) = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) else {
-            // A literal that is not in its normal form would never match.
+            // A literal that is not in normal form would never match.
             let path = format!("/{text}");
             let normal = path::normalise(&path, EncodedSlash::Refuse).is_ok_and(|normal| normal == path);
             return if normal && !text.contains('%') {
@@ -117,7 +119,7 @@ impl Segment {
     }
 }
 
-/// Text with captures: `notes/{collection}`.
+/// A text with captures: `notes/{collection}`.
 #[derive(Clone, Debug)]
 pub struct Template {
     pattern: Pattern,
@@ -131,7 +133,7 @@ enum Part {
 }
 
 impl Template {
-    /// Parses a template whose captures are named by `pattern`.
+    /// Parses a template. `pattern` has to name its captures.
     pub fn parse(text: &str, pattern: &Pattern) -> Result<Self, String> {
         if text.len() > LONGEST_PATTERN {
             return Err(format!("at most {LONGEST_PATTERN} bytes"));
@@ -150,8 +152,8 @@ impl Template {
         Ok(Self { pattern: pattern.clone(), parts })
     }
 
-    /// The text for `path`, which the pattern matches. What is captured is decoded, as the service decodes it: one resource has
-    /// one name, however the path spells it.
+    /// The text for `path`, which has to match the pattern. The captured parts are decoded as the service decodes them,
+    /// so that a resource has one name, in whatever spelling the path has.
     pub fn fill(&self, path: &str) -> String {
         let mut filled = String::new();
         for part in &self.parts {
@@ -178,13 +180,13 @@ mod tests {
             assert_eq!(template.fill(path), "notes:a/b!", "{path}");
         }
         let slash = template.fill("/v1/notes/records/a/b/");
-        assert_eq!(slash, "notes:a/b/!", "what is sent on is what is asked for");
+        assert_eq!(slash, "notes:a/b/!", "the resource that is asked about is the one that is forwarded");
         assert_eq!(template.fill("/v1/a+b/records/c%2Bd%20e"), "a+b:c+d e!");
         assert!(Template::parse("{other}", &pattern).is_err());
     }
 
     #[test]
-    fn what_is_no_pattern_is_refused() {
+    fn anything_that_is_not_a_pattern_is_refused() {
         for path in ["a", "/a//b", "/{*rest}/b", "/{}", "/{a}/{a}", "/a{b}", "/%61", "/.."] {
             assert!(Pattern::parse(path).is_err(), "{path}");
         }

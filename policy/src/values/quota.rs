@@ -1,28 +1,28 @@
-//! What a limit has left for a client, as figures.
+//! The figures of a limit for one client.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::values::time::whole_seconds;
 
-/// What a limit has left for this client, for `RateLimit` and `RateLimit-Policy`.
+/// What is left of a limit for this client: the figures of `RateLimit` and `RateLimit-Policy`.
 #[derive(Clone, Debug)]
 pub struct Quota {
     /// The limit's name.
     pub limit: Arc<str>,
-    /// Its rate: so many requests,
+    /// The rate: how many requests,
     pub count: u32,
-    /// in so much time.
+    /// in how much time.
     pub per: Duration,
-    /// What is left now.
+    /// Requests left now.
     pub remaining: u32,
-    /// How long until there is one more.
+    /// The time until one more is left.
     pub next: Duration,
-    /// Whether this limit had nothing left for the request.
+    /// Whether nothing was left for this request.
     pub exceeded: bool,
-    /// Whether it refuses for that.
+    /// Whether the limit refuses the request then.
     pub enforced: bool,
-    /// Whether nobody had taken anything from its bucket before.
+    /// Whether the bucket was full before this request.
     pub was_full: bool,
 }
 

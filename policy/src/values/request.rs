@@ -1,4 +1,4 @@
-//! A request as the specification sees it: a borrowed view of a head that was parsed strictly before.
+//! A request as the specification sees it: a borrowed view of a head that the gateway has parsed strictly.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-/// What is judged. The path is in its normal form (`path::normalise`) and without the query.
+/// The request that is judged. Its path is in normal form (`path::normalise`), without the query.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// The address at the other end of the connection.
@@ -15,14 +15,14 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// The normal path.
     pub path: &'a str,
-    /// The header fields in the order of their arrival.
+    /// The header fields, in the order of arrival.
     pub headers: Headers<'a>,
-    /// The body as JSON, where a limit of the route counts by one of its fields and it is JSON.
+    /// The body, when a limit of the route counts by one of its fields and it is a JSON object.
     pub body: Option<&'a JsonBody>,
 }
 
 impl Request<'_> {
-    /// The length that the body announces; it is a number, or the request was refused before.
+    /// The announced length of the body. It is a number: anything else was refused before.
     pub fn content_length(&self) -> Option<u64> {
         std::str::from_utf8(self.headers.first("content-length")?).ok()?.parse().ok()
     }
@@ -34,7 +34,7 @@ pub(crate) fn is_field_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
-/// Header fields; names are compared without regard to case.
+/// Header fields. Names are compared without regard to case.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Headers<'a>(&'a [(&'a str, &'a [u8])]);
 
@@ -55,28 +55,28 @@ impl<'a> Headers<'a> {
     }
 }
 
-/// A body that is a JSON object: its members in the order of their arrival, those that stand twice as well.
+/// A body that is a JSON object: all its members in the order of arrival, duplicates included.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JsonBody(Vec<(String, Value)>);
 
-/// What a body holds for a name.
+/// The member of a body that has some name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Member<'b> {
     /// Nothing.
     Missing,
     /// One value.
     One(&'b Value),
-    /// Several: services differ in which of them counts.
+    /// Several values. Services differ in which of them they use.
     Several,
 }
 
 impl JsonBody {
-    /// Reads a body; `None` when it is no JSON object.
+    /// Reads a body; `None` when it is not a JSON object.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
 
-    /// The member `name`, in any case: there are services that read `Username` as `username`.
+    /// The member `name` in upper or lower case, because some services read `Username` as `username`.
     pub fn member(&self, name: &str) -> Member<'_> {
         let mut members = self.0.iter().filter(|(other, _)| same_in_any_case(other, name));
         match (members.next(), members.next()) {
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_member_that_stands_twice_in_any_case_is_no_one_value() {
+    fn a_member_that_is_there_twice_in_any_case_is_ambiguous() {
         let body = |text: &str| JsonBody::parse(text.as_bytes()).unwrap();
         let ann = Value::from("ann");
         assert_eq!(body(r#"{"username":"ann","a":1,"a":2}"#).member("username"), Member::One(&ann));

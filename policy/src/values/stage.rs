@@ -1,19 +1,19 @@
-//! The stages of a request, in the order in which they are enforced: the table of contents of the product.
+//! The stages of a request, in the order of enforcement. This is the table of contents of the product.
 
 use std::fmt;
 
-/// One step of the way of a request.
+/// One step in the life of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// Connection limit, header deadline, strict framing.
     Accept,
-    /// Client address, request id, trace context, normal path.
+    /// Client address, request id, trace context, normalised path.
     Identify,
     /// Block list: configured and automatic.
     Block,
     /// Which route the request takes.
     Route,
-    /// Limits whose key is known before the subject: address, header, route, global.
+    /// Limits whose key is known before authentication: address, header, route, global.
     LimitClient,
     /// Limits whose key is in the body.
     LimitField,
@@ -23,22 +23,22 @@ pub enum Stage {
     LimitSubject,
     /// Roles, then the permission.
     Authorize,
-    /// The length that a body announces; where a limit counts by the body, before it is read.
+    /// The announced length of the body. When a limit counts by the body, this is checked before the body is read.
     Length,
-    /// Read-only mode, and how many requests the upstream has in flight.
+    /// Read-only mode, and the number of requests in flight to the upstream.
     Concurrency,
     /// Circuit breaker.
     Break,
     /// Body limit, timeouts, the upstream.
     Forward,
-    /// Security headers, request id; failures counted.
+    /// Security headers, request id, counting of failures.
     Answer,
     /// Metrics, access log, span.
     Observe,
 }
 
 impl Stage {
-    /// The order of enforcement. It is a security property: `pipeline` follows it line by line.
+    /// The order of enforcement. It is a security property, and `pipeline` follows it line by line.
     pub const ORDER: [Self; 15] = [
         Self::Accept,
         Self::Identify,
@@ -57,7 +57,7 @@ impl Stage {
         Self::Observe,
     ];
 
-    /// The stages that `pipeline` decides; the others belong to the wire.
+    /// The stages that `pipeline` decides. The gateway does the others while it receives, forwards and answers.
     pub const JUDGED: [Self; 11] = [
         Self::Identify,
         Self::Block,
@@ -72,8 +72,8 @@ impl Stage {
         Self::Break,
     ];
 
-    /// The name in answers, metrics, spans and policy tests. All limit stages are called `limit`; a length is
-    /// part of `forward`, concurrency of `break`.
+    /// The name in answers, metrics, spans and policy tests. All limit stages are called `limit`. The length is part of
+    /// `forward`, concurrency is part of `break`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Accept => "accept",
@@ -90,7 +90,7 @@ impl Stage {
         }
     }
 
-    /// The name in `gateway explain`, which tells the steps of a stage apart.
+    /// The name in `gateway explain`, which distinguishes the steps of a stage.
     pub const fn step(self) -> &'static str {
         match self {
             Self::Length => "length",
@@ -130,32 +130,32 @@ impl fmt::Display for Stage {
 /// What a judged stage found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// The request may go on.
+    /// The request continues.
     Passed,
-    /// The request ends here.
+    /// The request was refused here.
     Refused,
 }
 
-/// The stages that a request went through, with what each found; no allocation.
+/// The stages that a request went through, with the finding of each. It does not allocate.
 #[derive(Clone, Debug, Default)]
 pub struct Trail {
     findings: [Option<Finding>; Stage::ORDER.len()],
 }
 
 impl Trail {
-    /// Notes what `stage` found and hands the verdict on.
+    /// Notes the finding of `stage` and returns the verdict.
     pub fn stage<T, E>(&mut self, stage: Stage, verdict: Result<T, E>) -> Result<T, E> {
         self.findings[stage as usize] =
             Some(if verdict.is_ok() { Finding::Passed } else { Finding::Refused });
         verdict
     }
 
-    /// What `stage` found; `None` when the request did not come so far.
+    /// The finding of `stage`; `None` when the request did not reach it.
     pub fn finding(&self, stage: Stage) -> Option<Finding> {
         self.findings[stage as usize]
     }
 
-    /// The stages that were asked, in order.
+    /// The stages that the request reached, in order.
     pub fn visited(&self) -> impl Iterator<Item = (Stage, Finding)> + '_ {
         Stage::ORDER.into_iter().filter_map(|stage| Some((stage, self.finding(stage)?)))
     }

@@ -3,7 +3,7 @@
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-/// A point in time: nanoseconds since the Unix epoch, good until the year 2554.
+/// A point in time, in nanoseconds since the Unix epoch. The last one is in the year 2554.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(u64);
 
@@ -31,18 +31,18 @@ impl Timestamp {
         self.0 / 1_000_000_000
     }
 
-    /// How long ago `earlier` was, and nothing when it is in the future.
+    /// The time since `earlier`; zero when `earlier` is in the future.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// The time of a decision on two clocks: a request has one.
+/// The time of a decision, on two clocks. Each step of a request reads it once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Goes on evenly: limits, windows and breakers are measured by it. Where it began means nothing.
+    /// A monotonic clock, for limits, windows and breakers. Its start has no meaning.
     pub steady: Timestamp,
-    /// What others mean by a moment: the ends of tokens and bans. It may be set forward and back.
+    /// The wall clock, for times that others see: the ends of tokens and bans. It may be set forward and back.
     pub wall: Timestamp,
 }
 

@@ -1,7 +1,7 @@
-//! The name of a bucket: a limit and the value of each part of its key, as bytes that are cheap to make and compare.
+//! The name of a bucket: the limit and the value of each part of its key, as bytes that are cheap to make and compare.
 //!
-//! No value can imitate another part: each stands with its kind and its length before it. A value that a request
-//! lacks is its own value, so that leaving it out leads to one bucket that all such requests share.
+//! No value can imitate another part, because each value is preceded by its kind and its length. A missing value is a
+//! value of its own, so that all requests without it share one bucket.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -12,13 +12,13 @@ use smallvec::SmallVec;
 
 use crate::rules::limits::key::KeyPart;
 
-/// What an operator reads in place of a value that a request lacks.
+/// The text that stands for a missing value, for operators.
 pub const ANONYMOUS: &[u8] = b"anonymous";
 
-/// A longer value is cut to this, so that a bucket's name has a bound.
+/// The longest value, in bytes. A longer one is cut, so that the name of a bucket has a bound.
 const LONGEST: usize = 128;
 
-/// Kinds of parts; below any byte of a limit's name.
+/// Kinds of parts. They are smaller than any byte of a limit's name, so they also mark its end.
 const IP: u8 = 1;
 const USER: u8 = 2;
 const ROUTE: u8 = 3;
@@ -34,14 +34,14 @@ const MISSING: u8 = 16;
 pub struct Bucket(SmallVec<[u8; 40]>);
 
 impl Hash for Bucket {
-    /// In one write: the length need not be hashed where nothing follows.
+    /// In one write: the length need not be hashed, because nothing follows.
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write(&self.0);
     }
 }
 
 impl Bucket {
-    /// The bucket of a limit without any key yet.
+    /// The bucket of a limit, before any part of its key is added.
     pub fn of(limit: &str) -> Self {
         Self(SmallVec::from_slice(limit.as_bytes()))
     }
@@ -79,13 +79,13 @@ impl Bucket {
         self.0.extend_from_slice(value);
     }
 
-    /// The limit.
+    /// The name of the limit.
     pub fn limit(&self) -> &[u8] {
         let end = self.0.iter().position(|byte| *byte < b' ').unwrap_or(self.0.len());
         &self.0[..end]
     }
 
-    /// The value of each part, as an operator reads it.
+    /// The kind and the readable value of each part.
     fn parts(&self) -> impl Iterator<Item = (u8, String)> + '_ {
         let mut rest = &self.0[self.limit().len()..];
         std::iter::from_fn(move || {
@@ -96,7 +96,7 @@ impl Bucket {
         })
     }
 
-    /// The values, with commas between: what tells this bucket from the others of its limit.
+    /// The values, joined with commas. They distinguish this bucket from the others of its limit.
     pub fn key(&self) -> String {
         self.parts().map(|(_, value)| value).collect::<Vec<_>>().join(",")
     }
@@ -115,7 +115,7 @@ fn readable(kind: u8, value: &[u8]) -> String {
     }
 }
 
-/// Unambiguous and readable: `login|ip:9:192.0.2.1`. The name under which a store keeps the bucket.
+/// Unambiguous and readable: `login|ip:9:192.0.2.1`. A store uses this name for the bucket.
 impl fmt::Display for Bucket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&String::from_utf8_lossy(self.limit()))?;

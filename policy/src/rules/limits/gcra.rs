@@ -1,21 +1,21 @@
 //! The token bucket as one number: the generic cell rate algorithm.
 //!
-//! A bucket stores its theoretical arrival time, the moment at which it is full again. A request moves it one
-//! emission interval into the future and conforms when it then lies at most `burst` intervals ahead of now.
-//! Source: ITU-T I.371 annex A; the bucket form is the one of Turner's leaky bucket as a meter.
+//! A bucket stores its theoretical arrival time: the time at which it is full again. A request moves it one emission
+//! interval into the future. The request conforms when the new time is at most `burst` intervals after now.
+//! Source: ITU-T I.371 annex A. The bucket form is Turner's leaky bucket as a meter.
 //!
-//! INVARIANT: over any window of length T at most `burst + rate × T` requests conform. An emission interval is
-//! rounded up to a whole nanosecond, which errs on the side of fewer.
+//! INVARIANT: over any window of length T at most `burst + rate × T` requests conform. The emission interval is rounded
+//! up to a whole nanosecond, so a rounding error admits fewer requests, never more.
 
 use std::time::Duration;
 
 use crate::values::time::{Timestamp, nanos};
 
-/// The longest that an empty bucket may take to fill. Twice as long after today is still a time that can be counted, so
-/// that no sum here saturates: one that did would admit everybody.
+/// The longest time in which an empty bucket may fill. Now plus twice this time does not overflow, so no sum here
+/// saturates. A saturated sum would admit everybody.
 pub const LONGEST_REFILL: Duration = Duration::from_hours(100 * 8_766);
 
-/// More replicas than these do not make a share smaller.
+/// The most replicas among which a limit is divided. More of them do not make a share smaller.
 const MOST_SHARES: u32 = 1_000;
 
 /// A rate with a burst, as arithmetic.
@@ -32,7 +32,7 @@ impl Default for Gcra {
     }
 }
 
-/// What is kept of a bucket: when it is full again, and what one token of it stood for when that was counted.
+/// What is stored of a bucket: when it is full again, and the emission interval with which that was computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Level {
     arrival: Timestamp,
@@ -40,18 +40,18 @@ pub struct Level {
 }
 
 impl Level {
-    /// Whether it is not full: a full one says nothing.
+    /// Whether the bucket is not full. A full bucket need not be stored.
     pub fn says_something(self, now: Timestamp) -> bool {
         self.arrival > now
     }
 
-    /// The same as it was `by` earlier.
+    /// The same level, moved back in time by `by`.
     #[must_use]
     pub fn earlier(self, by: Duration) -> Self {
         Self { arrival: self.arrival - by, ..self }
     }
 
-    /// The same with one token more, under whatever rule it was counted; a bucket is never fuller than full.
+    /// The same level with one more token, by the rule with which it was stored. It is never more than full.
     #[must_use]
     pub fn refund(self, now: Timestamp) -> Self {
         let arrival = Timestamp::from_nanos(self.arrival.as_nanos().saturating_sub(self.interval)).max(now);
@@ -59,16 +59,16 @@ impl Level {
     }
 }
 
-/// What a bucket answers. `arrival` is what to store, in both cases.
+/// The answer of a bucket. `arrival` is to be stored, whether or not the request conforms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The theoretical arrival time after this request.
     pub arrival: Timestamp,
-    /// Whether the request conforms; when not, nothing was taken.
+    /// Whether the request conforms. If not, nothing was taken.
     pub conforms: bool,
     /// Whole tokens left now.
     pub remaining: u32,
-    /// How long until there is one more token than now, zero when the bucket is full.
+    /// The time until there is one more token than now; zero when the bucket is full.
     pub next: Duration,
 }
 
@@ -85,17 +85,17 @@ impl Gcra {
         u32::try_from(nanos(LONGEST_REFILL) / interval).unwrap_or(u32::MAX).max(1)
     }
 
-    /// One token comes back in this time.
+    /// The emission interval: the time in which one token comes back.
     pub const fn interval(self) -> Duration {
         Duration::from_nanos(self.interval)
     }
 
-    /// The most that can be taken at once.
+    /// The most tokens that can be taken at once.
     pub const fn burst(self) -> u32 {
         self.burst
     }
 
-    /// The same limit for one of `replicas` replicas that cannot see each other: rate and burst divided, the burst
+    /// The share of one of `replicas` replicas that cannot see each other: rate and burst are divided, and the burst is
     /// at least one.
     #[must_use]
     pub fn share(self, replicas: u32) -> Self {
@@ -106,19 +106,19 @@ impl Gcra {
         }
     }
 
-    /// What is kept of a bucket that is full again at `arrival`.
+    /// The level to store of a bucket that is full again at `arrival`.
     pub const fn keep(self, arrival: Timestamp) -> Level {
         Level { arrival, interval: self.interval }
     }
 
-    /// When a bucket is full again of which `kept` is known. Where that was counted under another rate, it lacks as many
-    /// tokens as it did, and never more than it has room for: who was held by an hour's limit is not held for an hour once
-    /// the limit is 10000/s.
+    /// When a bucket is full again whose stored level is `kept`. If `kept` was stored under another rate, the same
+    /// number of tokens is missing now, and never more than the burst: a client that an hourly limit refused does not
+    /// wait for an hour once the limit is 10000/s.
     pub fn arrival(self, kept: Level, now: Timestamp) -> Timestamp {
         now + self.debt(kept.arrival.since(now), kept.interval)
     }
 
-    /// How far a bucket is from full that was so far from it under the rule `before`.
+    /// Converts a debt (the time until full) from the rule `before` to this one.
     pub fn convert(self, debt: Duration, before: Self) -> Duration {
         self.debt(debt, before.interval)
     }
@@ -134,7 +134,7 @@ impl Gcra {
         Duration::from_nanos(converted.min(self.tolerance()))
     }
 
-    /// Takes one token at `now` from a bucket whose stored number is `arrival`.
+    /// Takes one token at `now` from a bucket whose stored time is `arrival`.
     pub fn take(self, arrival: Timestamp, now: Timestamp) -> Reading {
         let base = arrival.max(now);
         let moved = Timestamp::from_nanos(base.as_nanos().saturating_add(self.interval));
@@ -142,7 +142,7 @@ impl Gcra {
         self.describe(if conforms { moved } else { base }, now, conforms)
     }
 
-    /// Gives one token back; a bucket is never fuller than full.
+    /// Gives one token back. A bucket is never more than full.
     pub fn refund(self, arrival: Timestamp, now: Timestamp) -> Timestamp {
         Timestamp::from_nanos(arrival.as_nanos().saturating_sub(self.interval)).max(now)
     }
@@ -151,11 +151,11 @@ impl Gcra {
         self.interval.saturating_mul(u64::from(self.burst))
     }
 
-    /// What can be said of a bucket whose stored number is `arrival`.
+    /// Describes a bucket whose stored time is `arrival`, without taking anything.
     pub fn describe(self, arrival: Timestamp, now: Timestamp, conforms: bool) -> Reading {
         let debt = nanos(arrival.since(now));
         let free = self.tolerance().saturating_sub(debt);
-        let over = debt.saturating_sub(self.tolerance()); // a burst that was made smaller leaves more debt than it allows
+        let over = debt.saturating_sub(self.tolerance()); // the debt exceeds the burst after the burst was made smaller
         let next = if debt == 0 { 0 } else { self.interval - free % self.interval + over };
         Reading {
             arrival,
@@ -188,14 +188,17 @@ mod tests {
         assert!(!refused.conforms);
         assert_eq!(refused.next, Duration::from_secs(12));
         assert_eq!(refused.arrival, arrival);
-        assert!(gcra.take(arrival, START + refused.next).conforms, "who waits for `next` is admitted");
+        assert!(
+            gcra.take(arrival, START + refused.next).conforms,
+            "a client that waits for `next` is admitted"
+        );
         assert!(
             !gcra.take(arrival, START + refused.next.checked_sub(Duration::from_nanos(1)).unwrap()).conforms
         );
     }
 
     #[test]
-    fn who_waits_for_next_is_admitted_after_a_limit_was_made_smaller_too() {
+    fn a_client_that_waits_for_next_is_admitted_after_a_limit_was_made_smaller() {
         let before = Gcra::new(1_000, Duration::from_hours(1), 1_000);
         let arrival = (0..1_000).fold(Timestamp::EPOCH, |arrival, _| before.take(arrival, START).arrival);
         let after = Gcra::new(5, Duration::from_mins(1), 5);
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_converted_when_the_rule_changes() {
+    fn a_stored_level_is_converted_when_the_rule_changes() {
         let (hourly, fast) =
             (Gcra::new(60, Duration::from_hours(1), 60), Gcra::new(10_000, Duration::from_secs(1), 10_000));
         let emptied = |gcra: Gcra, count| {
@@ -222,7 +225,7 @@ mod tests {
         let lowered = hourly.take(hourly.arrival(emptied(fast, 10), START), START);
         assert_eq!((lowered.conforms, lowered.remaining), (true, 49));
         assert_eq!(hourly.arrival(Level::default(), START), START, "nothing is known: it is full");
-        // Given back by a request that began under the old rule.
+        // A request that began under the old rule gives its token back.
         assert_eq!(fast.arrival(emptied(hourly, 1).refund(START), START), START);
         let same = emptied(hourly, 7);
         assert_eq!(hourly.arrival(same, START), same.arrival);
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_burst_of_the_slowest_rate_is_an_end_too() {
+    fn the_largest_burst_of_the_slowest_rate_is_a_bound_too() {
         let day = Duration::from_hours(24);
         let gcra = Gcra::new(1, day, 220_000);
         assert_eq!(gcra.burst(), Gcra::most_burst(1, day));
@@ -254,7 +257,7 @@ mod tests {
     }
 
     proptest! {
-        /// Over any window the admitted are at most `burst + rate × T`.
+        /// Over any window at most `burst + rate × T` requests are admitted.
         #[test]
         fn no_window_admits_more_than_its_bound(
             count in 1u32..2_000, burst in 1u32..50,

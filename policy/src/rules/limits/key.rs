@@ -1,4 +1,4 @@
-//! `key` of a limit: what it counts by.
+//! `key` of a limit: by what it counts.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use crate::from_toml_str;
 use crate::values::request::is_field_name;
 
-/// What a limit counts by.
+/// One thing by which a limit counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyPart {
     /// The client's address, or its IPv6 prefix.
     Ip,
     /// The subject.
     User,
-    /// The API key that the client came with.
+    /// The API key of the client.
     ApiKey,
     /// The name of the route.
     Route,
@@ -21,7 +21,7 @@ pub enum KeyPart {
     Global,
     /// The value of a header field.
     Header(Arc<str>),
-    /// The value of a field of a JSON body, in lower case: `Ann` and `ann` are often one account.
+    /// The value of a field of a JSON body, in lower case, because `Ann` and `ann` are often one account.
     Field(Arc<str>),
 }
 

@@ -1,8 +1,9 @@
-//! Limits: at most so many requests in so much time, for each key.
+//! Limits: at most N requests in a time, for each key.
 //!
-//! All limits that a request meets are checked before any is charged, and a request that a later limit refuses gives
-//! back what the earlier ones took. A key that a request lacks (no such header, no subject) shares one `anonymous`
-//! bucket: leaving a key out never exempts. A limit in `shadow` counts and reports but refuses nobody.
+//! Limits that are asked together are all checked before any of them is charged. When a later limit refuses a request,
+//! the request gets back what the earlier ones took. Requests without a key (no such header, no subject) share one
+//! `anonymous` bucket, so a missing key never exempts anybody. A limit in `shadow` mode counts and reports, but refuses
+//! nobody.
 
 pub mod bucket;
 pub mod gcra;

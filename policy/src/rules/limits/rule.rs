@@ -1,4 +1,4 @@
-//! `[limits.NAME]`: what a limit counts, and whose bucket a request is in.
+//! `[limits.NAME]`: what a limit counts, and which bucket a request uses.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,12 +19,12 @@ use serde_json::Value;
 /// The largest burst.
 const MOST_BURST: u32 = 1_000_000;
 
-/// Who shares a bucket.
+/// Which replicas share a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All replicas, through Redis where it is configured.
+    /// All replicas share it, through Redis where that is configured.
     Shared,
-    /// Each replica has its own.
+    /// Each replica has its own bucket.
     Local,
 }
 
@@ -33,23 +33,23 @@ pub enum Scope {
 pub enum Mode {
     /// It refuses.
     Enforce,
-    /// It counts and reports, and never refuses.
+    /// It counts and reports, but never refuses.
     Shadow,
 }
 
-/// What takes a token for good.
+/// Which requests use up a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counts {
     /// Every request.
     Requests,
-    /// A request that the route counts as a failed login; the others give theirs back when they are answered.
+    /// Requests that the route counts as failed logins. The others get their token back when they are answered.
     Failures,
 }
 
-/// What happens to a shared limit while the store is away.
+/// What happens to a shared limit while the store is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnStoreFailure {
-    /// Each replica enforces its share on its own.
+    /// Each replica enforces its own share.
     Local,
     /// The limit is not enforced.
     Allow,
@@ -67,21 +67,21 @@ words! { OnStoreFailure { "local" => Local, "allow" => Allow, "deny" => Deny } o
 pub struct LimitRule {
     /// The name in the policy, in metrics and in `RateLimit`.
     pub name: Arc<str>,
-    /// What it counts by.
+    /// By what it counts.
     pub key: Vec<KeyPart>,
-    /// As written.
+    /// The rate as written.
     pub rate: Rate,
-    /// As arithmetic.
+    /// Rate and burst as arithmetic.
     pub gcra: Gcra,
-    /// Who shares a bucket.
+    /// Which replicas share a bucket.
     pub scope: Scope,
     /// Whether it refuses.
     pub mode: Mode,
-    /// What takes a token for good.
+    /// Which requests use up a token.
     pub counts: Counts,
-    /// Another limit: a request that finds its bucket there full skips this one.
+    /// Another limit. A request that finds its bucket of that limit full skips this limit.
     pub skip_if_full: Option<Arc<str>>,
-    /// What to do while the store is away.
+    /// What to do while the store is unavailable.
     pub on_store_failure: OnStoreFailure,
 }
 
@@ -99,7 +99,7 @@ impl LimitRule {
         if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
             section.fault(
                 "",
-                "a limit's name holds letters, digits, `-` and `_`, for it stands in an answer's header",
+                "a limit's name holds letters, digits, `-` and `_`, because it is sent in a response header",
             );
         }
         let key = section.require::<OneOrMany<KeyPart>>(
@@ -107,7 +107,7 @@ impl LimitRule {
             "ip, user, api_key, route, global, header:NAME, field:NAME or a list of them",
         );
         let rate = section.require::<Rate>("rate", "N/s, N/min, N/h or N/day");
-        // A bucket that takes centuries to fill cannot be counted in.
+        // A bucket that takes centuries to fill would overflow the clock.
         let most_burst =
             rate.map_or(MOST_BURST, |rate| Gcra::most_burst(rate.count, rate.per).min(MOST_BURST));
         let burst = section.get_checked("burst", rate.map_or(1, |rate| rate.count), |burst| {
@@ -149,7 +149,7 @@ impl LimitRule {
         self.key.iter().any(|part| matches!(part, KeyPart::Field(_)))
     }
 
-    /// The member of the body that it counts by and that stands there more than once.
+    /// The member of the body by which this limit counts and that is there more than once.
     pub(crate) fn ambiguous_member(&self, request: &Request<'_>) -> Option<&str> {
         let body = request.body?;
         self.key.iter().find_map(|part| match part {
@@ -189,7 +189,7 @@ impl LimitRule {
         bucket
     }
 
-    /// The bucket that an operator means by `text`: the value of each part, with commas between.
+    /// The bucket that an operator names with `text`: the value of each part, joined with commas.
     pub fn bucket_of(&self, text: &str, clients: &ClientRule) -> Option<Bucket> {
         let mut values = text.splitn(self.key.len(), ',');
         let mut bucket = Bucket::of(&self.name);
@@ -209,7 +209,7 @@ impl LimitRule {
         Some(bucket)
     }
 
-    /// The sentence that a client reads.
+    /// The sentence for the client.
     pub(crate) fn detail(&self) -> String {
         let part = |part: &KeyPart| match part {
             KeyPart::Ip => "ip".to_owned(),

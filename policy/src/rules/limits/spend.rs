@@ -1,4 +1,4 @@
-//! Spending: what a request takes from the buckets of its limits, all of it or nothing, and what it gets back.
+//! Spending: a request takes a token from the bucket of every limit, or from none, and may get tokens back.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -29,41 +29,41 @@ pub struct Charge {
 /// One reading for each charge, in order.
 pub type Readings = SmallVec<[Reading; 2]>;
 
-/// Charges of one request; rarely more than a few.
+/// The charges of one request; rarely more than a few.
 pub type Charges = SmallVec<[Charge; 4]>;
 
 /// Which buckets are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Store {
-    /// Those of all replicas together.
+    /// Those that all replicas share.
     Shared,
     /// This replica's own.
     Local,
-    /// This replica's share of the shared ones while the store is away.
-    Alone,
+    /// This replica's share of the shared ones, while the store is unavailable.
+    Fallback,
 }
 
-/// The store is away.
+/// The store is unavailable.
 #[derive(Clone, Copy, Debug)]
-pub struct StoreAway;
+pub struct StoreUnavailable;
 
 /// What limits ask of the outside. An implementation never waits without a bound.
 pub trait Buckets: Sync {
-    /// Takes one token from every bucket, or none from any when one that enforces is empty. One reading for each
-    /// charge, in order.
+    /// Takes one token from every bucket. Takes none at all when a bucket whose limit enforces is empty. Returns one
+    /// reading for each charge, in order.
     fn spend(
         &self,
         store: Store,
         charges: &[Charge],
         now: Timestamp,
-    ) -> impl Future<Output = Result<Readings, StoreAway>> + Send;
+    ) -> impl Future<Output = Result<Readings, StoreUnavailable>> + Send;
 
-    /// Gives back what was taken. It may happen later, and is lost when the store is away.
+    /// Gives back what was taken. This may happen later, and the tokens are lost when the store is unavailable.
     fn refund(&self, store: Store, charges: Charges);
 }
 
-/// Takes one token from every bucket of `charges`, or none from any when one that enforces is empty. `arrival` reads
-/// the stored number of a charge by its place, `keep` writes it.
+/// Takes one token from every bucket of `charges`. Takes none at all when a bucket whose limit enforces is empty.
+/// `arrival` reads the stored time of a charge by its index, `keep` writes it.
 pub fn spend_all(
     charges: &[Charge],
     now: Timestamp,
@@ -73,9 +73,9 @@ pub fn spend_all(
     let gcra = |charge: &Charge| charge.rule.gcra;
     let mut readings: Readings =
         charges.iter().enumerate().map(|(at, charge)| gcra(charge).take(arrival(at), now)).collect();
-    let holds_back =
+    let refuses =
         |(charge, reading): (&Charge, &Reading)| !reading.conforms && charge.rule.mode == Mode::Enforce;
-    let refused = charges.iter().zip(&readings).any(holds_back);
+    let refused = charges.iter().zip(&readings).any(refuses);
     for (at, (charge, reading)) in charges.iter().zip(&mut readings).enumerate() {
         if refused {
             *reading = gcra(charge).describe(arrival(at).max(now), now, reading.conforms);
@@ -100,7 +100,7 @@ fn quota(charge: &Charge, reading: Reading) -> Quota {
     }
 }
 
-/// What a request has paid so far, to be given back when a later limit refuses it.
+/// What a request has paid so far. It is given back when a later limit refuses the request.
 #[derive(Debug, Default)]
 pub(crate) struct Spent {
     paid: SmallVec<[(Store, Charges); 2]>,
@@ -119,7 +119,8 @@ pub(crate) struct Demand<'a> {
 }
 
 impl Demand<'_> {
-    /// Takes a token from every bucket, or gives everything back that the request has `spent` and refuses it.
+    /// Takes a token from every bucket. If that fails, gives back everything that the request has `spent` and refuses
+    /// it.
     pub(crate) async fn meet<W: Buckets>(
         self,
         mut spent: Spent,
@@ -140,10 +141,10 @@ impl Demand<'_> {
         verdict.inspect_err(|_| spent.give_back(world)).map(|()| spent)
     }
 
-    /// First the limits that hold everybody, then those that spare who has not touched another one.
+    /// First the limits that apply to everybody, then those with `skip_if_full`, which need the readings of the first.
     async fn spend<W: Buckets>(&self, spent: &mut Spent, world: &W, now: Timestamp) -> Result<(), Refusal> {
-        let holds_all = |rule: &&Arc<LimitRule>| rule.skip_if_full.is_none();
-        self.pay(self.rules.iter().filter(holds_all), spent, world, now).await?;
+        let unconditional = |rule: &&Arc<LimitRule>| rule.skip_if_full.is_none();
+        self.pay(self.rules.iter().filter(unconditional), spent, world, now).await?;
         let due: SmallVec<[&Arc<LimitRule>; 2]> = self
             .rules
             .iter()
@@ -168,11 +169,11 @@ impl Demand<'_> {
         self.spend_at(Store::Local, local, spent, world, now).await?;
         match self.spend_at(Store::Shared, shared, spent, world, now).await? {
             None => Ok(()),
-            Some(charges) => self.spend_alone(charges, spent, world, now).await,
+            Some(charges) => self.spend_fallback(charges, spent, world, now).await,
         }
     }
 
-    /// Pays at `store`; what is to be paid comes back when that is away.
+    /// Pays at `store`. Returns the charges when the store is unavailable.
     async fn spend_at<W: Buckets>(
         &self,
         store: Store,
@@ -188,7 +189,7 @@ impl Demand<'_> {
         let quotas = charges.iter().zip(&readings).map(|(charge, reading)| quota(charge, *reading));
         spent.quotas.extend(quotas);
         let refused = |quota: &&Quota| quota.exceeded && quota.enforced;
-        // Of several that refuse, the one to wait longest for: who waits for it is admitted by all.
+        // Of several limits that refuse, take the longest wait: a client that waits this long is admitted by all.
         if let Some(quota) = spent.quotas.iter().filter(refused).max_by_key(|quota| quota.next) {
             Err(self.refusal(quota, &spent.quotas))
         } else {
@@ -197,8 +198,8 @@ impl Demand<'_> {
         }
     }
 
-    /// The store is away: each limit says what that means.
-    async fn spend_alone<W: Buckets>(
+    /// The store is unavailable: each limit says what that means.
+    async fn spend_fallback<W: Buckets>(
         &self,
         mut charges: Charges,
         spent: &mut Spent,
@@ -214,7 +215,7 @@ impl Demand<'_> {
                 .retry_after(Some(Duration::from_secs(1))));
         }
         charges.retain(|charge| charge.rule.on_store_failure == OnStoreFailure::Local);
-        match self.spend_at(Store::Alone, charges, spent, world, now).await? {
+        match self.spend_at(Store::Fallback, charges, spent, world, now).await? {
             None => Ok(()),
             Some(_) => Err(Refusal::new(self.stage, Code::LimitUnavailable, "limits cannot be checked now")),
         }
@@ -232,7 +233,7 @@ impl Demand<'_> {
 }
 
 impl Spent {
-    /// Gives back what limits that count failures were paid; the others have counted a request.
+    /// Gives back what was paid to limits that count failures. The other limits have counted a request.
     pub(crate) fn give_back_failures<W: Buckets>(&mut self, world: &W) {
         for (store, charges) in self.reserved() {
             world.refund(store, charges);
@@ -250,7 +251,7 @@ impl Spent {
         self.quotas.iter().any(|quota| *quota.limit == *name && quota.was_full)
     }
 
-    /// What was paid to limits that count failures, to be given back when the request turns out to be none.
+    /// What was paid to limits that count failures. It is given back when the request turns out not to be a failure.
     pub(crate) fn reserved(&mut self) -> Reserved {
         let counts_failures = |charge: &Charge| charge.rule.counts == Counts::Failures;
         let reserve = |(store, charges): (Store, Charges)| {
@@ -261,5 +262,5 @@ impl Spent {
     }
 }
 
-/// Charges with where they were paid.
+/// Charges, each with the store at which it was paid.
 pub type Reserved = SmallVec<[(Store, Charges); 1]>;
