@@ -30,6 +30,7 @@ soak: build ## The long ones: floods, large streams, ten thousand of something, 
 
 lint: ## Format and lints; a warning fails
 	$(CARGO) fmt --all --check
+	@scripts/named-tests
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 bench: ## What a decision costs, on a quiet machine
