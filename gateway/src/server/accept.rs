@@ -29,7 +29,7 @@ use crate::http::problem;
 use crate::observe::access::{AccessLog, Line};
 use crate::request::Proxy;
 use crate::server::http2::{self, Ended};
-use crate::server::places::Places;
+use crate::server::connection_counts::Places;
 use crate::tls::server::Tls;
 
 /// RFC 9113, 3.4: how a client says that it speaks HTTP/2.

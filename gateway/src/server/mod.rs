@@ -4,4 +4,4 @@
 
 pub mod accept;
 mod http2;
-pub(crate) mod places;
+pub(crate) mod connection_counts;

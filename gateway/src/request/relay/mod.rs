@@ -1,7 +1,7 @@
 //! Passing a request on to its upstream and the answer back, as often as it takes.
 
 mod client;
-mod tunnel;
+mod websocket;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use pingora_http::ResponseHeader;
 use tokio::time::{self, sleep_until};
 
 use client::{FromClient, Listens, client_event, tell};
-use tunnel::tunnel;
+use websocket::tunnel;
 
 use crate::clock;
 use crate::http::body_fault::BODY_TOO_SLOW;
