@@ -36,10 +36,10 @@ use crate::observe::metrics::Metrics;
 use crate::permissions::Permissions;
 use crate::request::Proxy;
 use crate::request::websockets;
-use crate::server::accept::{Door, Opening};
+use crate::server::accept::{Acceptor, ConnectionSetup};
 use crate::state::directory::StateDir;
 use crate::state::redis::RedisStore;
-use crate::state::replicated_state::Ledger;
+use crate::state::replicated_state::ReplicatedState;
 use crate::tls::server::Tls;
 use crate::upstream::Upstreams;
 use crate::upstream::connection::Pool;
@@ -69,13 +69,14 @@ pub async fn run(
     let upstreams = Upstreams::new(&settings.upstreams, &metrics)?;
     let keys = Arc::new(Keys::new(secrets.clone(), folder_of(&policy_file), metrics.clone()));
     let state = StateDir::new(settings.state.dir, metrics.clone());
-    let ledger = Arc::new(Ledger::open(Arc::clone(&state), clock::wall()).context("state.dir")?);
+    let replicated_state =
+        Arc::new(ReplicatedState::open(Arc::clone(&state), clock::wall()).context("state.dir")?);
     let reloader = Reloader::new(
         policy_file,
         Arc::clone(&state),
         upstreams.names(),
         Arc::clone(&keys),
-        Arc::clone(&ledger),
+        Arc::clone(&replicated_state),
         metrics.clone(),
     );
     let first = reloader.first()?;
@@ -96,7 +97,7 @@ pub async fn run(
     let gateway = Gateway::new(
         PolicyInForce::new(first, audit.clone()),
         shared.clone(),
-        ledger,
+        replicated_state,
         Arc::clone(&keys),
         Arc::clone(&permissions),
         metrics.clone(),
@@ -143,17 +144,17 @@ pub async fn run(
         leaving: Arc::clone(&leaving),
         production: profile == Profile::Production,
     });
-    let opening = Opening {
+    let setup = ConnectionSetup {
         proxy_protocol: settings.server.proxy_protocol,
         tls: Tls::load(&settings.server.tls, gateway.metrics.clone())?,
         access: access.clone(),
     };
-    let (door, mut all_done) = Door::new(gateway, proxy, opening, stopping);
+    let (acceptor, mut all_done) = Acceptor::new(gateway, proxy, setup, stopping);
     for listener in listeners {
         info!(listen = %listener.local_addr()?, "data plane");
-        tokio::spawn(door.clone().listen(listener));
+        tokio::spawn(acceptor.clone().listen(listener));
     }
-    drop(door);
+    drop(acceptor);
 
     drain(&mut signals, &settings.server, &leaving, &shutdown, &mut all_done).await;
     stop_admin.send_replace(true);
@@ -256,10 +257,10 @@ fn redis_places(settings: &RedisSettings, secrets: &Secrets) -> anyhow::Result<R
         .certificate_authority
         .as_deref()
         .map(|file| service::files::read(file, LARGEST_AUTHORITY).context("redis.certificate_authority"));
-    let places = RedisAddress::parse(&settings.url, password.as_deref(), authority.transpose()?)
+    let address = RedisAddress::parse(&settings.url, password.as_deref(), authority.transpose()?)
         .context("redis.url")?;
-    places.check_credentials().context("redis.url")?;
-    Ok(places)
+    address.check_credentials().context("redis.url")?;
+    Ok(address)
 }
 
 fn start_background(

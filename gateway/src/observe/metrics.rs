@@ -77,7 +77,7 @@ metrics! {
     breaker_error_rate: GaugeVec = "circuit_breaker_error_rate" ["breaker"] "Share of failures in the window.";
     breaker_transitions: IntCounterVec = "circuit_breaker_transitions_total" ["breaker", "from", "to"] "Moves.";
     stale_answers: IntCounterVec = "stale_answers_total" ["route"] "Last good answers given while a breaker was open.";
-    tunnels_closed: IntCounterVec = "websockets_closed_total" ["reason"] "Tunnels closed because they would not be let in any more, by the code of the refusal.";
+    websockets_closed: IntCounterVec = "websockets_closed_total" ["reason"] "Tunnels closed because they would not be let in any more, by the code of the refusal.";
     connect_failures: IntCounterVec = "upstream_connect_failures_total" ["upstream"] "Connections to an address of an upstream that could not be made; another address was tried if there was one.";
     upstream_faults: IntCounterVec = "upstream_faults_total" ["upstream", "fault"] "Requests that failed for their upstream's sake, by the rule that it broke.";
     retries: IntCounterVec = "retries_total" ["upstream", "outcome"] "Further tries: made, and why there was none.";

@@ -29,7 +29,7 @@ use crate::request::proxy::Proxy;
 use crate::request::respond::{end_call, refuse};
 
 /// For what has begun of an answer that breaks off.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[async_trait]
 impl HttpServerApp for Proxy {
@@ -42,7 +42,7 @@ impl HttpServerApp for Proxy {
             return None;
         }
         if session.digest().is_some_and(|digest| digest.proxy_digest.is_some()) {
-            forward::ignore_hearsay(session.req_header_mut());
+            forward::ignore_forwarded_fields(session.req_header_mut());
         }
         let mut exchange = Box::new(Exchange::begin(&self.gateway, &session, self.production));
         let served = self.serve(&mut session, &mut exchange).await;
@@ -191,7 +191,7 @@ impl Proxy {
                 let _ = end_call(session, exchange, &refusal).await;
             } else if is_http2(session) {
                 // What has begun goes out, and then that it breaks off.
-                let _ = timeout(FAREWELL, session.write_downstream_proxy_tasks()).await;
+                let _ = timeout(CLOSE_TIMEOUT, session.write_downstream_proxy_tasks()).await;
                 session.shutdown().await;
             }
             exchange.refusal = Some(refusal);

@@ -6,32 +6,32 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use parking_lot::Mutex;
 
-/// The connections of each client's network; one without any is not remembered.
+/// The number of connections of each client's network; a network without connections has no entry.
 #[derive(Clone, Default)]
-pub(crate) struct Places(Arc<Mutex<HashMap<IpNet, u32>>>);
+pub(crate) struct ConnectionCounts(Arc<Mutex<HashMap<IpNet, u32>>>);
 
-/// One connection's place, free again when dropped.
-pub(crate) struct Place {
-    places: Places,
+/// The right to one connection; given back when dropped.
+pub(crate) struct ConnectionPermit {
+    counts: ConnectionCounts,
     client: IpNet,
 }
 
-impl Places {
-    /// A place for `client`, unless it holds `most` already.
-    pub(crate) fn take(&self, client: IpNet, most: u32) -> Option<Place> {
+impl ConnectionCounts {
+    /// A permit for `client`, unless it holds `most` already.
+    pub(crate) fn take(&self, client: IpNet, most: u32) -> Option<ConnectionPermit> {
         let mut counts = self.0.lock();
         let count = counts.entry(client).or_default();
         if *count >= most {
             return None;
         }
         *count += 1;
-        Some(Place { places: self.clone(), client })
+        Some(ConnectionPermit { counts: self.clone(), client })
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut counts = self.places.0.lock();
+        let mut counts = self.counts.0.lock();
         if let Some(count) = counts.get_mut(&self.client) {
             *count -= 1;
             if *count == 0 {
@@ -46,12 +46,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dropped_place_is_free_again_and_leaves_nothing_behind() {
-        let places = Places::default();
+    fn a_dropped_permit_is_free_again_and_leaves_nothing_behind() {
+        let counts = ConnectionCounts::default();
         let client = "192.0.2.1/32".parse().unwrap();
-        let first = places.take(client, 1);
-        assert!(first.is_some() && places.take(client, 1).is_none());
+        let first = counts.take(client, 1);
+        assert!(first.is_some() && counts.take(client, 1).is_none());
         drop(first);
-        assert!(places.0.lock().is_empty() && places.take(client, 1).is_some());
+        assert!(counts.0.lock().is_empty() && counts.take(client, 1).is_some());
     }
 }

@@ -28,8 +28,8 @@ use crate::clock;
 use crate::config::redis_address::RedisAddress;
 use crate::observe::clock_steps::STEP;
 use crate::observe::metrics::Metrics;
-use crate::state::leases::{Asking, Pots, Question};
-use crate::state::redis_connection::{Link, Linked};
+use crate::state::leases::{LeasedBuckets, PendingQuestion, Question};
+use crate::state::redis_connection::{Connected, RedisConnection};
 use crate::state::store::{Change, Failures, Put, Store, Topic};
 
 /// The longest that one answer of Redis is waited for.
@@ -76,10 +76,10 @@ pub enum News {
 
 /// Limits, failures and changes in Redis.
 pub struct RedisStore {
-    places: RedisAddress,
-    link: ArcSwapOption<Link>,
+    address: RedisAddress,
+    connection: ArcSwapOption<RedisConnection>,
     lost: Notify,
-    pots: Pots,
+    leased_buckets: LeasedBuckets,
     scripts: Scripts,
     /// Replicas that are believed to be there, and those that were at the last count.
     replicas: AtomicU32,
@@ -102,12 +102,12 @@ struct Scripts {
 
 impl RedisStore {
     /// A store that connects once [`RedisStore::run`] runs.
-    pub fn new(places: RedisAddress, metrics: Metrics) -> Arc<Self> {
+    pub fn new(address: RedisAddress, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
-            places,
-            link: ArcSwapOption::empty(),
+            address,
+            connection: ArcSwapOption::empty(),
             lost: Notify::new(),
-            pots: Pots::default(),
+            leased_buckets: LeasedBuckets::default(),
             scripts: Scripts {
                 take: Script::new(include_str!("lua/take.lua")),
                 count_failure: Script::new(include_str!("lua/count_failure.lua")),
@@ -132,37 +132,37 @@ impl RedisStore {
 
     /// Whether Redis answers.
     pub fn is_up(&self) -> bool {
-        self.link.load().is_some()
+        self.connection.load().is_some()
     }
 
     /// Buckets of which something is known here.
     pub fn buckets(&self) -> usize {
-        self.pots.len()
+        self.leased_buckets.len()
     }
 
     /// Takes a token from this replica's share of every bucket, while Redis is away.
     pub fn spend_alone(&self, charges: &[Charge], now: Timestamp) -> Readings {
-        self.pots.spend_alone(charges, self.replicas(), self.away_since(), now)
+        self.leased_buckets.spend_alone(charges, self.replicas(), self.away_since(), now)
     }
 
     /// Gives back what was taken.
     pub fn refund_now(&self, charges: &[Charge]) {
-        self.pots.put_back(charges);
+        self.leased_buckets.put_back(charges);
     }
 
     /// Gives back what was taken alone.
     pub fn refund_alone(&self, charges: &[Charge], now: Timestamp) {
-        self.pots.put_back_alone(charges, self.replicas(), now);
+        self.leased_buckets.put_back_alone(charges, self.replicas(), now);
     }
 
     /// Drops what says nothing any more.
     pub fn sweep(&self, now: Timestamp) {
-        self.pots.sweep(now);
+        self.leased_buckets.sweep(now);
     }
 
     /// Gives back every token on lease, as when this replica leaves.
     pub async fn return_leases(&self) {
-        let _ = timeout(UNHURRIED, self.ask_all(self.pots.returns(true, clock::steady()))).await;
+        let _ = timeout(UNHURRIED, self.ask_all(self.leased_buckets.returns(true, clock::steady()))).await;
     }
 
     /// Keeps a connection, counts the replicas, gives back what nobody spends, and hands on what other replicas change.
@@ -207,29 +207,29 @@ impl RedisStore {
     }
 
     async fn connect(&self) -> anyhow::Result<Client> {
-        let Linked { mut link, node } = self.places.connect().await?;
+        let Connected { mut connection, node } = self.address.connect().await?;
         let Scripts { take, count_failure, put, forget, hello } = &self.scripts;
         for script in [take, count_failure, put, forget, hello] {
-            script.load_async(&mut link).await?;
+            script.load_async(&mut connection).await?;
         }
         if self.was_up.swap(true, Ordering::Relaxed) {
-            self.wait_for_others(&mut link, self.away_since()).await?;
+            self.wait_for_others(&mut connection, self.away_since()).await?;
         } else {
-            self.say_hello(&mut link, None).await?;
+            self.say_hello(&mut connection, None).await?;
         }
-        self.report(&link).await?;
-        self.link.store(Some(Arc::new(link)));
+        self.report(&connection).await?;
+        self.connection.store(Some(Arc::new(connection)));
         self.metrics.redis_up.set(1);
         Ok(node)
     }
 
     /// Tells Redis what is known here and what was spent while it was away; until then no request is sent there.
-    async fn report(&self, link: &Link) -> anyhow::Result<()> {
-        let told = futures_util::stream::iter(self.pots.reports(clock::steady()))
+    async fn report(&self, connection: &RedisConnection) -> anyhow::Result<()> {
+        let told = futures_util::stream::iter(self.leased_buckets.reports(clock::steady()))
             .map(|question| async move {
-                let asking = Asking::new(&self.pots, question);
-                let grant = self.take(link.clone(), asking.question()).await?;
-                asking.answer(grant);
+                let pending = PendingQuestion::new(&self.leased_buckets, question);
+                let grant = self.take(connection.clone(), pending.question()).await?;
+                pending.answer(grant);
                 RedisResult::Ok(())
             })
             .buffer_unordered(AT_ONCE);
@@ -246,14 +246,14 @@ impl RedisStore {
         if self.is_up() {
             // Before: who finds no link asks since when.
             self.away_since.store(clock::steady().as_nanos(), Ordering::Release);
-            self.link.store(None);
+            self.connection.store(None);
         }
         self.metrics.redis_up.set(0);
     }
 
     /// Gives up `link`, unless another has taken its place already.
-    fn lose(&self, link: &Arc<Link>) {
-        if self.link.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
+    fn lose(&self, connection: &Arc<RedisConnection>) {
+        if self.connection.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
             self.drop_link();
             self.lost.notify_one();
         }
@@ -265,8 +265,9 @@ impl RedisStore {
         let connected = Instant::now();
         loop {
             tokio::time::sleep(HEARTBEAT).await;
-            let Some(link) = self.link.load_full() else { return };
-            let hello = timeout(UNHURRIED, self.say_hello(&mut Link::clone(&link), None)).await;
+            let Some(connection) = self.connection.load_full() else { return };
+            let hello =
+                timeout(UNHURRIED, self.say_hello(&mut RedisConnection::clone(&connection), None)).await;
             let Ok(Ok(_)) = hello else { return };
             if connected.elapsed() > PRESENCE {
                 self.believe(self.seen.load(Ordering::Relaxed));
@@ -280,13 +281,17 @@ impl RedisStore {
     }
 
     /// Says that this replica is there; how long to wait before going on after an outage, if all are back.
-    async fn say_hello(&self, link: &mut Link, away: Option<Duration>) -> RedisResult<Option<Duration>> {
+    async fn say_hello(
+        &self,
+        connection: &mut RedisConnection,
+        away: Option<Duration>,
+    ) -> RedisResult<Option<Duration>> {
         let mut call = self.scripts.hello.prepare_invoke();
         let away = away.map_or(-1, |away| i64::try_from(away.as_millis()).unwrap_or(i64::MAX));
         call.key(REPLICAS).arg(&self.replica_id).arg(PRESENCE.as_millis().to_string());
         call.arg(away).arg(self.replicas());
         let asked = Instant::now();
-        let (seen, wait, time_ms): (u32, i64, i64) = call.invoke_async(link).await?;
+        let (seen, wait, time_ms): (u32, i64, i64) = call.invoke_async(connection).await?;
         self.note_clock(time_ms, asked.elapsed());
         self.seen.store(seen, Ordering::Relaxed);
         self.believe(seen.max(self.replicas()));
@@ -311,10 +316,14 @@ impl RedisStore {
     }
 
     /// Waits until the other replicas are back as well, for a while.
-    async fn wait_for_others(&self, link: &mut Link, away_since: Timestamp) -> RedisResult<()> {
+    async fn wait_for_others(
+        &self,
+        connection: &mut RedisConnection,
+        away_since: Timestamp,
+    ) -> RedisResult<()> {
         let begun = Instant::now();
         while begun.elapsed() < OTHERS {
-            match self.say_hello(link, Some(clock::steady().since(away_since))).await? {
+            match self.say_hello(connection, Some(clock::steady().since(away_since))).await? {
                 Some(wait) => {
                     tokio::time::sleep(wait).await;
                     return Ok(());
@@ -328,8 +337,8 @@ impl RedisStore {
     /// Gives back what nobody spends, until Redis is lost.
     async fn return_unused(&self) {
         loop {
-            let _ = timeout(LOOK_THROUGH, self.pots.unused()).await;
-            self.ask_all(self.pots.returns(false, clock::steady())).await;
+            let _ = timeout(LOOK_THROUGH, self.leased_buckets.unused()).await;
+            self.ask_all(self.leased_buckets.returns(false, clock::steady())).await;
         }
     }
 
@@ -353,7 +362,7 @@ impl RedisStore {
         let mut messages = subscription.on_message();
         while let Some(message) = messages.next().await {
             if message.get_channel_name() == REFILLS {
-                self.pots
+                self.leased_buckets
                     .refilled_by_name(&String::from_utf8_lossy(message.get_payload_bytes()), clock::steady());
                 continue;
             }
@@ -366,7 +375,7 @@ impl RedisStore {
 
     /// Asks about one bucket, and takes in the answer.
     async fn ask(&self, question: Question) -> Result<(), StoreAway> {
-        let asking = Asking::new(&self.pots, question);
+        let pending = PendingQuestion::new(&self.leased_buckets, question);
         let span = info_span!(
             "redis",
             otel.name = "EVALSHA take",
@@ -374,13 +383,13 @@ impl RedisStore {
             db.system.name = "redis",
             palisade.stage = "limit"
         );
-        let taking = self.call(async |link| self.take(link, asking.question()).await);
+        let taking = self.call(async |connection| self.take(connection, pending.question()).await);
         let grant = taking.instrument(span).await?;
-        asking.answer(grant);
+        pending.answer(grant);
         Ok(())
     }
 
-    async fn take(&self, mut link: Link, question: &Question) -> RedisResult<Grant> {
+    async fn take(&self, mut connection: RedisConnection, question: &Question) -> RedisResult<Grant> {
         let Question { bucket, gcra, ask, .. } = question;
         let mut call = self.scripts.take.prepare_invoke();
         call.key(limit_key(bucket));
@@ -388,17 +397,20 @@ impl RedisStore {
         call.arg(ask.need).arg(ask.ahead).arg(ask.returned);
         call.arg(ask.known_debt.as_secs_f64() * 1e6).arg(u8::from(ask.after_outage)).arg(&self.replica_id);
         call.arg(LEASE.as_micros().to_string()).arg(gcra.most_on_lease());
-        let (tokens, debt): (u32, u64) = call.invoke_async(&mut link).await?;
+        let (tokens, debt): (u32, u64) = call.invoke_async(&mut connection).await?;
         // Never more than was asked for, nor a debt that no bucket has.
         let tokens = tokens.min(ask.need.saturating_add(ask.ahead));
         Ok(Grant { tokens, debt: Duration::from_micros(debt).min(LONGEST_REFILL) })
     }
 
     /// One exchange with Redis within [`ANSWER`].
-    async fn call<T>(&self, exchange: impl AsyncFnOnce(Link) -> RedisResult<T>) -> Result<T, StoreAway> {
-        let link = self.link.load_full().ok_or(StoreAway)?;
+    async fn call<T>(
+        &self,
+        exchange: impl AsyncFnOnce(RedisConnection) -> RedisResult<T>,
+    ) -> Result<T, StoreAway> {
+        let connection = self.connection.load_full().ok_or(StoreAway)?;
         let started = Instant::now();
-        let result = timeout(ANSWER, exchange(Link::clone(&link))).await;
+        let result = timeout(ANSWER, exchange(RedisConnection::clone(&connection))).await;
         self.metrics.redis_round_trip.observe(started.elapsed().as_secs_f64());
         match result {
             Ok(Ok(value)) => return Ok(value),
@@ -406,14 +418,14 @@ impl RedisStore {
             Err(_) => warn!(after_ms = ANSWER.as_millis(), "redis did not answer"),
         }
         self.metrics.redis_errors.inc();
-        self.lose(&link);
+        self.lose(&connection);
         Err(StoreAway)
     }
 
     async fn read_all(&self, topic: Topic) -> Result<Vec<String>, StoreAway> {
-        let link = self.link.load_full().ok_or(StoreAway)?;
+        let connection = self.connection.load_full().ok_or(StoreAway)?;
         let command = redis::cmd("HVALS").arg(topic_key(topic)).to_owned();
-        let read = timeout(UNHURRIED, command.query_async(&mut Link::clone(&link))).await;
+        let read = timeout(UNHURRIED, command.query_async(&mut RedisConnection::clone(&connection))).await;
         read.map_err(|_| StoreAway)?.map_err(|_| StoreAway)
     }
 }
@@ -438,7 +450,7 @@ impl Store for RedisStore {
         if !self.is_up() {
             return Err(StoreAway);
         }
-        let spent = self.pots.spend(charges, now, |question| self.ask(question));
+        let spent = self.leased_buckets.spend(charges, now, |question| self.ask(question));
         timeout(PATIENCE, spent).await.unwrap_or(Err(StoreAway))
     }
 
@@ -448,12 +460,13 @@ impl Store for RedisStore {
     }
 
     async fn refill(&self, bucket: &Bucket) -> Result<bool, StoreAway> {
-        let was_used_here = self.pots.refilled(bucket, clock::steady());
+        let was_used_here = self.leased_buckets.refilled(bucket, clock::steady());
         let mut pipe = redis::Pipeline::new();
         pipe.del(limit_key(bucket));
-        let (deleted,): (u64,) = self.call(async |mut link| pipe.query_async(&mut link).await).await?;
+        let (deleted,): (u64,) =
+            self.call(async |mut connection| pipe.query_async(&mut connection).await).await?;
         let told = redis::cmd("PUBLISH").arg(REFILLS).arg(bucket.to_string()).to_owned();
-        self.call(async |mut link| told.query_async::<()>(&mut link).await).await?;
+        self.call(async |mut connection| told.query_async::<()>(&mut connection).await).await?;
         Ok(was_used_here || deleted > 0)
     }
 
@@ -466,13 +479,14 @@ impl Store for RedisStore {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let mut call = self.scripts.count_failure.prepare_invoke();
         call.key(failures_key(client)).arg(millis(rule.window)).arg(rule.failures).arg(millis(rule.memory()));
-        let (count, offences) = self.call(async |mut link| call.invoke_async(&mut link).await).await?;
+        let (count, offences) =
+            self.call(async |mut connection| call.invoke_async(&mut connection).await).await?;
         Ok(Failures { count, offences })
     }
 
     async fn clear_failures(&self, client: IpNet) -> Result<(), StoreAway> {
         let command = redis::cmd("HDEL").arg(failures_key(client)).arg("count").arg("began").to_owned();
-        self.call(async |mut link| command.query_async(&mut link).await).await
+        self.call(async |mut connection| command.query_async(&mut connection).await).await
     }
 
     async fn put(&self, change: &Change) -> Result<Put, StoreAway> {
@@ -480,7 +494,8 @@ impl Store for RedisStore {
         let mut call = self.scripts.put.prepare_invoke();
         call.key(topic_key(change.topic)).arg(&change.key).arg(text);
         call.arg(format!("{:0DIGITS$}", change.changed_at)).arg(CHANGES);
-        let known: String = self.call(async |mut link| call.invoke_async(&mut link).await).await?;
+        let known: String =
+            self.call(async |mut connection| call.invoke_async(&mut connection).await).await?;
         Ok(known.parse().map_or(Put::Stored, Put::Known))
     }
 
@@ -494,7 +509,7 @@ impl Store for RedisStore {
         for (text, change) in texts.iter().zip(&all).filter(|(_, change)| !change.matters(now)) {
             let mut call = self.scripts.forget.prepare_invoke();
             call.key(topic_key(topic)).arg(&change.key).arg(text);
-            self.call(async |mut link| call.invoke_async::<()>(&mut link).await).await?;
+            self.call(async |mut connection| call.invoke_async::<()>(&mut connection).await).await?;
         }
         Ok(all.into_iter().filter(|change| change.matters(now)).collect())
     }

@@ -26,7 +26,7 @@ const ONE_NODE: Duration = Duration::from_secs(3);
 
 /// A connection; cheap to clone.
 #[derive(Clone)]
-pub enum Link {
+pub enum RedisConnection {
     /// To one server.
     One(MultiplexedConnection),
     /// To a Cluster.
@@ -34,9 +34,9 @@ pub enum Link {
 }
 
 /// A connection, and whom to ask for a subscription.
-pub struct Linked {
+pub struct Connected {
     /// For commands.
-    pub link: Link,
+    pub connection: RedisConnection,
     /// For subscriptions.
     pub node: Client,
 }
@@ -53,7 +53,7 @@ impl RedisAddress {
     }
 
     /// Connects to the first node that leads to a server that takes writes: a master, one that a Sentinel names, or a Cluster.
-    pub async fn connect(&self) -> anyhow::Result<Linked> {
+    pub async fn connect(&self) -> anyhow::Result<Connected> {
         let mut faults = Vec::new();
         for node in &self.nodes {
             // Each has its own time: nodes that are gone do not use up that of the others.
@@ -66,7 +66,7 @@ impl RedisAddress {
         bail!("{}", faults.join("; "))
     }
 
-    async fn connect_through(&self, node: &ConnectionInfo) -> anyhow::Result<Linked> {
+    async fn connect_through(&self, node: &ConnectionInfo) -> anyhow::Result<Connected> {
         let client = self.client(node.clone())?;
         match open(&client).await {
             Ok(mut connection) => match mode(&mut connection).await?.as_str() {
@@ -74,7 +74,7 @@ impl RedisAddress {
                 "sentinel" => self.connect_master(node, &mut connection).await,
                 _ => {
                     require_master(&mut connection).await?;
-                    Ok(Linked { link: Link::One(connection), node: client })
+                    Ok(Connected { connection: RedisConnection::One(connection), node: client })
                 }
             },
             Err(error) => self.connect_through_open_sentinel(node, error).await,
@@ -87,7 +87,7 @@ impl RedisAddress {
         &self,
         node: &ConnectionInfo,
         refusal: redis::RedisError,
-    ) -> anyhow::Result<Linked> {
+    ) -> anyhow::Result<Connected> {
         if refusal.kind() != ErrorKind::AuthenticationFailed || node.redis_settings().password().is_none() {
             return Err(refusal.into());
         }
@@ -101,7 +101,7 @@ impl RedisAddress {
         }
     }
 
-    async fn connect_cluster(&self, node: Client) -> anyhow::Result<Linked> {
+    async fn connect_cluster(&self, node: Client) -> anyhow::Result<Connected> {
         let mut cluster: ClusterClientBuilder = ClusterClient::builder(self.nodes.clone())
             .connection_timeout(CONNECT)
             .response_timeout(CONNECT)
@@ -111,14 +111,14 @@ impl RedisAddress {
             cluster = cluster.certs(TlsCertificates { client_tls: None, root_cert });
         }
         let connection = cluster.build()?.get_async_connection().await?;
-        Ok(Linked { link: Link::Cluster(connection), node })
+        Ok(Connected { connection: RedisConnection::Cluster(connection), node })
     }
 
     async fn connect_master(
         &self,
         node: &ConnectionInfo,
         sentinel: &mut MultiplexedConnection,
-    ) -> anyhow::Result<Linked> {
+    ) -> anyhow::Result<Connected> {
         let masters: Vec<HashMap<String, String>> =
             redis::cmd("SENTINEL").arg("MASTERS").query_async(sentinel).await?;
         let wanted = |master: &&HashMap<String, String>| {
@@ -142,7 +142,7 @@ impl RedisAddress {
         let client = self.client(node.clone().set_addr(address))?;
         let mut connection = open(&client).await.context("the master that the Sentinel names")?;
         require_master(&mut connection).await.context("the master that the Sentinel names")?;
-        Ok(Linked { link: Link::One(connection), node: client })
+        Ok(Connected { connection: RedisConnection::One(connection), node: client })
     }
 }
 
@@ -176,7 +176,7 @@ async fn mode(connection: &mut MultiplexedConnection) -> redis::RedisResult<Stri
     Ok(mode.unwrap_or("standalone").trim().to_owned())
 }
 
-impl ConnectionLike for Link {
+impl ConnectionLike for RedisConnection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
         match self {
             Self::One(connection) => connection.req_packed_command(command),

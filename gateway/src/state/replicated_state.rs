@@ -25,25 +25,25 @@ const LARGEST_FILE: u64 = 1 << 30;
 const MOST: usize = 500_000;
 
 /// The changes that matter.
-pub struct Ledger {
+pub struct ReplicatedState {
     changes: Mutex<HashMap<(Topic, String), Change>>,
     state: Arc<StateDir>,
     /// Held while writing, so that an older state never replaces a newer one.
     writing: Arc<tokio::sync::Mutex<()>>,
 }
 
-impl Ledger {
-    /// The ledger that is kept in the state directory; empty where there is none yet. A damaged one is set aside: the
-    /// gateway starts without, and Redis and the other replicas give back what they know.
+impl ReplicatedState {
+    /// Reads the replicated state from the state directory; empty where there is none yet. A damaged file is set aside:
+    /// the gateway starts without it, and Redis and the other replicas give back what they know.
     pub fn open(state: Arc<StateDir>, now: Timestamp) -> anyhow::Result<Self> {
         let file = state.path(FILE);
-        let ledger = Self { changes: Mutex::default(), state, writing: Arc::default() };
+        let replicated_state = Self { changes: Mutex::default(), state, writing: Arc::default() };
         if !file.exists() {
-            return Ok(ledger);
+            return Ok(replicated_state);
         }
         let bytes = service::files::read(&file, LARGEST_FILE)?;
         match serde_json::from_slice::<Vec<Change>>(&bytes) {
-            Ok(kept) => drop(ledger.apply(kept, now)),
+            Ok(kept) => drop(replicated_state.apply(kept, now)),
             Err(fault) => {
                 let aside = service::files::set_aside(&file)
                     .with_context(|| format!("`{}` is damaged and cannot be set aside", file.display()))?;
@@ -57,7 +57,7 @@ impl Ledger {
                 );
             }
         }
-        Ok(ledger)
+        Ok(replicated_state)
     }
 
     /// Makes changes here: each is newer than what is known of its key, even where the clock of whoever made that is ahead
@@ -120,11 +120,11 @@ impl Ledger {
     /// Writes everything down. After an error the file holds what it held before.
     pub async fn save(self: &Arc<Self>) -> io::Result<()> {
         let alone = Arc::clone(&self.writing).lock_owned().await;
-        let ledger = Arc::clone(self);
+        let replicated_state = Arc::clone(self);
         let written = tokio::task::spawn_blocking(move || {
             let _alone = alone; // whoever waits for this may have left
-            let all: Vec<Change> = ledger.changes.lock().values().cloned().collect();
-            ledger.state.replace(FILE, |out| Ok(serde_json::to_writer(out, &all)?))
+            let all: Vec<Change> = replicated_state.changes.lock().values().cloned().collect();
+            replicated_state.state.replace(FILE, |out| Ok(serde_json::to_writer(out, &all)?))
         });
         written.await?
     }
@@ -166,46 +166,50 @@ mod tests {
         Change { topic: Topic::Bans, key: key.to_owned(), value, until: None, changed_at }
     }
 
-    fn open(dir: &tempfile::TempDir) -> Arc<Ledger> {
+    fn open(dir: &tempfile::TempDir) -> Arc<ReplicatedState> {
         let state = StateDir::new(dir.path().to_owned(), Metrics::new().unwrap());
-        Arc::new(Ledger::open(state, NOW).unwrap())
+        Arc::new(ReplicatedState::open(state, NOW).unwrap())
     }
 
-    fn ledger() -> (tempfile::TempDir, Arc<Ledger>) {
+    fn replicated_state() -> (tempfile::TempDir, Arc<ReplicatedState>) {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = open(&dir);
-        (dir, ledger)
+        let replicated_state = open(&dir);
+        (dir, replicated_state)
     }
 
     const NOW: Timestamp = Timestamp::from_secs(1);
 
     #[test]
     fn the_later_change_counts_whatever_the_order_of_arrival() {
-        let (_dir, ledger) = ledger();
-        assert_eq!(ledger.apply([change("a", None, 2)], NOW).len(), 1);
-        assert_eq!(ledger.apply([change("a", Some(1), 1)], NOW).len(), 0);
-        assert!(ledger.holding(Topic::Bans, NOW).is_empty());
-        assert_eq!(ledger.apply([change("a", Some(1), 3)], NOW).len(), 1);
-        assert_eq!(ledger.holding(Topic::Bans, NOW).len(), 1);
-        assert!(ledger.holding(Topic::Overrides, NOW).is_empty());
+        let (_dir, replicated_state) = replicated_state();
+        assert_eq!(replicated_state.apply([change("a", None, 2)], NOW).len(), 1);
+        assert_eq!(replicated_state.apply([change("a", Some(1), 1)], NOW).len(), 0);
+        assert!(replicated_state.holding(Topic::Bans, NOW).is_empty());
+        assert_eq!(replicated_state.apply([change("a", Some(1), 3)], NOW).len(), 1);
+        assert_eq!(replicated_state.holding(Topic::Bans, NOW).len(), 1);
+        assert!(replicated_state.holding(Topic::Overrides, NOW).is_empty());
     }
 
     #[test]
     fn a_change_made_here_is_newer_than_what_it_changes_whatever_the_clock_says() {
-        let (_dir, ledger) = ledger();
+        let (_dir, replicated_state) = replicated_state();
         let ahead = Timestamp::from_secs(1_000).as_nanos();
-        ledger.apply([change("a", Some(1), ahead)], NOW);
-        let made = ledger.change(vec![change("a", None, 0), change("b", Some(1), 0)], NOW);
+        replicated_state.apply([change("a", Some(1), ahead)], NOW);
+        let made = replicated_state.change(vec![change("a", None, 0), change("b", Some(1), 0)], NOW);
         assert_eq!([made[0].changed_at, made[1].changed_at], [ahead + 1, NOW.as_nanos()]);
-        assert!(ledger.find(Topic::Bans, "a", NOW).is_none());
-        assert_eq!(ledger.apply([change("c", Some(1), u64::MAX)], NOW).len(), 0, "nothing could follow it");
+        assert!(replicated_state.find(Topic::Bans, "a", NOW).is_none());
+        assert_eq!(
+            replicated_state.apply([change("c", Some(1), u64::MAX)], NOW).len(),
+            0,
+            "nothing could follow it"
+        );
     }
 
     #[tokio::test]
     async fn what_is_saved_is_there_after_a_restart() {
-        let (dir, ledger) = ledger();
-        ledger.apply([change("a", Some(1), 1), change("b", None, 1)], NOW);
-        ledger.save().await.unwrap();
+        let (dir, replicated_state) = replicated_state();
+        replicated_state.apply([change("a", Some(1), 1), change("b", None, 1)], NOW);
+        replicated_state.save().await.unwrap();
         assert_eq!(open(&dir).all(Topic::Bans, NOW).len(), 2);
         for damaged in ["", "[", "\0\0\0"] {
             std::fs::write(dir.path().join("changes.json"), damaged).unwrap();

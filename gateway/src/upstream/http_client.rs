@@ -35,14 +35,14 @@ const CONNECT: Duration = Duration::from_secs(1);
 
 /// Where connections are made to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Destination {
     /// An address over TCP.
     Tcp(SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
@@ -51,9 +51,9 @@ impl fmt::Display for Place {
     }
 }
 
-/// A client with connections to one place.
+/// A client with connections to one destination.
 #[derive(Clone)]
-pub struct Fetch {
+pub struct HttpClient {
     dial: Dial,
     base: String,
     /// The client with its connections, and the group of the transport for which they were made.
@@ -62,23 +62,23 @@ pub struct Fetch {
 
 type Pool = (u64, Client<Dial, Full<Bytes>>);
 
-impl Fetch {
+impl HttpClient {
     /// A client of the service at `address`, whose name is looked up for each connection.
     pub fn of(address: &Address, transport: Arc<Transport>) -> Self {
         match address {
             Address::Tcp(host) => Self::dialling(None, host, transport),
-            Address::Unix(path) => Self::at(Place::Unix(path.clone()), "localhost", transport),
+            Address::Unix(path) => Self::at(Destination::Unix(path.clone()), "localhost", transport),
         }
     }
 
-    /// A client of the service at `place`, which is called `host`.
-    pub fn at(place: Place, host: &str, transport: Arc<Transport>) -> Self {
-        Self::dialling(Some(place), host, transport)
+    /// A client of the service at `destination`, which is called `host`.
+    pub fn at(destination: Destination, host: &str, transport: Arc<Transport>) -> Self {
+        Self::dialling(Some(destination), host, transport)
     }
 
-    fn dialling(place: Option<Place>, host: &str, transport: Arc<Transport>) -> Self {
+    fn dialling(destination: Option<Destination>, host: &str, transport: Arc<Transport>) -> Self {
         let base = format!("{}://{host}", transport.scheme());
-        let dial = Dial { place, transport };
+        let dial = Dial { destination, transport };
         Self { base, pool: Arc::new(ArcSwap::from_pointee(dial.pool())), dial }
     }
 
@@ -140,7 +140,7 @@ pub fn is_unreachable(error: &anyhow::Error) -> bool {
 #[derive(Clone)]
 struct Dial {
     /// `None`: what the address of a request says.
-    place: Option<Place>,
+    destination: Option<Destination>,
     transport: Arc<Transport>,
 }
 
@@ -170,9 +170,9 @@ impl Dial {
             io::Result::Ok(Box::new(socket) as Box<dyn Duplex>)
         };
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let socket: Box<dyn Duplex> = match self.place {
-            Some(Place::Unix(path)) => Box::new(UnixStream::connect(path).await?),
-            Some(Place::Tcp(address)) => over_tcp(TcpStream::connect(address).await?)?,
+        let socket: Box<dyn Duplex> = match self.destination {
+            Some(Destination::Unix(path)) => Box::new(UnixStream::connect(path).await?),
+            Some(Destination::Tcp(address)) => over_tcp(TcpStream::connect(address).await?)?,
             None => over_tcp(TcpStream::connect((host, port)).await?)?,
         };
         if !secure {

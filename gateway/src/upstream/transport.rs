@@ -1,6 +1,6 @@
 //! How an upstream is spoken to: in which HTTP, with TLS or without, whom we believe and what we show.
 //!
-//! Requests go over pingora's connections ([`hop`](crate::upstream::connection)), our own questions through [`Fetch`](crate::upstream::http_client::Fetch): both take what they need from
+//! Requests go over pingora's connections ([`hop`](crate::upstream::connection)), our own questions through [`HttpClient`](crate::upstream::http_client::HttpClient): both take what they need from
 //! here, so that a health check says of a connection what a request would find.
 
 use std::io;

@@ -51,7 +51,7 @@ type Key = [u8; 32];
 
 /// An answer that was good.
 #[derive(Clone, Debug)]
-pub struct Kept {
+pub struct CachedResponse {
     /// Its status and fields, without those that every answer gets from us.
     pub header: Arc<ResponseHeader>,
     /// Its body.
@@ -59,10 +59,10 @@ pub struct Kept {
     at: Timestamp,
     /// How old it was when it came.
     born: Duration,
-    may: May,
+    reuse: Reuse,
 }
 
-impl Kept {
+impl CachedResponse {
     /// How old it is (RFC 9111, 4.2.3).
     pub fn age(&self, now: Timestamp) -> Duration {
         self.born + now.since(self.at)
@@ -71,7 +71,7 @@ impl Kept {
 
 /// Who may be given an answer, and for how long.
 #[derive(Clone, Copy, Debug)]
-struct May {
+struct Reuse {
     /// Whether it may be given to requests that show who they are by `Authorization`.
     authorized: bool,
     /// The same, by a cookie.
@@ -86,7 +86,7 @@ struct May {
 enum Entry {
     /// The fields by which answers to this vary, in lower case: their values are in the keys of the answers.
     Varies(Arc<[String]>),
-    Answer(Kept),
+    Answer(CachedResponse),
 }
 
 /// The last good answers.
@@ -103,11 +103,11 @@ impl Default for LastGood {
 
 /// A request, as far as kept answers ask about it.
 #[derive(Clone, Copy)]
-pub struct Asking<'r> {
+pub struct CacheLookup<'r> {
     /// The route.
     pub route: &'r Route,
     /// Who asks.
-    pub who: Who<'r>,
+    pub subject: CacheSubject<'r>,
     /// Whether the client came over TLS.
     pub encrypted: bool,
     /// The normal path and the query.
@@ -116,7 +116,7 @@ pub struct Asking<'r> {
     pub header: &'r RequestHeader,
 }
 
-impl Asking<'_> {
+impl CacheLookup<'_> {
     /// Whether an answer to it may be kept, and whether it may be given one, as far as it says so itself.
     fn allows(&self) -> bool {
         let method = &self.header.method;
@@ -133,7 +133,7 @@ impl Asking<'_> {
 
     /// Whether the gateway knows who asks.
     fn is_known(&self) -> bool {
-        self.who.id.is_some()
+        self.subject.id.is_some()
     }
 
     /// Everything by which requests for different things, or of different people, differ.
@@ -160,7 +160,7 @@ impl Asking<'_> {
     /// Besides what the gateway knows, everything that the service is told: behind one API key there may be many
     /// people, whom the service tells apart.
     fn push_who(&self, push: &mut impl FnMut(&[u8])) {
-        let Who { method, id, key } = self.who;
+        let CacheSubject { method, id, key } = self.subject;
         for part in [method, id, key] {
             push(part.unwrap_or_default().as_bytes());
         }
@@ -174,7 +174,7 @@ impl Asking<'_> {
 
 /// Who asks, as far as the gateway knows. Two people differ in one of these.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Who<'r> {
+pub struct CacheSubject<'r> {
     /// How that was proved.
     pub method: Option<&'static str>,
     /// The subject.
@@ -183,7 +183,7 @@ pub struct Who<'r> {
     pub key: Option<&'r str>,
 }
 
-impl<'r> Who<'r> {
+impl<'r> CacheSubject<'r> {
     /// A subject.
     pub fn of(subject: &'r Subject) -> Self {
         Self { method: subject.method(), id: subject.identity(), key: subject.key() }
@@ -191,7 +191,7 @@ impl<'r> Who<'r> {
 }
 
 /// An answer that is on its way to a client and may be worth keeping.
-pub struct Keeping {
+pub struct PendingEntry {
     /// The key without what it varies by, what that is, and the key with it.
     request: Key,
     varying: Vec<String>,
@@ -199,28 +199,28 @@ pub struct Keeping {
     header: Arc<ResponseHeader>,
     body: BytesMut,
     at: Timestamp,
-    may: May,
+    reuse: Reuse,
 }
 
-impl Keeping {
+impl PendingEntry {
     /// Begins to keep an answer, if it may be.
-    pub fn begin(asking: &Asking<'_>, answer: &ResponseHeader, at: Timestamp) -> Option<Self> {
-        if asking.header.method != Method::GET || !asking.allows() || answer.status != StatusCode::OK {
+    pub fn begin(lookup: &CacheLookup<'_>, answer: &ResponseHeader, at: Timestamp) -> Option<Self> {
+        if lookup.header.method != Method::GET || !lookup.allows() || answer.status != StatusCode::OK {
             return None;
         }
-        let may = may(asking, &answer.headers)?;
+        let reuse = reuse_rule(lookup, &answer.headers)?;
         let varying = varying(&answer.headers)?;
         let length = answer.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let is_small = length.is_none_or(|length: usize| length <= LARGEST)
             && header_bytes(&answer.headers) <= LARGEST_HEADER;
         is_small.then(|| Self {
-            request: asking.key(&[]),
-            key: asking.key(&varying),
+            request: lookup.key(&[]),
+            key: lookup.key(&varying),
             varying,
             header: Arc::new(answer.clone()),
             body: BytesMut::new(),
             at,
-            may,
+            reuse,
         })
     }
 
@@ -235,29 +235,29 @@ impl Keeping {
 }
 
 /// Who may be given an answer; `None` when it is not kept (RFC 9111, 3 and 3.5).
-fn may(asking: &Asking<'_>, answer: &HeaderMap) -> Option<May> {
+fn reuse_rule(lookup: &CacheLookup<'_>, answer: &HeaderMap) -> Option<Reuse> {
     let says = Directives::read(answer, CACHE_CONTROL);
-    let is_another_s = says.has("private") && !asking.is_known();
+    let is_another_s = says.has("private") && !lookup.is_known();
     let never = says.has("no-store") || says.has("no-cache") || is_another_s;
     if never || answer.contains_key(SET_COOKIE) || answer.contains_key(CONTENT_RANGE) {
         return None;
     }
     let ends_when_stale =
         ["must-revalidate", "proxy-revalidate", "s-maxage"].iter().any(|word| says.has(word));
-    let with_cookie = asking.is_known() || says.has("public");
+    let with_cookie = lookup.is_known() || says.has("public");
     let authorized = with_cookie || says.has("must-revalidate") || says.has("s-maxage");
     let until = if ends_when_stale { freshness(&says).min(OLDEST) } else { OLDEST };
-    let may = May { authorized, with_cookie, until };
-    (may.be_given_to(asking) && age(answer) < until).then_some(may)
+    let reuse = Reuse { authorized, with_cookie, until };
+    (reuse.be_given_to(lookup) && age(answer) < until).then_some(reuse)
 }
 
 /// A proof as good as `Authorization`, which a service may take where the gateway asks for none.
 const API_KEY: HeaderName = HeaderName::from_static(KEY_FIELD);
 
-impl May {
-    fn be_given_to(self, asking: &Asking<'_>) -> bool {
-        let shows_a_proof = asking.shows(AUTHORIZATION) || asking.shows(API_KEY);
-        (self.authorized || !shows_a_proof) && (self.with_cookie || !asking.shows(COOKIE))
+impl Reuse {
+    fn be_given_to(self, lookup: &CacheLookup<'_>) -> bool {
+        let shows_a_proof = lookup.shows(AUTHORIZATION) || lookup.shows(API_KEY);
+        (self.authorized || !shows_a_proof) && (self.with_cookie || !lookup.shows(COOKIE))
     }
 }
 
@@ -279,8 +279,8 @@ fn header_bytes(fields: &HeaderMap) -> usize {
 
 impl LastGood {
     /// Keeps an answer that has arrived whole.
-    pub fn keep(&self, keeping: Keeping) {
-        let Keeping { request, varying, key, header, body, at, may } = keeping;
+    pub fn store(&self, entry: PendingEntry) {
+        let PendingEntry { request, varying, key, header, body, at, reuse } = entry;
         // As large as it is and no larger: the buffer has room for more.
         let body = Bytes::copy_from_slice(&body);
         let heap = size_of::<ResponseHeader>() + header_bytes(&header.headers) + body.len();
@@ -291,23 +291,23 @@ impl LastGood {
             let varies = Entry::Varies(varying.into());
             cache.insert(self.hasher.hash_one(request), &request, varies, heap);
         }
-        let kept = Entry::Answer(Kept { header, body, at, born, may });
+        let kept = Entry::Answer(CachedResponse { header, body, at, born, reuse });
         cache.insert(self.hasher.hash_one(key), &key, kept, heap);
     }
 
     /// The last good answer that will do for a request.
-    pub fn find(&self, asking: &Asking<'_>, now: Timestamp) -> Option<Kept> {
-        if !asking.allows() {
+    pub fn find(&self, lookup: &CacheLookup<'_>, now: Timestamp) -> Option<CachedResponse> {
+        if !lookup.allows() {
             return None;
         }
         let mut cache = self.cache.lock();
         let mut get = |key: Key| cache.get(self.hasher.hash_one(key), &key).cloned();
-        let entry = match get(asking.key(&[]))? {
-            Entry::Varies(names) => get(asking.key(&names))?,
+        let entry = match get(lookup.key(&[]))? {
+            Entry::Varies(names) => get(lookup.key(&names))?,
             entry @ Entry::Answer(_) => entry,
         };
         let Entry::Answer(kept) = entry else { return None };
-        (kept.may.be_given_to(asking) && kept.age(now) < kept.may.until).then_some(kept)
+        (kept.reuse.be_given_to(lookup) && kept.age(now) < kept.reuse.until).then_some(kept)
     }
 
     /// Bytes of the answers that are kept.

@@ -37,7 +37,7 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 const SMALL_PIECES: usize = 4 * 1024 * 1024;
 
 /// For a client that says nothing more, when we have said that we leave and all is answered.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a connection was ended.
 pub(crate) struct Ended {
@@ -115,7 +115,7 @@ impl Streams<'_> {
         let mut shutdown = self.shutdown.clone();
         let mut leaving = false;
         loop {
-            let patience = if leaving { FAREWELL } else { rule.idle_timeout };
+            let patience = if leaving { CLOSE_TIMEOUT } else { rule.idle_timeout };
             tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|leaving| *leaving), if !leaving => {

@@ -34,7 +34,7 @@ pub(super) enum Body {
     Chunked,
     UntilClose,
     /// What follows is another protocol.
-    Tunnel,
+    Upgraded,
 }
 
 /// Which rule of the grammar a header breaks.
@@ -98,7 +98,7 @@ fn body(header: &mut ResponseHeader, head_only: bool) -> Result<Body> {
         return Err(UpstreamFault::LengthAndChunks.error());
     }
     Ok(match (status, length) {
-        (101, _) => Body::Tunnel,
+        (101, _) => Body::Upgraded,
         (100..=199, _) => Body::Later,
         (204 | 304, _) => Body::None,
         _ if head_only => Body::None,
@@ -178,7 +178,7 @@ mod tests {
             ("HTTP/1.1 204 None\r\nContent-Length: 5\r\n\r\n", Body::None, true),
             ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", Body::None, true),
             ("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", Body::Later, true),
-            ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n", Body::Tunnel, true),
+            ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n", Body::Upgraded, true),
             ("HTTP/1.1 200 OK\nContent-Length: 5\nConnection: close\n\n", Body::Length(5), false),
             ("HTTP/1.1 200 OK\nTransfer-Encoding: chunked\r\n\n", Body::Chunked, true),
         ] {

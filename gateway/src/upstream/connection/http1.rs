@@ -57,7 +57,7 @@ enum Reading {
     Length(u64),
     Chunks(Chunks),
     UntilClose,
-    Tunnel,
+    Upgraded,
     Over,
 }
 
@@ -207,10 +207,10 @@ impl Http1 {
                     Body::Length(length) => Reading::Length(length),
                     Body::Chunked => Reading::Chunks(Chunks::keeping_trailers(OVERHEAD)),
                     Body::UntilClose => Reading::UntilClose,
-                    Body::Tunnel => {
+                    Body::Upgraded => {
                         // What follows is not HTTP, in either direction.
                         (self.chunked, self.sent) = (false, false);
-                        Reading::Tunnel
+                        Reading::Upgraded
                     }
                 };
                 Ok(Some(Event::Head(Box::new(header), matches!(self.reading, Reading::Over))))
@@ -241,7 +241,7 @@ impl Http1 {
                     Some(Part::Size(_) | Part::ChunkEnd) => {}
                 }
             },
-            Reading::UntilClose | Reading::Tunnel => {
+            Reading::UntilClose | Reading::Upgraded => {
                 let piece = self.inbox.split().freeze();
                 Ok((!piece.is_empty()).then_some(Event::Piece(piece, false)))
             }
@@ -253,7 +253,7 @@ impl Http1 {
     /// The upstream closes.
     fn closed(&mut self) -> Result<Event> {
         match self.reading {
-            Reading::UntilClose | Reading::Tunnel => {
+            Reading::UntilClose | Reading::Upgraded => {
                 self.reading = Reading::Over;
                 Ok(Event::End(None))
             }

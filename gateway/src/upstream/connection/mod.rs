@@ -1,4 +1,4 @@
-//! The hop to an upstream: one request and its answer on one connection.
+//! A connection to an upstream: one request and its answer.
 //!
 //! Both directions move at once. While a body waits until the upstream takes more of it, the answer is read on; so an
 //! upstream that answers while it reads holds up nobody. Of an answer one piece is read at a time, and the next one when
@@ -20,7 +20,7 @@ use http1::Http1;
 use http2::Http2;
 pub use pool::Pool;
 
-/// What happens on a hop.
+/// What happens on an upstream connection.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// What was to be sent is sent, or cannot be.
@@ -34,7 +34,7 @@ pub(crate) enum Event {
 }
 
 /// One request and its answer on one connection.
-pub(crate) struct Hop {
+pub(crate) struct UpstreamConnection {
     wire: Wire,
     /// Whether the connection served others before.
     reused: bool,
@@ -45,7 +45,7 @@ enum Wire {
     Http2(Box<Http2>),
 }
 
-impl Hop {
+impl UpstreamConnection {
     fn http1(stream: Stream, reused: bool) -> Self {
         Self { wire: Wire::Http1(Box::new(Http1::new(stream))), reused }
     }
@@ -62,38 +62,38 @@ impl Hop {
     /// Begins with the request's header; `ends` when there is no body, not even an empty one.
     pub(crate) fn begin(&mut self, request: Box<RequestHeader>, scheme: &str, ends: bool) -> Result<()> {
         match &mut self.wire {
-            Wire::Http1(hop) => {
-                hop.begin(&request)?;
+            Wire::Http1(connection) => {
+                connection.begin(&request)?;
                 if ends {
-                    hop.send(Bytes::new(), true);
+                    connection.send(Bytes::new(), true);
                 }
                 Ok(())
             }
-            Wire::Http2(hop) => hop.begin(request, scheme, ends),
+            Wire::Http2(connection) => connection.begin(request, scheme, ends),
         }
     }
 
     /// Gives it a piece of the request's body, when the one before is [sent](Event::Sent).
     pub(crate) fn send(&mut self, piece: Bytes, end: bool) {
         match &mut self.wire {
-            Wire::Http1(hop) => hop.send(piece, end),
-            Wire::Http2(hop) => hop.send(piece, end),
+            Wire::Http1(connection) => connection.send(piece, end),
+            Wire::Http2(connection) => connection.send(piece, end),
         }
     }
 
     /// Whether something waits to be sent.
     pub(crate) fn is_sending(&self) -> bool {
         match &self.wire {
-            Wire::Http1(hop) => hop.is_sending(),
-            Wire::Http2(hop) => hop.is_sending(),
+            Wire::Http1(connection) => connection.is_sending(),
+            Wire::Http2(connection) => connection.is_sending(),
         }
     }
 
     /// Whether the upstream still takes what is sent to it; it may answer nevertheless.
     pub(crate) fn takes_more(&self) -> bool {
         match &self.wire {
-            Wire::Http1(hop) => hop.takes_more(),
-            Wire::Http2(hop) => hop.takes_more(),
+            Wire::Http1(connection) => connection.takes_more(),
+            Wire::Http2(connection) => connection.takes_more(),
         }
     }
 
@@ -101,16 +101,16 @@ impl Hop {
     /// is lost when it is dropped before.
     pub(crate) async fn next(&mut self, room: bool) -> Result<Event> {
         std::future::poll_fn(|cx| match &mut self.wire {
-            Wire::Http1(hop) => hop.poll_next(cx, room),
-            Wire::Http2(hop) => hop.poll_next(cx, room),
+            Wire::Http1(connection) => connection.poll_next(cx, room),
+            Wire::Http2(connection) => connection.poll_next(cx, room),
         })
         .await
     }
 
     /// Tells the other end of a tunnel that nothing more is sent to it.
     pub(crate) fn close_sending(&mut self) {
-        if let Wire::Http1(hop) = &mut self.wire {
-            hop.close_sending();
+        if let Wire::Http1(connection) = &mut self.wire {
+            connection.close_sending();
         }
     }
 
@@ -119,7 +119,9 @@ impl Hop {
     pub(crate) fn is_stale(&self, fault: &Error) -> bool {
         self.reused
             && match &self.wire {
-                Wire::Http1(hop) => !hop.heard() && *fault.etype() == ErrorType::ConnectionClosed,
+                Wire::Http1(connection) => {
+                    !connection.heard() && *fault.etype() == ErrorType::ConnectionClosed
+                }
                 Wire::Http2(_) => matches!(fault.retry, RetryType::ReusedOnly),
             }
     }
