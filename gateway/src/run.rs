@@ -115,7 +115,7 @@ pub async fn run(
 
     let (shutdown, stopping) = watch::channel(false);
     let (stop_admin, admin_stops) = watch::channel(false);
-    let leaving = Arc::new(AtomicBool::new(false));
+    let draining = Arc::new(AtomicBool::new(false));
     reloader.watch(Arc::clone(gateway.live())).context("policy.file: its directory cannot be watched")?;
     tokio::spawn(Arc::clone(&reloader).follow_overrides(Arc::clone(gateway.live())));
     tokio::spawn(Arc::clone(&reloader).watch_trials(Arc::clone(gateway.live())));
@@ -126,7 +126,7 @@ pub async fn run(
         upstreams: upstreams.clone(),
         admin_token,
         metrics_token: secrets.get("METRICS_TOKEN")?,
-        leaving: Arc::clone(&leaving),
+        draining: Arc::clone(&draining),
         changing: Arc::default(),
         judging: Admin::judging(),
     };
@@ -141,7 +141,7 @@ pub async fn run(
         pool: Pool::new(KEPT_CONNECTIONS),
         signer: signer(),
         access: access.clone(),
-        leaving: Arc::clone(&leaving),
+        draining: Arc::clone(&draining),
         production: profile == Profile::Production,
     });
     let setup = ConnectionSetup {
@@ -156,7 +156,7 @@ pub async fn run(
     }
     drop(acceptor);
 
-    drain(&mut signals, &settings.server, &leaving, &shutdown, &mut all_done).await;
+    drain(&mut signals, &settings.server, &draining, &shutdown, &mut all_done).await;
     stop_admin.send_replace(true);
     let _ = tokio::time::timeout(Duration::from_secs(1), admin_task).await;
     leave_nothing_behind(shared).await
@@ -215,15 +215,15 @@ fn needed_secrets(settings: &Settings, profile: Profile, policy: &Path) -> Vec<(
 async fn drain(
     signals: &mut Signals,
     settings: &ServerSettings,
-    leaving: &AtomicBool,
+    draining: &AtomicBool,
     shutdown: &watch::Sender<bool>,
     all_done: &mut mpsc::Receiver<()>,
 ) {
     let name = signals.wait().await;
     let (delay, timeout) =
         (settings.drain_delay.unwrap_or_default(), settings.drain_timeout.unwrap_or_default());
-    info!(signal = name, drain_delay_ms = delay.as_millis(), "leaving: not ready, still accepting");
-    leaving.store(true, Ordering::Relaxed);
+    info!(signal = name, drain_delay_ms = delay.as_millis(), "draining: not ready, still accepting");
+    draining.store(true, Ordering::Relaxed);
     tokio::select! {
         () = tokio::time::sleep(delay) => {}
         _ = signals.wait() => leave_at_once(),

@@ -91,7 +91,7 @@ impl Proxy {
         session.set_write_timeout(Some(exchange.rules().requests.write_timeout));
         let http_10 = session.req_header().version == Version::HTTP_10;
         // The connection of a handshake is open for whatever follows; where that is refused, it ends.
-        if http_10 || exchange.handshake || self.is_leaving() {
+        if http_10 || exchange.handshake || self.is_draining() {
             session.set_keepalive(None);
         }
         session.set_ignore_info_resp(http_10);

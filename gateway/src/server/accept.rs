@@ -72,20 +72,20 @@ pub struct ConnectionSetup {
 }
 
 /// Whose a connection is.
-struct Whose {
+struct Origin {
     peer: SocketAddr,
     /// A balancer made it for itself, as to ask how we are: what it says of other people is none of theirs.
-    is_the_balancer_s_own: bool,
+    is_balancers_own: bool,
 }
 
 impl ConnectionSetup {
     /// Whose connection it is: a trusted balancer may say so.
-    async fn name(&self, socket: &mut TcpStream, peer: SocketAddr, trusted: bool) -> io::Result<Whose> {
+    async fn name(&self, socket: &mut TcpStream, peer: SocketAddr, trusted: bool) -> io::Result<Origin> {
         if !(self.proxy_protocol && trusted) {
-            return Ok(Whose { peer, is_the_balancer_s_own: false });
+            return Ok(Origin { peer, is_balancers_own: false });
         }
         let named = proxy_protocol::read(socket).await?;
-        Ok(Whose { peer: named.unwrap_or(peer), is_the_balancer_s_own: named.is_none() })
+        Ok(Origin { peer: named.unwrap_or(peer), is_balancers_own: named.is_none() })
     }
 
     async fn secure(&self, socket: TcpStream) -> io::Result<Socket> {
@@ -125,7 +125,7 @@ impl Acceptor {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = shutdown.wait_for(|leaving| *leaving) => break,
+                _ = shutdown.wait_for(|draining| *draining) => break,
             };
             match accepted {
                 Ok((socket, peer)) => {
@@ -159,7 +159,7 @@ impl Acceptor {
         let deadline = Instant::now() + requests.header_timeout;
         let trusted = policy.rules.client.trusts(peer.ip().to_canonical());
         let named = timeout_at(deadline, self.setup.name(&mut socket, peer, trusted)).await;
-        let Ok(Ok(Whose { peer, is_the_balancer_s_own })) = named else {
+        let Ok(Ok(Origin { peer, is_balancers_own })) = named else {
             debug!(%peer, "a trusted proxy began its connection with no PROXY header");
             return;
         };
@@ -174,8 +174,8 @@ impl Acceptor {
         }
         let Ok(Ok(socket)) = timeout_at(deadline, self.setup.secure(socket)).await else { return };
         let mut connection = Box::new(Connection::new(socket, peer));
-        if is_the_balancer_s_own {
-            connection.speaks_for_itself();
+        if is_balancers_own {
+            connection.mark_as_balancers_own();
         }
         if permit.is_none() {
             let detail = format!("this address holds {most} connections already");
@@ -251,8 +251,8 @@ impl Acceptor {
         let mut session = ServerSession::new_http1(connection);
         session.set_pipelined_prefix(bytes);
         // pingora counts in whole seconds and only asks whether to keep the connection: the deadline is ours.
-        let leaving = *self.shutdown.borrow();
-        session.set_keepalive((!leaving && !head.upgrade).then_some(rule.idle_timeout.as_secs().max(1)));
+        let draining = *self.shutdown.borrow();
+        session.set_keepalive((!draining && !head.upgrade).then_some(rule.idle_timeout.as_secs().max(1)));
         session.set_write_timeout(Some(rule.write_timeout));
         let (stream, _) = self.proxy.process_new_http(session, &self.shutdown).await?.consume();
         let connection = stream.into_any().downcast::<Connection>().ok()?;
@@ -289,7 +289,7 @@ impl Acceptor {
             let read = tokio::select! {
                 biased;
                 read = timeout_at(deadline, connection.read_more()) => Some(read),
-                () = left(&mut shutdown), if !started => None,
+                () = shutdown_begins(&mut shutdown), if !started => None,
             };
             let read = match read {
                 Some(read) => read,
@@ -313,8 +313,8 @@ impl Acceptor {
 }
 
 /// Waits until the gateway is told to leave.
-async fn left(shutdown: &mut watch::Receiver<bool>) {
-    let _ = shutdown.wait_for(|leaving| *leaving).await;
+async fn shutdown_begins(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|draining| *draining).await;
 }
 
 /// What came of waiting for a header.

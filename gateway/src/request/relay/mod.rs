@@ -305,7 +305,7 @@ impl Proxy {
                 if !self.take_head(session, exchange, &mut header, end)? {
                     return Ok(Answer::Withheld);
                 }
-                if self.is_leaving() {
+                if self.is_draining() {
                     session.set_keepalive(None);
                 }
                 let upgraded = header.status == StatusCode::SWITCHING_PROTOCOLS;

@@ -113,13 +113,13 @@ impl Streams<'_> {
             .handshake::<_, Bytes>(connection)
             .await?;
         let mut shutdown = self.shutdown.clone();
-        let mut leaving = false;
+        let mut draining = false;
         loop {
-            let patience = if leaving { CLOSE_TIMEOUT } else { rule.idle_timeout };
+            let patience = if draining { CLOSE_TIMEOUT } else { rule.idle_timeout };
             tokio::select! {
                 biased;
-                _ = shutdown.wait_for(|leaving| *leaving), if !leaving => {
-                    leaving = true;
+                _ = shutdown.wait_for(|draining| *draining), if !draining => {
+                    draining = true;
                     connection.graceful_shutdown();
                 }
                 accepted = connection.accept() => match accepted {
@@ -130,11 +130,11 @@ impl Streams<'_> {
                     None => return Ok(()),
                 },
                 // Who is told so knows that what it asks from now on was not looked at (RFC 9113, 6.8).
-                () = self.active.idle_for(patience), if !leaving => {
-                    leaving = true;
+                () = self.active.idle_for(patience), if !draining => {
+                    draining = true;
                     connection.graceful_shutdown();
                 }
-                () = self.active.idle_for(patience), if leaving => return Ok(()),
+                () = self.active.idle_for(patience), if draining => return Ok(()),
             }
         }
     }
