@@ -1,8 +1,8 @@
-//! The store in Redis: tokens on lease, Redis's own clock, and never a wait for a Redis that is away.
+//! The store in Redis: tokens on lease, the clock of Redis, and no waiting for a Redis that is unavailable.
 //!
-//! A background task connects and reconnects. A call without a connection fails at once; a call that takes longer
-//! than [`ANSWER`] fails and drops the connection, so that the requests after it do not wait either. What was spent
-//! meanwhile is told to Redis before any request is sent there again.
+//! A background task connects and reconnects. A call without a connection fails at once; a call that takes longer than
+//! [`ANSWER`] fails and drops the connection, so that the requests after it do not wait either. What was spent during
+//! an outage is reported to Redis before requests use it again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -32,31 +32,32 @@ use crate::state::leases::{LeasedBuckets, PendingQuestion, Question};
 use crate::state::redis_connection::{Connected, RedisConnection};
 use crate::state::store::{Change, Failures, Put, Store, Topic};
 
-/// The longest that one answer of Redis is waited for.
+/// The longest wait for one answer of Redis.
 const ANSWER: Duration = Duration::from_millis(40);
 
-/// The longest that a request waits for Redis, whatever happens.
+/// The longest that a request waits for Redis in total.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// For subscribing, and for what is told to Redis after an outage.
+/// The timeout for subscribing, and for the report to Redis after an outage.
 const UNHURRIED: Duration = Duration::from_secs(1);
 
-/// How often a replica says that it is there, and for how long it is believed.
+/// How often a replica announces itself, and how long the announcement counts.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const PRESENCE: Duration = Duration::from_secs(10);
 
-/// After an outage the other replicas are waited for so long: twice a heartbeat, for those that were never away.
+/// The longest wait for the other replicas after an outage: two heartbeats, because replicas that kept their connection
+/// announce themselves within that time.
 const OTHERS: Duration = Duration::from_secs(4);
 
-/// How often leases are looked through for tokens that nobody spends.
+/// How often leases are searched for unused tokens.
 const LOOK_THROUGH: Duration = Duration::from_millis(100);
 
-/// Questions in flight at once, where nobody waits for them.
+/// The most questions in flight for which no request waits.
 const AT_ONCE: usize = 64;
 
 const RECONNECT: Backoff = Backoff { base: Duration::from_millis(50), max: Duration::from_millis(500) };
 
-/// Redis has not said its time yet.
+/// Marks that the time of Redis is not known yet.
 const UNKNOWN: i64 = i64::MIN;
 
 /// Every key begins with this.
@@ -65,7 +66,7 @@ const CHANGES: &str = "palisade:changes";
 const REFILLS: &str = "palisade:refills";
 const REPLICAS: &str = "palisade:replicas";
 
-/// What is heard from Redis.
+/// What Redis notifies us of.
 #[derive(Debug)]
 pub enum News {
     /// A replica changed something.
@@ -81,12 +82,12 @@ pub struct RedisStore {
     lost: Notify,
     leased_buckets: LeasedBuckets,
     scripts: Scripts,
-    /// Replicas that are believed to be there, and those that were at the last count.
+    /// The number of replicas that is used, and the number at the last count.
     replicas: AtomicU32,
     seen: AtomicU32,
-    away_since: AtomicU64,
+    unavailable_since: AtomicU64,
     was_up: AtomicBool,
-    /// By how many milliseconds Redis's clock is ahead of the steady one.
+    /// How many milliseconds the clock of Redis is ahead of the steady clock.
     clock_ahead_ms: AtomicI64,
     replica_id: String,
     metrics: Metrics,
@@ -101,7 +102,7 @@ struct Scripts {
 }
 
 impl RedisStore {
-    /// A store that connects once [`RedisStore::run`] runs.
+    /// A store. It connects when [`RedisStore::run`] runs.
     pub fn new(address: RedisAddress, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
             address,
@@ -117,7 +118,7 @@ impl RedisStore {
             },
             replicas: AtomicU32::new(1),
             seen: AtomicU32::new(1),
-            away_since: AtomicU64::new(clock::steady().as_nanos()),
+            unavailable_since: AtomicU64::new(clock::steady().as_nanos()),
             was_up: AtomicBool::new(false),
             clock_ahead_ms: AtomicI64::new(UNKNOWN),
             replica_id: uuid::Uuid::now_v7().simple().to_string(),
@@ -125,7 +126,7 @@ impl RedisStore {
         })
     }
 
-    /// Replicas that were there when Redis last answered.
+    /// The number of replicas when Redis last answered.
     pub fn replicas(&self) -> u32 {
         self.replicas.load(Ordering::Relaxed)
     }
@@ -135,37 +136,38 @@ impl RedisStore {
         self.connection.load().is_some()
     }
 
-    /// Buckets of which something is known here.
+    /// Buckets that are known here.
     pub fn buckets(&self) -> usize {
         self.leased_buckets.len()
     }
 
-    /// Takes a token from this replica's share of every bucket, while Redis is away.
+    /// Takes a token from this replica's share of every bucket, while Redis is unavailable.
     pub fn spend_alone(&self, charges: &[Charge], now: Timestamp) -> Readings {
-        self.leased_buckets.spend_alone(charges, self.replicas(), self.away_since(), now)
+        self.leased_buckets.spend_alone(charges, self.replicas(), self.unavailable_since(), now)
     }
 
-    /// Gives back what was taken.
+    /// Gives back tokens that were taken.
     pub fn refund_now(&self, charges: &[Charge]) {
         self.leased_buckets.put_back(charges);
     }
 
-    /// Gives back what was taken alone.
+    /// Gives back tokens that were taken from this replica's share.
     pub fn refund_alone(&self, charges: &[Charge], now: Timestamp) {
         self.leased_buckets.put_back_alone(charges, self.replicas(), now);
     }
 
-    /// Drops what says nothing any more.
+    /// Drops the buckets of which nothing is known any more.
     pub fn sweep(&self, now: Timestamp) {
         self.leased_buckets.sweep(now);
     }
 
-    /// Gives back every token on lease, as when this replica leaves.
+    /// Gives back every token on lease; used when this replica shuts down.
     pub async fn return_leases(&self) {
         let _ = timeout(UNHURRIED, self.ask_all(self.leased_buckets.returns(true, clock::steady()))).await;
     }
 
-    /// Keeps a connection, counts the replicas, gives back what nobody spends, and hands on what other replicas change.
+    /// Holds a connection, counts the replicas, gives back unused tokens, and passes on the changes of other replicas.
+    /// Runs forever.
     pub async fn run(self: Arc<Self>, news: mpsc::Sender<News>) {
         let (mut failures, mut said) = (0, String::new());
         loop {
@@ -181,8 +183,8 @@ impl RedisStore {
                         () = self.return_unused() => {}
                         () = self.listen(&node, &news) => {}
                     }
-                    self.drop_link();
-                    warn!("redis is away: limits do what their `on_store_failure` says");
+                    self.drop_connection();
+                    warn!("redis is unavailable: limits do what their `on_store_failure` says");
                 }
                 Err(error) => {
                     self.metrics.redis_errors.inc();
@@ -199,7 +201,7 @@ impl RedisStore {
         }
     }
 
-    /// Waits until the link is given up; what was given up before does not count.
+    /// Waits until the connection is dropped. Connections that were dropped before do not count.
     async fn lost(&self) {
         while self.is_up() {
             self.lost.notified().await;
@@ -213,7 +215,7 @@ impl RedisStore {
             script.load_async(&mut connection).await?;
         }
         if self.was_up.swap(true, Ordering::Relaxed) {
-            self.wait_for_others(&mut connection, self.away_since()).await?;
+            self.wait_for_others(&mut connection, self.unavailable_since()).await?;
         } else {
             self.say_hello(&mut connection, None).await?;
         }
@@ -223,9 +225,9 @@ impl RedisStore {
         Ok(node)
     }
 
-    /// Tells Redis what is known here and what was spent while it was away; until then no request is sent there.
+    /// Reports to Redis what is known here and what was spent during the outage. Requests use Redis only after that.
     async fn report(&self, connection: &RedisConnection) -> anyhow::Result<()> {
-        let told = futures_util::stream::iter(self.leased_buckets.reports(clock::steady()))
+        let reported = futures_util::stream::iter(self.leased_buckets.reports(clock::steady()))
             .map(|question| async move {
                 let pending = PendingQuestion::new(&self.leased_buckets, question);
                 let grant = self.take(connection.clone(), pending.question()).await?;
@@ -233,34 +235,34 @@ impl RedisStore {
                 RedisResult::Ok(())
             })
             .buffer_unordered(AT_ONCE);
-        told.fold(Ok(()), async |all: RedisResult<()>, one| all.and(one)).await?;
+        reported.fold(Ok(()), async |all: RedisResult<()>, one| all.and(one)).await?;
         Ok(())
     }
 
-    /// When Redis was lost, or this program began.
-    fn away_since(&self) -> Timestamp {
-        Timestamp::from_nanos(self.away_since.load(Ordering::Acquire))
+    /// When the connection to Redis was lost, or this program began.
+    fn unavailable_since(&self) -> Timestamp {
+        Timestamp::from_nanos(self.unavailable_since.load(Ordering::Acquire))
     }
 
-    fn drop_link(&self) {
+    fn drop_connection(&self) {
         if self.is_up() {
-            // Before: who finds no link asks since when.
-            self.away_since.store(clock::steady().as_nanos(), Ordering::Release);
+            // Set first, because a request that finds no connection asks since when.
+            self.unavailable_since.store(clock::steady().as_nanos(), Ordering::Release);
             self.connection.store(None);
         }
         self.metrics.redis_up.set(0);
     }
 
-    /// Gives up `link`, unless another has taken its place already.
+    /// Drops `connection`, unless another one has replaced it already.
     fn lose(&self, connection: &Arc<RedisConnection>) {
         if self.connection.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
-            self.drop_link();
+            self.drop_connection();
             self.lost.notify_one();
         }
     }
 
-    /// Says that this replica is there and counts those that are. The count falls only after a whole presence time
-    /// with Redis, for a Redis that comes back empty has not heard from the others yet.
+    /// Announces this replica at intervals and counts the replicas. The count falls only after a whole presence time
+    /// with Redis, because a Redis that comes back empty has not received the announcements of the others yet.
     async fn count_replicas(&self) {
         let connected = Instant::now();
         loop {
@@ -270,36 +272,38 @@ impl RedisStore {
                 timeout(UNHURRIED, self.say_hello(&mut RedisConnection::clone(&connection), None)).await;
             let Ok(Ok(_)) = hello else { return };
             if connected.elapsed() > PRESENCE {
-                self.believe(self.seen.load(Ordering::Relaxed));
+                self.set_replicas(self.seen.load(Ordering::Relaxed));
             }
         }
     }
 
-    fn believe(&self, replicas: u32) {
+    fn set_replicas(&self, replicas: u32) {
         self.replicas.store(replicas.max(1), Ordering::Relaxed);
         self.metrics.replicas.set(i64::from(replicas.max(1)));
     }
 
-    /// Says that this replica is there; how long to wait before going on after an outage, if all are back.
+    /// Announces this replica. After an outage, returns how long to wait before requests use Redis again, if all
+    /// replicas are back.
     async fn say_hello(
         &self,
         connection: &mut RedisConnection,
-        away: Option<Duration>,
+        unavailable: Option<Duration>,
     ) -> RedisResult<Option<Duration>> {
         let mut call = self.scripts.hello.prepare_invoke();
-        let away = away.map_or(-1, |away| i64::try_from(away.as_millis()).unwrap_or(i64::MAX));
+        let unavailable =
+            unavailable.map_or(-1, |unavailable| i64::try_from(unavailable.as_millis()).unwrap_or(i64::MAX));
         call.key(REPLICAS).arg(&self.replica_id).arg(PRESENCE.as_millis().to_string());
-        call.arg(away).arg(self.replicas());
+        call.arg(unavailable).arg(self.replicas());
         let asked = Instant::now();
         let (seen, wait, time_ms): (u32, i64, i64) = call.invoke_async(connection).await?;
         self.note_clock(time_ms, asked.elapsed());
         self.seen.store(seen, Ordering::Relaxed);
-        self.believe(seen.max(self.replicas()));
-        // Whatever it says, nobody waits for longer than it takes to be sure.
+        self.set_replicas(seen.max(self.replicas()));
+        // Whatever Redis answers, the wait has an upper bound.
         Ok(u64::try_from(wait).ok().map(|wait| Duration::from_millis(wait).min(OTHERS)))
     }
 
-    /// Tells of a step of Redis's clock, which it said to be at `time_ms` in an answer that took `took`.
+    /// Logs and counts a step of the clock of Redis. It was at `time_ms` in an answer that took `took`.
     fn note_clock(&self, time_ms: i64, took: Duration) {
         let ours = i64::try_from(clock::steady().as_nanos() / 1_000_000).unwrap_or(i64::MAX);
         let ahead = time_ms.saturating_sub(ours);
@@ -309,21 +313,21 @@ impl RedisStore {
             self.metrics.clock_steps.with_label_values(&["redis"]).inc();
             warn!(
                 step_ms = step,
-                "the clock of Redis was set: a shared limit that was in use goes on, one that nobody met in the meantime may \
+                "the clock of Redis was set: a shared limit that was in use continues; one not used in the meantime may \
                  refill late, or early after a step forward"
             );
         }
     }
 
-    /// Waits until the other replicas are back as well, for a while.
+    /// Waits for a bounded time until the other replicas are back as well.
     async fn wait_for_others(
         &self,
         connection: &mut RedisConnection,
-        away_since: Timestamp,
+        unavailable_since: Timestamp,
     ) -> RedisResult<()> {
         let begun = Instant::now();
         while begun.elapsed() < OTHERS {
-            match self.say_hello(connection, Some(clock::steady().since(away_since))).await? {
+            match self.say_hello(connection, Some(clock::steady().since(unavailable_since))).await? {
                 Some(wait) => {
                     tokio::time::sleep(wait).await;
                     return Ok(());
@@ -334,7 +338,7 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Gives back what nobody spends, until Redis is lost.
+    /// Gives back unused tokens until the connection is lost.
     async fn return_unused(&self) {
         loop {
             let _ = timeout(LOOK_THROUGH, self.leased_buckets.unused()).await;
@@ -349,13 +353,13 @@ impl RedisStore {
         asked.await;
     }
 
-    /// Hands on what other replicas change until the subscription ends.
+    /// Passes on the changes of other replicas until the subscription ends.
     async fn listen(&self, node: &Client, news: &mpsc::Sender<News>) {
         let Ok(Ok(mut subscription)) = timeout(UNHURRIED, node.get_async_pubsub()).await else { return };
         if subscription.subscribe(&[CHANGES, REFILLS]).await.is_err() {
             return;
         }
-        // What was published between the connection and the subscription is in the hashes.
+        // Changes that were published between the connection and the subscription are in the hashes.
         if news.send(News::Missed).await.is_err() {
             return;
         }
@@ -373,7 +377,7 @@ impl RedisStore {
         }
     }
 
-    /// Asks about one bucket, and takes in the answer.
+    /// Asks about one bucket and notes the answer.
     async fn ask(&self, question: Question) -> Result<(), StoreAway> {
         let pending = PendingQuestion::new(&self.leased_buckets, question);
         let span = info_span!(
@@ -398,7 +402,7 @@ impl RedisStore {
         call.arg(ask.known_debt.as_secs_f64() * 1e6).arg(u8::from(ask.after_outage)).arg(&self.replica_id);
         call.arg(LEASE.as_micros().to_string()).arg(gcra.most_on_lease());
         let (tokens, debt): (u32, u64) = call.invoke_async(&mut connection).await?;
-        // Never more than was asked for, nor a debt that no bucket has.
+        // Never more tokens than were asked for, and no debt larger than a bucket can have.
         let tokens = tokens.min(ask.need.saturating_add(ask.ahead));
         Ok(Grant { tokens, debt: Duration::from_micros(debt).min(LONGEST_REFILL) })
     }
@@ -465,8 +469,8 @@ impl Store for RedisStore {
         pipe.del(limit_key(bucket));
         let (deleted,): (u64,) =
             self.call(async |mut connection| pipe.query_async(&mut connection).await).await?;
-        let told = redis::cmd("PUBLISH").arg(REFILLS).arg(bucket.to_string()).to_owned();
-        self.call(async |mut connection| told.query_async::<()>(&mut connection).await).await?;
+        let notice = redis::cmd("PUBLISH").arg(REFILLS).arg(bucket.to_string()).to_owned();
+        self.call(async |mut connection| notice.query_async::<()>(&mut connection).await).await?;
         Ok(was_used_here || deleted > 0)
     }
 
@@ -505,7 +509,7 @@ impl Store for RedisStore {
         let (texts, all): (Vec<String>, Vec<Change>) =
             texts.into_iter().filter_map(|text| Some((text.clone(), parse(&text)?))).unzip();
         let now = clock::wall();
-        // What says nothing any more is taken out by whoever sees it, unless it has changed meanwhile.
+        // Any replica that sees an entry without effect removes it, unless the entry has changed meanwhile.
         for (text, change) in texts.iter().zip(&all).filter(|(_, change)| !change.matters(now)) {
             let mut call = self.scripts.forget.prepare_invoke();
             call.key(topic_key(topic)).arg(&change.key).arg(text);

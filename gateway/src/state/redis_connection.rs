@@ -1,5 +1,5 @@
-//! The way to Redis: one server, the master that Sentinels name, or a Cluster. Which of them stands behind an address
-//! is asked of it, so that an operator names any node and nothing else.
+//! Connects to Redis: one server, the master that Sentinels name, or a Cluster. The node at an address says which of
+//! them it is, so an operator names any node and nothing else.
 //!
 //! `redis://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]...[/DB][?master=NAME]`, `rediss://` for TLS.
 
@@ -18,10 +18,10 @@ use tokio::time::timeout;
 
 use crate::config::redis_address::RedisAddress;
 
-/// For connecting, which no request waits for.
+/// The timeout for connecting. No request waits for it.
 const CONNECT: Duration = Duration::from_secs(1);
 
-/// For finding out what stands behind one address, and connecting to what it leads to.
+/// The timeout for finding out what one address is, and for connecting to the server that it leads to.
 const ONE_NODE: Duration = Duration::from_secs(3);
 
 /// A connection; cheap to clone.
@@ -33,7 +33,7 @@ pub enum RedisConnection {
     Cluster(ClusterConnection),
 }
 
-/// A connection, and whom to ask for a subscription.
+/// A connection, and the node for subscriptions.
 pub struct Connected {
     /// For commands.
     pub connection: RedisConnection,
@@ -56,7 +56,7 @@ impl RedisAddress {
     pub async fn connect(&self) -> anyhow::Result<Connected> {
         let mut faults = Vec::new();
         for node in &self.nodes {
-            // Each has its own time: nodes that are gone do not use up that of the others.
+            // Each node has its own timeout, so that dead nodes do not use up the time of the others.
             match timeout(ONE_NODE, self.connect_through(node)).await {
                 Ok(Ok(linked)) => return Ok(linked),
                 Ok(Err(error)) => faults.push(format!("{}: {error:#}", node.addr())),
@@ -81,8 +81,8 @@ impl RedisAddress {
         }
     }
 
-    /// Sentinels often have no password where their master has one. A server that took none would be another one than the
-    /// settings mean: `refusal` is the answer then, as for every other reason than the password.
+    /// Sentinels often have no password where their master has one. A server without a password is not the one that the
+    /// settings mean: the result is `refusal` then, and also for every reason other than the password.
     async fn connect_through_open_sentinel(
         &self,
         node: &ConnectionInfo,

@@ -1,7 +1,7 @@
-//! What replicas agree about beyond counting: bans, overrides. The newest change of a key counts, whatever the order in
-//! which changes arrive, so that replicas that were cut off from each other agree when they meet again.
+//! What replicas agree about besides counts: bans, revocations, overrides. The newest change of a key wins, in whatever
+//! order changes arrive. So replicas that were cut off from each other agree when they are connected again.
 //!
-//! All of it is kept in the state directory, too: what was acknowledged outlives a restart with Redis or without.
+//! All of it is stored in the state directory, too: an acknowledged change survives a restart, with Redis or without.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,16 +15,16 @@ use tracing::{error, warn};
 use crate::state::directory::StateDir;
 use crate::state::store::{Change, Topic};
 
-/// In the state directory.
+/// The file in the state directory.
 const FILE: &str = "changes.json";
 
 /// The largest file that is read, in bytes.
 const LARGEST_FILE: u64 = 1 << 30;
 
-/// The most changes of one topic. Beyond it some go, which is logged.
+/// The most changes of one topic. Beyond it some are dropped, which is logged.
 const MOST: usize = 500_000;
 
-/// The changes that matter.
+/// The changes that still matter.
 pub struct ReplicatedState {
     changes: Mutex<HashMap<(Topic, String), Change>>,
     state: Arc<StateDir>,
@@ -60,9 +60,9 @@ impl ReplicatedState {
         Ok(replicated_state)
     }
 
-    /// Makes changes here: each is newer than what is known of its key, even where the clock of whoever made that is ahead
-    /// of ours (a hybrid logical clock: Kulkarni and others, "Logical Physical Clocks", 2014). Returns them as they were
-    /// made.
+    /// Makes changes here. Each is newer than the known change of its key, even if that one came from a replica whose
+    /// clock is ahead of ours (a hybrid logical clock: Kulkarni and others, "Logical Physical Clocks", 2014). Returns
+    /// the changes with their times.
     pub fn change(&self, mut changes: Vec<Change>, now: Timestamp) -> Vec<Change> {
         let mut all = self.changes.lock();
         for change in &mut changes {
@@ -77,7 +77,7 @@ impl ReplicatedState {
         changes
     }
 
-    /// Takes in changes and returns those that were news.
+    /// Merges changes and returns those that were new here.
     pub fn apply(&self, changes: impl IntoIterator<Item = Change>, now: Timestamp) -> Vec<Change> {
         let mut all = self.changes.lock();
         let mut news = Vec::new();
@@ -94,13 +94,13 @@ impl ReplicatedState {
         news
     }
 
-    /// What holds of a topic.
+    /// The changes of a topic that hold now.
     pub fn holding(&self, topic: Topic, now: Timestamp) -> Vec<Change> {
         let all = self.changes.lock();
         all.values().filter(|change| change.topic == topic && change.holds(now)).cloned().collect()
     }
 
-    /// Every change of a topic that matters, those that took something back as well.
+    /// Every change of a topic that matters, also those that take something back.
     pub fn all(&self, topic: Topic, now: Timestamp) -> Vec<Change> {
         let all = self.changes.lock();
         all.values().filter(|change| change.topic == topic && change.matters(now)).cloned().collect()
@@ -117,12 +117,12 @@ impl ReplicatedState {
         self.changes.lock().retain(|_, change| change.matters(now));
     }
 
-    /// Writes everything down. After an error the file holds what it held before.
+    /// Writes everything to the file. After an error the file is unchanged.
     pub async fn save(self: &Arc<Self>) -> io::Result<()> {
         let alone = Arc::clone(&self.writing).lock_owned().await;
         let replicated_state = Arc::clone(self);
         let written = tokio::task::spawn_blocking(move || {
-            let _alone = alone; // whoever waits for this may have left
+            let _alone = alone; // the task that waits for this may be gone
             let all: Vec<Change> = replicated_state.changes.lock().values().cloned().collect();
             replicated_state.state.replace(FILE, |out| Ok(serde_json::to_writer(out, &all)?))
         });
@@ -130,8 +130,8 @@ impl ReplicatedState {
     }
 }
 
-/// Drops what says nothing any more, and then of each topic that has too many the tenth that is missed least: what was
-/// changed longest ago, of revocations what ends soonest.
+/// Drops changes that do not matter any more. Then each topic that has too many drops the tenth that is missed least:
+/// the oldest changes, and of revocations those that end soonest.
 fn make_room(all: &mut HashMap<(Topic, String), Change>, now: Timestamp) {
     all.retain(|_, change| change.matters(now));
     for topic in Topic::ALL {
