@@ -1,9 +1,10 @@
-//! The last good answers of routes that say `when_open = "stale"`: given again while the breaker is open, and never to
-//! anybody but those for whom the service made them.
+//! The last good answers of routes that say `when_open = "stale"`. They are given again while the breaker is open, and
+//! only to those for whom the service made them.
 //!
-//! RFC 9111, sections 3, 3.5 and 4, decides what is kept and who is given it. On a route with `auth` an answer belongs
-//! to the subject that asked. On a route without, nobody here knows who asks: an answer to a request that shows who it
-//! is to the service, by `Authorization` or a cookie, is kept only if the service says that it is for everybody.
+//! RFC 9111, sections 3, 3.5 and 4, decides what is stored and who receives it. On a route with `auth`, an answer
+//! belongs to the subject that asked. On a route without `auth`, the gateway does not know who asks. If such a request
+//! identifies itself to the service by `Authorization` or a cookie, its answer is stored only if the service says that
+//! it is for everybody.
 
 mod directives;
 
@@ -28,36 +29,37 @@ use directives::{Directives, age, freshness};
 use crate::collections::s3_fifo::Cache;
 use crate::http::fields;
 
-/// Answers that are kept, and the bytes of all of them with their headers.
+/// The most stored answers, and their bytes together with their headers.
 const MOST: usize = 1_024;
 const MOST_BYTES: usize = 32 * 1024 * 1024;
 
-/// The body and the header of one, in bytes.
+/// The largest body and the largest header of one answer, in bytes.
 const LARGEST: usize = 64 * 1024;
 const LARGEST_HEADER: usize = 16 * 1024;
 
-/// What a field of a header costs in memory besides its text.
+/// The memory of a header field besides its text, in bytes.
 const FIELD: usize = 128;
 
-/// Fields that an answer may vary by, and their names in bytes.
+/// The most fields that an answer may vary by, and the bytes of their names.
 const MOST_VARYING: usize = 16;
 const LONGEST_VARYING: usize = 512;
 
-/// An answer is given again for so long.
+/// The longest time for which an answer is given again.
 const OLDEST: Duration = Duration::from_hours(24);
 
-/// Who asks for what, as a digest: nobody can make two that are alike, and each is as long as any other.
+/// Who asks for what, as a digest: nobody can make two requests with the same digest, and all digests have the same
+/// length.
 type Key = [u8; 32];
 
 /// An answer that was good.
 #[derive(Clone, Debug)]
 pub struct CachedResponse {
-    /// Its status and fields, without those that every answer gets from us.
+    /// Its status and fields, without those that the gateway adds to every answer.
     pub header: Arc<ResponseHeader>,
     /// Its body.
     pub body: Bytes,
     at: Timestamp,
-    /// How old it was when it came.
+    /// How old it was when it arrived.
     born: Duration,
     reuse: Reuse,
 }
@@ -72,19 +74,18 @@ impl CachedResponse {
 /// Who may be given an answer, and for how long.
 #[derive(Clone, Copy, Debug)]
 struct Reuse {
-    /// Whether it may be given to requests that show who they are by `Authorization`.
+    /// Whether it may be given to requests with `Authorization`.
     authorized: bool,
-    /// The same, by a cookie.
+    /// Whether it may be given to requests with a cookie.
     with_cookie: bool,
-    /// Until it has this age; the service forbids that it is given when it is no longer fresh, or this is our own
-    /// bound.
+    /// The age up to which it may be given: the end of its freshness if the service forbids more, else our own bound.
     until: Duration,
 }
 
-/// What stands under a key.
+/// What is stored under a key.
 #[derive(Clone)]
 enum Entry {
-    /// The fields by which answers to this vary, in lower case: their values are in the keys of the answers.
+    /// The fields by which answers to this request vary, in lower case. Their values are in the keys of the answers.
     Varies(Arc<[String]>),
     Answer(CachedResponse),
 }
@@ -101,7 +102,7 @@ impl Default for LastGood {
     }
 }
 
-/// A request, as far as kept answers ask about it.
+/// The parts of a request that decide which stored answer it may receive.
 #[derive(Clone, Copy)]
 pub struct CacheLookup<'r> {
     /// The route.
@@ -117,7 +118,7 @@ pub struct CacheLookup<'r> {
 }
 
 impl CacheLookup<'_> {
-    /// Whether an answer to it may be kept, and whether it may be given one, as far as it says so itself.
+    /// Whether the request itself allows that its answer is stored, and that it receives a stored one.
     fn allows(&self) -> bool {
         let method = &self.header.method;
         let directives = Directives::read(&self.header.headers, CACHE_CONTROL);
@@ -136,7 +137,7 @@ impl CacheLookup<'_> {
         self.subject.id.is_some()
     }
 
-    /// Everything by which requests for different things, or of different people, differ.
+    /// The digest of everything in which requests for different things, or of different people, differ.
     fn key(&self, varying: &[String]) -> Key {
         let mut digest = Sha256::new();
         let mut push = |part: &[u8]| {
@@ -157,8 +158,8 @@ impl CacheLookup<'_> {
         digest.finalize().into()
     }
 
-    /// Besides what the gateway knows, everything that the service is told: behind one API key there may be many
-    /// people, whom the service tells apart.
+    /// Adds who asks: what the gateway knows, and what the service receives besides. Behind one API key there may be
+    /// many people whom the service can distinguish.
     fn push_who(&self, push: &mut impl FnMut(&[u8])) {
         let CacheSubject { method, id, key } = self.subject;
         for part in [method, id, key] {
@@ -190,9 +191,9 @@ impl<'r> CacheSubject<'r> {
     }
 }
 
-/// An answer that is on its way to a client and may be worth keeping.
+/// An answer that is being sent to a client and may be stored when it is complete.
 pub struct PendingEntry {
-    /// The key without what it varies by, what that is, and the key with it.
+    /// The key without the fields that the answer varies by; these fields; and the key with them.
     request: Key,
     varying: Vec<String>,
     key: Key,
@@ -203,7 +204,7 @@ pub struct PendingEntry {
 }
 
 impl PendingEntry {
-    /// Begins to keep an answer, if it may be.
+    /// Begins to collect an answer, if it may be stored.
     pub fn begin(lookup: &CacheLookup<'_>, answer: &ResponseHeader, at: Timestamp) -> Option<Self> {
         if lookup.header.method != Method::GET || !lookup.allows() || answer.status != StatusCode::OK {
             return None;
@@ -224,7 +225,7 @@ impl PendingEntry {
         })
     }
 
-    /// Takes in a piece of the body; `false` when it is too large to be kept.
+    /// Adds a piece of the body; `false` when the body is too large to be stored.
     pub fn take_in(&mut self, piece: &[u8]) -> bool {
         let fits = self.body.len() + piece.len() <= LARGEST;
         if fits {
@@ -234,7 +235,7 @@ impl PendingEntry {
     }
 }
 
-/// Who may be given an answer; `None` when it is not kept (RFC 9111, 3 and 3.5).
+/// Who may receive an answer; `None` when it may not be stored (RFC 9111, 3 and 3.5).
 fn reuse_rule(lookup: &CacheLookup<'_>, answer: &HeaderMap) -> Option<Reuse> {
     let says = Directives::read(answer, CACHE_CONTROL);
     let is_another_s = says.has("private") && !lookup.is_known();
@@ -251,7 +252,7 @@ fn reuse_rule(lookup: &CacheLookup<'_>, answer: &HeaderMap) -> Option<Reuse> {
     (reuse.be_given_to(lookup) && age(answer) < until).then_some(reuse)
 }
 
-/// A proof as good as `Authorization`, which a service may take where the gateway asks for none.
+/// An API key identifies a client like `Authorization`; a service may accept it where the gateway requires nothing.
 const API_KEY: HeaderName = HeaderName::from_static(KEY_FIELD);
 
 impl Reuse {
@@ -261,7 +262,8 @@ impl Reuse {
     }
 }
 
-/// The fields by which an answer varies, sorted; `None` when that is nothing that a request says, or too much.
+/// The fields by which an answer varies, sorted; `None` when it varies by something outside the request (`*`), or by
+/// too many fields.
 fn varying(answer: &HeaderMap) -> Option<Vec<String>> {
     let says = Directives::read(answer, VARY);
     let mut names: Vec<String> = says.names().map(str::to_owned).collect();
@@ -272,16 +274,16 @@ fn varying(answer: &HeaderMap) -> Option<Vec<String>> {
     fine.then_some(names)
 }
 
-/// What a header costs in memory.
+/// The memory of a header, in bytes.
 fn header_bytes(fields: &HeaderMap) -> usize {
     fields.iter().map(|(name, value)| FIELD + name.as_str().len() + value.len()).sum()
 }
 
 impl LastGood {
-    /// Keeps an answer that has arrived whole.
+    /// Stores a complete answer.
     pub fn store(&self, entry: PendingEntry) {
         let PendingEntry { request, varying, key, header, body, at, reuse } = entry;
-        // As large as it is and no larger: the buffer has room for more.
+        // Copied to its exact size, because the buffer has room for more.
         let body = Bytes::copy_from_slice(&body);
         let heap = size_of::<ResponseHeader>() + header_bytes(&header.headers) + body.len();
         let born = age(&header.headers);
@@ -295,7 +297,7 @@ impl LastGood {
         cache.insert(self.hasher.hash_one(key), &key, kept, heap);
     }
 
-    /// The last good answer that will do for a request.
+    /// The last good answer that fits a request.
     pub fn find(&self, lookup: &CacheLookup<'_>, now: Timestamp) -> Option<CachedResponse> {
         if !lookup.allows() {
             return None;
@@ -310,7 +312,7 @@ impl LastGood {
         (kept.reuse.be_given_to(lookup) && kept.age(now) < kept.reuse.until).then_some(kept)
     }
 
-    /// Bytes of the answers that are kept.
+    /// Bytes of the stored answers.
     pub fn bytes(&self) -> usize {
         self.cache.lock().bytes()
     }

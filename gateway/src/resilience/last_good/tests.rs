@@ -27,7 +27,7 @@ fn answer(fields: &[(&'static str, &'static str)]) -> ResponseHeader {
 
 type Fields<'f> = &'f [(&'static str, &'static str)];
 
-/// Whether the answer to the first request is given to the second, `later` on.
+/// Whether the answer to the first request is given to the second one, `later`.
 fn given(first: Fields<'_>, says: Fields<'_>, second: Fields<'_>, later: u64) -> bool {
     let (store, route, subject) = (LastGood::default(), route(), CacheSubject::default());
     let ask = |header: &RequestHeader, work: &mut dyn FnMut(&CacheLookup<'_>) -> bool| {
