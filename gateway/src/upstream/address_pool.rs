@@ -1,11 +1,11 @@
-//! Several addresses of one upstream: which one a request goes to, and which ones are ejected for a while.
+//! The addresses of one upstream: which one a request uses, and which ones are ejected for a while.
 //!
-//! Of two addresses by chance the one with fewer requests in flight is taken (Mitzenmacher, "The Power of Two Choices").
-//! An address that fails [`EJECT_AFTER`] times in a row is ejected, each time for longer; so is one whose health
-//! check fails. Never more than half of them are: when that many fail, it is not the addresses. An address to which no
-//! connection can be made is ejected sooner, and however many others are: the request goes to another one at once, and
-//! where all of them are ejected, all are tried. An upstream with one address is not balanced; its breaker is there for
-//! that.
+//! Two addresses are picked at random, and the one with fewer requests in flight is used (Mitzenmacher, "The Power of
+//! Two Choices"). An address that fails [`EJECT_AFTER`] times in a row is ejected, each time for longer. An address
+//! whose health checks fail is ejected, too. At most half of the addresses are ejected for these reasons: if more fail,
+//! the cause is not a single address. An address to which no connection can be made is ejected sooner, however many
+//! others are ejected, because the request goes to another address at once. If all addresses are ejected, all are
+//! tried. An upstream with one address is not balanced; its breaker protects it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,20 +14,20 @@ use parking_lot::Mutex;
 use policy::values::time::Timestamp;
 use smallvec::SmallVec;
 
-/// So many failures in a row.
+/// So many failures in a row eject an address.
 const EJECT_AFTER: u32 = 5;
 
-/// So many connections in a row that could not be made. Once it was ejected for that, the next one is enough.
+/// So many failed connections in a row eject an address. After the first ejection, one more failure is enough.
 const UNREACHABLE_AFTER: u32 = 3;
 
-/// An address is ejected for so long the first time, twice as long the second, and at most so long.
+/// How long an address is ejected the first time, and at most. Each time is twice as long as the one before.
 const EJECT_FOR: Duration = Duration::from_secs(10);
 const EJECT_AT_MOST: Duration = Duration::from_mins(5);
 
-/// So many health checks in a row, until an address is ejected.
+/// So many failed health checks in a row eject an address.
 const UNWELL_AFTER: u32 = 3;
 
-/// One address, as a number that no other one of its pool ever has.
+/// The number of an address. A pool never uses a number twice.
 pub type Member = u64;
 
 /// The addresses of an upstream.
@@ -80,7 +80,7 @@ impl<A> Addresses<A> {
         self.all.iter_mut().find(|known| known.member == member)
     }
 
-    /// Whether half of them would be ejected with one more.
+    /// Whether one more ejection would be too many.
     fn too_many_are_ejected(&self, now: Timestamp) -> bool {
         let ejected = self.all.iter().filter(|known| known.is_ejected(now)).count();
         (ejected + 1) * 2 > self.all.len()
@@ -88,12 +88,12 @@ impl<A> Addresses<A> {
 }
 
 impl<A: Clone + PartialEq> AddressPool<A> {
-    /// No addresses yet.
+    /// A pool without addresses.
     pub fn new() -> Arc<Self> {
         Arc::new(Self(Mutex::new(Addresses { all: Vec::new(), next: 0 })))
     }
 
-    /// From now on it is these addresses. What is known of one that stays is kept.
+    /// Replaces the addresses. What is known of an address that stays is kept.
     pub fn set(&self, addresses: &[A]) {
         let mut pool = self.0.lock();
         pool.all.retain(|known| addresses.contains(&known.address));
@@ -118,8 +118,8 @@ impl<A: Clone + PartialEq> AddressPool<A> {
         self.0.lock().all.iter().map(|known| (known.member, known.address.clone())).collect()
     }
 
-    /// Takes an address for a request: none of those that it has `tried`, and not the `last` one if there is another.
-    /// `chance` picks the two. `None` when there is no other.
+    /// Selects an address for a request: none of those that it has `tried`, and not the `last` one if there is another.
+    /// `chance` picks the two candidates. `None` when no address is left.
     pub fn take(
         self: &Arc<Self>,
         tried: &[Member],
@@ -151,7 +151,7 @@ impl<A: Clone + PartialEq> AddressPool<A> {
         Some(Selection { pool: Arc::clone(self), member, address, reported: false })
     }
 
-    /// What a health check of an address found. Whether that changed anything.
+    /// Notes the result of a health check. Returns whether the state of the address changed.
     pub fn checked(&self, member: Member, well: bool, now: Timestamp) -> bool {
         let mut pool = self.0.lock();
         let too_many = pool.too_many_are_ejected(now);
@@ -201,7 +201,7 @@ impl<A> AddressPool<A> {
     }
 }
 
-/// A request's selection at an address, which ends when this is dropped.
+/// An address that was selected for a request. The request counts as in flight there until this is dropped.
 #[derive(Debug)]
 pub struct Selection<A> {
     pool: Arc<AddressPool<A>>,
@@ -211,7 +211,7 @@ pub struct Selection<A> {
 }
 
 impl<A> Selection<A> {
-    /// Which address.
+    /// The number of the address.
     pub fn member(&self) -> Member {
         self.member
     }
@@ -221,7 +221,8 @@ impl<A> Selection<A> {
         &self.address
     }
 
-    /// Says how it went, once. For how long the address is ejected from now on, if it is.
+    /// Reports the result of the request; only the first report counts. Returns for how long the address is ejected, if
+    /// it is.
     pub fn tell(&mut self, failed: bool, now: Timestamp) -> Option<Duration> {
         if std::mem::replace(&mut self.reported, true) {
             None
@@ -230,12 +231,13 @@ impl<A> Selection<A> {
         }
     }
 
-    /// There is a connection to it.
+    /// Reports that a connection was made.
     pub fn reached(&self, now: Timestamp) {
         self.pool.connected(self.member, false, now);
     }
 
-    /// No connection can be made to it; nothing was sent. For how long the address is ejected from now on, if it is.
+    /// Reports that no connection could be made and nothing was sent. Returns for how long the address is ejected, if
+    /// it is.
     pub fn unreachable(&mut self, now: Timestamp) -> Option<Duration> {
         self.reported = true;
         self.pool.connected(self.member, true, now)
@@ -338,7 +340,7 @@ mod tests {
         assert!((0..EJECT_AFTER).any(|_| fail(&pool, 1, NOW)));
         let selection = pool.take(&[], None, NOW, [0, 0]).unwrap();
         pool.set(&[1, 7]);
-        drop(selection); // of an address that is gone
+        drop(selection); // its address was removed
         assert_eq!(pool.describe(NOW), [(1, 0, true), (7, 0, false)]);
         assert_eq!(pool.members(), [(1, 1), (3, 7)], "no number is used twice");
         pool.set(&[]);

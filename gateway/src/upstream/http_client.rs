@@ -1,5 +1,5 @@
-//! The gateway's own questions over HTTP: key sets, permissions, changes, health. Over TCP or a Unix socket, with a
-//! bound on time and size.
+//! The HTTP client for the gateway's own requests: key sets, permissions, changes, health. It connects over TCP or a
+//! Unix socket, and bounds time and size.
 
 use std::fmt;
 use std::future::Future;
@@ -30,7 +30,7 @@ use crate::upstream::transport::{PING, Transport};
 /// The largest answer that is read.
 const LARGEST: usize = 1 << 20;
 
-/// For making a connection.
+/// The timeout for making a connection.
 const CONNECT: Duration = Duration::from_secs(1);
 
 /// Where connections are made to.
@@ -56,7 +56,7 @@ impl fmt::Display for Destination {
 pub struct HttpClient {
     dial: Dial,
     base: String,
-    /// The client with its connections, and the group of the transport for which they were made.
+    /// The client with its connections, and the group of the transport with which they were made.
     pool: Arc<ArcSwap<Pool>>,
 }
 
@@ -71,7 +71,7 @@ impl HttpClient {
         }
     }
 
-    /// A client of the service at `destination`, which is called `host`.
+    /// A client of the service at `destination`, whose name is `host`.
     pub fn at(destination: Destination, host: &str, transport: Arc<Transport>) -> Self {
         Self::dialling(Some(destination), host, transport)
     }
@@ -82,14 +82,14 @@ impl HttpClient {
         Self { base, pool: Arc::new(ArcSwap::from_pointee(dial.pool())), dial }
     }
 
-    /// Makes a connection and asks nothing.
+    /// Makes a connection and sends nothing.
     pub async fn connect(&self, patience: Duration) -> anyhow::Result<()> {
         let connect = self.dial.clone().dial(self.base.parse()?);
         tokio::time::timeout(patience, connect).await.context("no connection in time")??;
         Ok(())
     }
 
-    /// The client, whose connections were made with the files in force.
+    /// The client. All its connections were made with the certificate files in force.
     fn client(&self) -> Client<Dial, Full<Bytes>> {
         if self.pool.load().0 != self.dial.transport.group() {
             self.pool.store(Arc::new(self.dial.pool()));
@@ -97,12 +97,12 @@ impl HttpClient {
         self.pool.load().1.clone()
     }
 
-    /// A client of whatever `http://…` and `https://…` addresses it is asked for.
+    /// A client of any `http://…` and `https://…` address.
     pub fn anywhere() -> Self {
         Self { base: String::new(), ..Self::of(&Address::Tcp(String::new()), Arc::default()) }
     }
 
-    /// Asks; `target` is a path, or an address for a client of anywhere.
+    /// Sends a request. `target` is a path, or a whole address for a client made by [`HttpClient::anywhere`].
     pub async fn send(
         &self,
         request: http::request::Builder,
@@ -120,7 +120,7 @@ impl HttpClient {
         tokio::time::timeout(patience, exchange).await.context("no answer in time")?
     }
 
-    /// The body of a 200.
+    /// The body of a 200. Any other status is an error.
     pub async fn get(&self, target: &str, patience: Duration) -> anyhow::Result<Bytes> {
         let answer = self.send(Request::builder().method("GET"), target, Vec::new(), patience).await?;
         if answer.status() != http::StatusCode::OK {
@@ -130,7 +130,7 @@ impl HttpClient {
     }
 }
 
-/// Whether `error` is that no connection could be made, so that nothing was sent.
+/// Whether `error` means that no connection could be made, so nothing was sent.
 pub fn is_unreachable(error: &anyhow::Error) -> bool {
     let client = error.downcast_ref::<hyper_util::client::legacy::Error>();
     client.is_some_and(hyper_util::client::legacy::Error::is_connect)
@@ -139,7 +139,7 @@ pub fn is_unreachable(error: &anyhow::Error) -> bool {
 /// Makes connections.
 #[derive(Clone)]
 struct Dial {
-    /// `None`: what the address of a request says.
+    /// `None`: the destination is in the address of each request.
     destination: Option<Destination>,
     transport: Arc<Transport>,
 }

@@ -1,7 +1,7 @@
-//! Where requests go: each upstream's addresses, balanced and checked.
+//! Upstreams: the addresses of each one, balanced and checked.
 //!
-//! A name may mean several addresses, each of which is one of its own here: balanced, checked and ejected like those
-//! that stand in the settings one by one.
+//! A name may have several addresses. Each is treated like an address in the settings: balanced, checked and ejected by
+//! itself.
 
 pub mod address_pool;
 pub mod connection;
@@ -34,20 +34,20 @@ use crate::upstream::http_client::{Destination, HttpClient, is_unreachable};
 use crate::upstream::resolver::{LookUp, Name};
 use crate::upstream::transport::Transport;
 
-/// For making a connection to an upstream.
+/// The timeout for making a connection to an upstream.
 const CONNECT: Duration = Duration::from_secs(3);
 
-/// An unused connection to an upstream is kept for so long.
+/// How long an unused connection to an upstream stays open.
 const KEEP: Duration = Duration::from_mins(1);
 
-/// How often addresses are asked how they are, and for how long each may think about it.
+/// How often the health of addresses is checked, and the timeout of one check.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 const CHECK: Duration = Duration::from_secs(1);
 
-/// Addresses that one request has tried; few upstreams have more.
+/// The addresses that one request has tried.
 pub type TriedAddresses = SmallVec<[Member; 4]>;
 
-/// A request's selection at an address of an upstream.
+/// An address of an upstream that was selected for a request.
 pub type Selection = address_pool::Selection<Arc<Endpoint>>;
 
 /// Every upstream by name; cheap to clone.
@@ -57,7 +57,7 @@ pub struct Upstreams {
     metrics: Metrics,
 }
 
-/// One address: a destination, and what the settings call it.
+/// One address: where to connect, and its name in the settings.
 pub struct Endpoint {
     destination: Destination,
     named: Arc<str>,
@@ -83,10 +83,10 @@ impl PartialEq for Endpoint {
 }
 
 struct Upstream {
-    /// Addresses that are as they stand in the settings.
+    /// Addresses that the settings give directly, not by name.
     fixed: Vec<Arc<Endpoint>>,
     names: Vec<Arc<Name>>,
-    /// What the names meant when the pool was last made.
+    /// The addresses of the names when the pool was last set.
     meant: Mutex<Vec<Arc<[std::net::SocketAddr]>>>,
     pool: Arc<AddressPool<Arc<Endpoint>>>,
     health: Health,
@@ -125,7 +125,7 @@ impl Upstream {
         Ok(Self { fixed, names, meant: Mutex::default(), pool, health, transport })
     }
 
-    /// Looks names up whose addresses are too old to be used. An error when nothing is left to be used.
+    /// Looks up names whose addresses are too old to be used. An error when no address is left.
     async fn refresh(&self) -> anyhow::Result<()> {
         if self.names.is_empty() {
             return Ok(());
@@ -172,13 +172,13 @@ impl Upstream {
 #[derive(Debug, serde::Serialize)]
 pub struct AddressState {
     upstream: String,
-    /// As the settings name it.
+    /// Its name in the settings.
     address: String,
-    /// What that means now.
+    /// The address that it resolves to now.
     resolved: String,
-    /// Requests to it that are not answered yet.
+    /// Requests to it that are not finished yet.
     in_flight: u32,
-    /// Whether it is ejected: it has failed too often, cannot be reached, or is not well.
+    /// Whether it is ejected: it failed too often, cannot be reached, or its health checks fail.
     left_alone: bool,
 }
 
@@ -213,7 +213,7 @@ impl Upstreams {
         self.all.get(name).ok_or_else(|| anyhow!("no upstream is called `{name}`"))
     }
 
-    /// Asks an upstream a question of our own; where an address cannot be reached, the next one.
+    /// Sends a request of the gateway itself to an upstream. If an address cannot be reached, the next one is tried.
     pub async fn ask(
         &self,
         name: &str,
@@ -245,8 +245,8 @@ impl Upstreams {
         Err(fault)
     }
 
-    /// An address for a request and the request's selection at it; it must be reached within `patience`. None of those that
-    /// were `tried`, and not `last`, if there is another; `None` when there is none left.
+    /// Selects an address for a request; it must be reached within `patience`. It is none of those that were `tried`,
+    /// and not `last` if there is another. `None` when no address is left.
     pub async fn peer(
         &self,
         name: &str,
@@ -262,12 +262,13 @@ impl Upstreams {
         Ok(Some((upstream.peer(selection.address(), patience)?, selection)))
     }
 
-    /// Asks the addresses of upstreams that have several how they are, forever, where the settings say how.
+    /// Checks the health of addresses, forever, for upstreams with several addresses and a health check in the
+    /// settings.
     pub async fn keep_checking(self) {
         loop {
             tokio::time::sleep(CHECK_EVERY).await;
             for (name, upstream) in self.all.iter().filter(|(_, upstream)| upstream.health.asks()) {
-                let _ = upstream.refresh().await; // which says itself what is wrong
+                let _ = upstream.refresh().await; // it logs its faults itself
                 let members = upstream.pool.members();
                 for (member, endpoint) in members.iter().filter(|_| members.len() > 1) {
                     let well = probe::ask(&upstream.health, &endpoint.http_client, CHECK).await.is_ok();
@@ -292,7 +293,7 @@ impl Upstreams {
         all
     }
 
-    /// What each upstream says of its health, the first of its addresses that is well, and how long that took.
+    /// The health of each upstream: that of its first healthy address, or the last error, and how long the check took.
     pub async fn health(&self) -> Vec<(&str, Result<(), String>, Duration)> {
         let mut checks = Vec::new();
         for (name, upstream) in self.all.iter() {
@@ -311,7 +312,8 @@ impl Upstreams {
         checks
     }
 
-    /// Notes that no connection can be made to the address of `selection`; the log says when it is ejected for that.
+    /// Notes that no connection can be made to the address of `selection`. The log says when it is ejected because of
+    /// that.
     pub fn note_unreachable(&self, name: &str, selection: &mut Selection, fault: &dyn std::fmt::Display) {
         self.metrics.connect_failures.with_label_values(&[name]).inc();
         let ejected = selection.unreachable(clock::steady());

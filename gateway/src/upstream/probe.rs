@@ -1,6 +1,6 @@
-//! How an address is asked whether it is well: a path that is answered with a 2xx, or gRPC's own health service
-//! (grpc/doc/health-checking.md, `grpc.health.v1`). A service that is not ours is asked nothing unless the settings say
-//! so.
+//! Checks the health of an address: a path must be answered with a 2xx, or gRPC's own health service must say so
+//! (grpc/doc/health-checking.md, `grpc.health.v1`). Without a setting only a connection is made, because not every
+//! service has a health check.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use http::Request;
 use crate::config::health::Health;
 use crate::upstream::http_client::HttpClient;
 
-/// Asks; an error says what is wrong.
+/// Checks an address. The error says what is wrong.
 pub async fn ask(health: &Health, http_client: &HttpClient, patience: Duration) -> anyhow::Result<()> {
     match health {
         Health::Nothing => http_client.connect(patience).await,
