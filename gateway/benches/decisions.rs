@@ -11,7 +11,7 @@ use divan::{AllocProfiler, Bencher};
 use futures_util::FutureExt as _;
 use gateway::clock;
 use gateway::permissions::decisions::{Answer, Answers, Key};
-use gateway::state::leases::Pots;
+use gateway::state::leases::LeasedBuckets;
 use gateway::state::local::LocalStore;
 use ipnet::Ipv4Net;
 use policy::Policy;
@@ -72,15 +72,15 @@ fn limit_local(bencher: Bencher<'_, '_>) {
 
 #[divan::bench(min_time = 1, sample_size = 256)]
 fn limit_leased(bencher: Bencher<'_, '_>) {
-    let (pots, charges) = (Pots::default(), charges());
+    let (buckets, charges) = (LeasedBuckets::default(), charges());
     let now = clock::steady();
     // The store answers at once and with plenty: what is measured is the replica's part.
     let spend = |charges: &[Charge]| {
         let granted = async |question| {
-            pots.answered(&question, Some(Grant { tokens: 1_000_000, debt: Duration::ZERO }));
+            buckets.answered(&question, Some(Grant { tokens: 1_000_000, debt: Duration::ZERO }));
             Ok(())
         };
-        pots.spend(charges, now, granted).now_or_never().unwrap().unwrap()
+        buckets.spend(charges, now, granted).now_or_never().unwrap().unwrap()
     };
     for charges in &charges {
         drop(spend(charges));

@@ -1,24 +1,24 @@
 //! The one place where the gateway reads its clocks for decisions.
 //!
-//! Durations are measured by the steady clock: limits, windows, breakers, the age of answers. Nobody sets it. Moments that
-//! others name are compared with the wall clock: the ends of tokens and bans, the order of changes. It may be set forward
-//! and back, which is logged and counted.
+//! Durations are measured by the steady clock, which nobody can set: limits, windows, breakers, the age of answers.
+//! Times that others name are compared with the wall clock: the ends of tokens and bans, the order of changes. The wall
+//! clock may be set forward or back, which is logged and counted.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use policy::values::time::Timestamp;
 
-/// Where the steady clock begins: at the wall clock's time of the start, so that zero is long ago on both.
+/// Where the steady clock begins: at the wall clock's time at the start, so that zero is long ago on both clocks.
 static START: LazyLock<(Instant, Timestamp)> = LazyLock::new(|| (Instant::now(), wall()));
 
-/// The time that goes on evenly.
+/// The steady time: nobody can set it.
 pub fn steady() -> Timestamp {
     let (instant, wall) = *START;
     wall + instant.elapsed()
 }
 
-/// The time as others know it.
+/// The wall time: the time that others use.
 pub fn wall() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::EPOCH + since

@@ -36,10 +36,10 @@ use crate::observe::metrics::Metrics;
 use crate::permissions::Permissions;
 use crate::request::Proxy;
 use crate::request::websockets;
-use crate::server::accept::{Door, Opening};
+use crate::server::accept::{Acceptor, ConnectionSetup};
 use crate::state::directory::StateDir;
 use crate::state::redis::RedisStore;
-use crate::state::replicated_state::Ledger;
+use crate::state::replicated_state::ReplicatedState;
 use crate::tls::server::Tls;
 use crate::upstream::Upstreams;
 use crate::upstream::connection::Pool;
@@ -69,13 +69,14 @@ pub async fn run(
     let upstreams = Upstreams::new(&settings.upstreams, &metrics)?;
     let keys = Arc::new(Keys::new(secrets.clone(), folder_of(&policy_file), metrics.clone()));
     let state = StateDir::new(settings.state.dir, metrics.clone());
-    let ledger = Arc::new(Ledger::open(Arc::clone(&state), clock::wall()).context("state.dir")?);
+    let replicated_state =
+        Arc::new(ReplicatedState::open(Arc::clone(&state), clock::wall()).context("state.dir")?);
     let reloader = Reloader::new(
         policy_file,
         Arc::clone(&state),
         upstreams.names(),
         Arc::clone(&keys),
-        Arc::clone(&ledger),
+        Arc::clone(&replicated_state),
         metrics.clone(),
     );
     let first = reloader.first()?;
@@ -96,7 +97,7 @@ pub async fn run(
     let gateway = Gateway::new(
         PolicyInForce::new(first, audit.clone()),
         shared.clone(),
-        ledger,
+        replicated_state,
         Arc::clone(&keys),
         Arc::clone(&permissions),
         metrics.clone(),
@@ -114,7 +115,7 @@ pub async fn run(
 
     let (shutdown, stopping) = watch::channel(false);
     let (stop_admin, admin_stops) = watch::channel(false);
-    let leaving = Arc::new(AtomicBool::new(false));
+    let draining = Arc::new(AtomicBool::new(false));
     reloader.watch(Arc::clone(gateway.live())).context("policy.file: its directory cannot be watched")?;
     tokio::spawn(Arc::clone(&reloader).follow_overrides(Arc::clone(gateway.live())));
     tokio::spawn(Arc::clone(&reloader).watch_trials(Arc::clone(gateway.live())));
@@ -125,7 +126,7 @@ pub async fn run(
         upstreams: upstreams.clone(),
         admin_token,
         metrics_token: secrets.get("METRICS_TOKEN")?,
-        leaving: Arc::clone(&leaving),
+        draining: Arc::clone(&draining),
         changing: Arc::default(),
         judging: Admin::judging(),
     };
@@ -140,22 +141,22 @@ pub async fn run(
         pool: Pool::new(KEPT_CONNECTIONS),
         signer: signer(),
         access: access.clone(),
-        leaving: Arc::clone(&leaving),
+        draining: Arc::clone(&draining),
         production: profile == Profile::Production,
     });
-    let opening = Opening {
+    let setup = ConnectionSetup {
         proxy_protocol: settings.server.proxy_protocol,
         tls: Tls::load(&settings.server.tls, gateway.metrics.clone())?,
         access: access.clone(),
     };
-    let (door, mut all_done) = Door::new(gateway, proxy, opening, stopping);
+    let (acceptor, mut all_done) = Acceptor::new(gateway, proxy, setup, stopping);
     for listener in listeners {
         info!(listen = %listener.local_addr()?, "data plane");
-        tokio::spawn(door.clone().listen(listener));
+        tokio::spawn(acceptor.clone().listen(listener));
     }
-    drop(door);
+    drop(acceptor);
 
-    drain(&mut signals, &settings.server, &leaving, &shutdown, &mut all_done).await;
+    drain(&mut signals, &settings.server, &draining, &shutdown, &mut all_done).await;
     stop_admin.send_replace(true);
     let _ = tokio::time::timeout(Duration::from_secs(1), admin_task).await;
     leave_nothing_behind(shared).await
@@ -214,15 +215,15 @@ fn needed_secrets(settings: &Settings, profile: Profile, policy: &Path) -> Vec<(
 async fn drain(
     signals: &mut Signals,
     settings: &ServerSettings,
-    leaving: &AtomicBool,
+    draining: &AtomicBool,
     shutdown: &watch::Sender<bool>,
     all_done: &mut mpsc::Receiver<()>,
 ) {
     let name = signals.wait().await;
     let (delay, timeout) =
         (settings.drain_delay.unwrap_or_default(), settings.drain_timeout.unwrap_or_default());
-    info!(signal = name, drain_delay_ms = delay.as_millis(), "leaving: not ready, still accepting");
-    leaving.store(true, Ordering::Relaxed);
+    info!(signal = name, drain_delay_ms = delay.as_millis(), "draining: not ready, still accepting");
+    draining.store(true, Ordering::Relaxed);
     tokio::select! {
         () = tokio::time::sleep(delay) => {}
         _ = signals.wait() => leave_at_once(),
@@ -256,10 +257,10 @@ fn redis_places(settings: &RedisSettings, secrets: &Secrets) -> anyhow::Result<R
         .certificate_authority
         .as_deref()
         .map(|file| service::files::read(file, LARGEST_AUTHORITY).context("redis.certificate_authority"));
-    let places = RedisAddress::parse(&settings.url, password.as_deref(), authority.transpose()?)
+    let address = RedisAddress::parse(&settings.url, password.as_deref(), authority.transpose()?)
         .context("redis.url")?;
-    places.check_credentials().context("redis.url")?;
-    Ok(places)
+    address.check_credentials().context("redis.url")?;
+    Ok(address)
 }
 
 fn start_background(

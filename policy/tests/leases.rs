@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use policy::rules::limits::gcra::Gcra;
-use policy::rules::limits::lease::{Ask, Grant, Level, Pot, SharedBucket};
+use policy::rules::limits::lease::{Ask, Grant, LeasedBucket, Level, SharedBucket};
 use policy::values::time::Timestamp;
 use proptest::prelude::*;
 
@@ -34,7 +34,7 @@ struct Fate {
 
 struct Replica {
     id: u64,
-    pot: Pot,
+    pot: LeasedBucket,
     waiting: u32,
     asking: bool,
 }
@@ -63,7 +63,7 @@ struct Network {
 
 impl Network {
     fn new(gcra: Gcra, replicas: u64, fates: impl Iterator<Item = Fate> + 'static) -> Self {
-        let replica = |id| Replica { id, pot: Pot::default(), waiting: 0, asking: false };
+        let replica = |id| Replica { id, pot: LeasedBucket::default(), waiting: 0, asking: false };
         Self {
             gcra,
             bucket: SharedBucket::default(),
@@ -175,7 +175,7 @@ impl Network {
                 Event::Death(at) => {
                     let at = at % self.replicas.len();
                     self.replicas[at] =
-                        Replica { id: self.next_id, pot: Pot::default(), waiting: 0, asking: false };
+                        Replica { id: self.next_id, pot: LeasedBucket::default(), waiting: 0, asking: false };
                     self.next_id += 1;
                 }
                 Event::Forget => self.bucket = SharedBucket::default(),
@@ -301,7 +301,7 @@ fn what_a_replica_does_not_spend_comes_back_to_the_others() {
 #[test]
 fn a_replica_alone_has_its_share_at_the_level_last_known_and_says_so_on_return() {
     let gcra = Gcra::new(60, Duration::from_mins(1), 60);
-    let (mut bucket, mut pot) = (SharedBucket::default(), Pot::default());
+    let (mut bucket, mut pot) = (SharedBucket::default(), LeasedBucket::default());
     let half = bucket.grant(gcra, 1, pot.ask(gcra, 30, START), START);
     pot.receive(gcra, half, START, START);
     (0..30).for_each(|_| pot.take());
@@ -317,7 +317,7 @@ fn a_replica_alone_has_its_share_at_the_level_last_known_and_says_so_on_return()
 #[test]
 fn a_request_that_came_before_an_answer_does_not_take_a_full_bucket_for_empty() {
     let gcra = Gcra::new(100, Duration::from_secs(1), 100);
-    let mut pot = Pot::default();
+    let mut pot = LeasedBucket::default();
     let came = START;
     let answered = START + Duration::from_millis(1);
     let grant = SharedBucket::default().grant(gcra, 1, pot.ask(gcra, 1, START), START);
@@ -331,7 +331,7 @@ fn a_request_that_came_before_an_answer_does_not_take_a_full_bucket_for_empty() 
 #[test]
 fn a_store_that_came_back_empty_is_told_the_level() {
     let gcra = Gcra::new(60, Duration::from_mins(1), 60);
-    let mut pot = Pot::default();
+    let mut pot = LeasedBucket::default();
     let ask = pot.ask(gcra, 60, START);
     let grant = SharedBucket::default().grant(gcra, 1, ask, START);
     pot.receive(gcra, grant, START, START);
@@ -345,7 +345,7 @@ fn a_store_that_came_back_empty_is_told_the_level() {
 fn of_several_reports_to_a_store_that_forgot_the_highest_level_counts() {
     let gcra = Gcra::new(3, Duration::from_mins(1), 3);
     let mut bucket = SharedBucket::default();
-    let mut pots = [Pot::default(), Pot::default(), Pot::default()];
+    let mut pots = [LeasedBucket::default(), LeasedBucket::default(), LeasedBucket::default()];
     for (id, pot) in (0..).zip(&mut pots) {
         let ask = pot.ask(gcra, 1, START);
         let grant = bucket.grant(gcra, id, ask, START);
@@ -363,7 +363,7 @@ fn of_several_reports_to_a_store_that_forgot_the_highest_level_counts() {
 fn a_rule_that_changes_holds_nobody_by_what_the_old_one_meant() {
     let (hourly, fast) =
         (Gcra::new(60, Duration::from_hours(1), 60), Gcra::new(10_000, Duration::from_secs(1), 10_000));
-    let (mut bucket, mut pot) = (SharedBucket::default(), Pot::default());
+    let (mut bucket, mut pot) = (SharedBucket::default(), LeasedBucket::default());
     let ask = |need| Ask { need, ..Ask::default() };
     let emptied = bucket.grant(hourly, 1, pot.ask(hourly, 61, START), START);
     pot.receive(hourly, emptied, START, START);
@@ -374,7 +374,7 @@ fn a_rule_that_changes_holds_nobody_by_what_the_old_one_meant() {
     assert!(pot.describe(fast, START, true).remaining >= 9_940);
     let later = START + Duration::from_secs(2);
     assert_eq!(bucket.grant(fast, 2, ask(5_000), later).tokens, 5_000);
-    let mut rich = Pot::default();
+    let mut rich = LeasedBucket::default();
     rich.receive(fast, Grant { tokens: 2_500, debt: Duration::ZERO }, later, later);
     rich.change_rule(fast, hourly, later);
     assert_eq!(std::iter::from_fn(|| (rich.level(later) == Level::Ready).then(|| rich.take())).count(), 15);
@@ -386,7 +386,7 @@ fn a_rule_that_changes_holds_nobody_by_what_the_old_one_meant() {
 #[test]
 fn a_rule_that_changes_leaves_a_bucket_that_was_full_as_full_as_it_was() {
     let gcra = Gcra::new(100_000, Duration::from_secs(1), 100_000);
-    let mut pot = Pot::default();
+    let mut pot = LeasedBucket::default();
     pot.change_rule(Gcra::default(), gcra, START);
     assert!(
         pot.take_alone(gcra, 3, START, START).conforms,

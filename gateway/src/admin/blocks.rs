@@ -19,7 +19,7 @@ use crate::observe::audit::Actor;
 use crate::state::store::{Change, Topic};
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
-    let mut bans = admin.gateway.ledger().holding(Topic::Bans, clock::wall());
+    let mut bans = admin.gateway.replicated_state().holding(Topic::Bans, clock::wall());
     bans.sort_by_key(|ban| std::cmp::Reverse(ban.changed_at));
     let item = |ban: &Change| {
         json!({
@@ -65,7 +65,7 @@ pub(super) async fn unblock(
         let detail = "the address is an IP address or a CIDR like 192.0.2.0/24";
         return problem(StatusCode::BAD_REQUEST, "malformed_request", detail);
     };
-    if admin.gateway.ledger().find(Topic::Bans, &network.to_string(), clock::wall()).is_none() {
+    if admin.gateway.replicated_state().find(Topic::Bans, &network.to_string(), clock::wall()).is_none() {
         return problem(StatusCode::NOT_FOUND, "not_found", "this address is not blocked here by itself");
     }
     let change = Change {

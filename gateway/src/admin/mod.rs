@@ -61,7 +61,7 @@ pub struct Admin {
     /// Guards `/metrics` and `/health/detailed`, where it is set.
     pub metrics_token: Option<Secret>,
     /// True from SIGTERM on.
-    pub leaving: Arc<AtomicBool>,
+    pub draining: Arc<AtomicBool>,
     /// Held while overrides are judged and put in force.
     pub changing: Arc<tokio::sync::Mutex<()>>,
     /// A permit for work that takes long.
@@ -238,7 +238,7 @@ async fn live() -> Json<Value> {
 /// Ready while we are not leaving: an upstream that is away is answered with 502 and 503, which is better than nobody
 /// answering at all.
 async fn ready(State(admin): State<Admin>) -> Response {
-    if admin.leaving.load(Ordering::Relaxed) {
+    if admin.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "leaving"}))).into_response();
     }
     Json(json!({"status": "ok", "policy": admin.gateway.policy().sha256})).into_response()
@@ -258,9 +258,9 @@ async fn detailed(State(admin): State<Admin>) -> Response {
         })
         .collect();
     let redis = admin.gateway.shared_store_is_up().map(|up| if up { "ok" } else { "away" });
-    let leaving = admin.leaving.load(Ordering::Relaxed);
+    let draining = admin.draining.load(Ordering::Relaxed);
     let body = json!({
-        "status": if leaving { "leaving" } else { "ok" },
+        "status": if draining { "leaving" } else { "ok" },
         "checks": checks,
         "addresses": admin.upstreams.describe(),
         "redis": redis,
@@ -268,7 +268,7 @@ async fn detailed(State(admin): State<Admin>) -> Response {
         "state": state_of(&admin),
         "version": env!("CARGO_PKG_VERSION"),
     });
-    let status = if leaving { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let status = if draining { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (status, Json(body)).into_response()
 }
 

@@ -20,7 +20,7 @@ use crate::state::store::{Change, Topic};
 const READ_ONLY: &str = "read_only";
 
 fn listing(admin: &Admin) -> Value {
-    let mut all = admin.gateway.ledger().holding(Topic::Overrides, clock::wall());
+    let mut all = admin.gateway.replicated_state().holding(Topic::Overrides, clock::wall());
     all.sort_by(|one, other| one.key.cmp(&other.key));
     let item = |change: &Change| json!({"path": change.key, "value": change.value, "since": clock::text(change.changed_at)});
     json!({"items": all.iter().map(item).collect::<Vec<_>>()})
@@ -51,7 +51,7 @@ pub(super) async fn remove(
     RequestId(request_id): RequestId,
     Path(path): Path<String>,
 ) -> Response {
-    if admin.gateway.ledger().find(Topic::Overrides, &path, clock::wall()).is_none() {
+    if admin.gateway.replicated_state().find(Topic::Overrides, &path, clock::wall()).is_none() {
         return problem(StatusCode::NOT_FOUND, "not_found", "nothing is overridden at this path");
     }
     make(&admin, vec![(path, None)], &request_id).await

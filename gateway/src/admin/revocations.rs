@@ -19,7 +19,7 @@ use crate::state::store::{Change, Topic};
 const LONGEST: usize = 1024;
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
-    let mut all = admin.gateway.ledger().holding(Topic::Revocations, clock::wall());
+    let mut all = admin.gateway.replicated_state().holding(Topic::Revocations, clock::wall());
     all.sort_by_key(|one| std::cmp::Reverse(one.changed_at));
     let item = |one: &Change| {
         let (by, value) = one.key.split_once('/').unwrap_or_default();
@@ -68,7 +68,7 @@ pub(super) async fn restore(
 ) -> Response {
     let now = clock::wall();
     let change = key(&by, &value).and_then(|key| {
-        if admin.gateway.ledger().find(Topic::Revocations, &key, now).is_none() {
+        if admin.gateway.replicated_state().find(Topic::Revocations, &key, now).is_none() {
             return Err(Box::new(problem(StatusCode::NOT_FOUND, "not_found", "nothing is revoked by this")));
         }
         let changed_at = now.as_nanos();

@@ -1,4 +1,5 @@
-//! Data structures that know nothing of a gateway: a cache that scans do not spoil, and what is most frequent.
+//! Data structures that know nothing about a gateway: a cache that resists scans, and a sketch of the most frequent
+//! items.
 //!
 //! Floor 1: imports nothing of this crate.
 

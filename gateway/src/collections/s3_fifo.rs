@@ -1,24 +1,25 @@
-//! A bounded cache that evicts by S3-FIFO (Yang et al., SOSP 2023): newcomers wait in a small queue, those that are asked
-//! for again move to the main one, and what was evicted lately is let in there at once. A hit changes one number and
-//! moves nothing; a scan of things that are asked for once drives nothing useful out. `hit_rate` below shows it beside LRU.
+//! A bounded cache that evicts by S3-FIFO (Yang et al., SOSP 2023). New entries wait in a small queue. Entries that are
+//! used again move to the main queue. A key that was evicted lately enters the main queue at once. A hit changes one
+//! number and moves nothing. A scan of keys that are used once evicts nothing useful. `hit_rate` below compares it with
+//! LRU.
 //!
-//! Its bound is a number of entries and a number of bytes: each entry weighs its key, its value with what that holds on
-//! the heap, and the cache's own share.
+//! It is bounded in entries and in bytes. The weight of an entry is its key, its value with the heap memory that the
+//! value holds, and the cache's own share.
 
 use std::collections::VecDeque;
 
 use hashbrown::HashTable;
 
-/// Of the room, the newcomers' share: a tenth.
+/// The share of new entries: a tenth of the room.
 const SMALL: usize = 10;
 
-/// Of an entry, the cache's own bytes besides its slot: numbers in the table and in a queue, and a ghost.
+/// The cache's own bytes for an entry, besides its slot: numbers in the table and in a queue, and a ghost.
 const SHARE: usize = 48;
 
 /// Uses are counted up to this.
 const MOST_USES: u8 = 3;
 
-/// A cache of one shard. Hashes are the caller's; keys are compared in full.
+/// A cache of one shard. The caller computes the hashes; keys are compared in full.
 pub struct Cache<V> {
     capacity: usize,
     most_bytes: usize,
@@ -35,7 +36,7 @@ struct Slot<V> {
     hash: u64,
     uses: u8,
     weight: usize,
-    /// None: it was taken out, and its number still stands in a queue.
+    /// `None`: it was removed, and its number is still in a queue.
     entry: Option<(Box<[u8]>, V)>,
 }
 
@@ -70,7 +71,7 @@ impl<V> Cache<V> {
         self.bytes
     }
 
-    /// Changes the room; what is too much goes when the next entry comes.
+    /// Changes the room. Entries that are too many are evicted when the next one is inserted.
     pub fn set_room(&mut self, capacity: usize, most_bytes: usize) {
         (self.capacity, self.most_bytes) = (capacity.max(1), most_bytes);
     }
@@ -82,7 +83,7 @@ impl<V> Cache<V> {
         self.places.find(hash, is_it).map(|place| *place as usize)
     }
 
-    /// The value of `key`, which is noted as used.
+    /// The value of `key`; notes that it was used.
     pub fn get(&mut self, hash: u64, key: &[u8]) -> Option<&V> {
         let place = self.place(hash, key)?;
         let slot = &mut self.slots[place];
@@ -90,19 +91,19 @@ impl<V> Cache<V> {
         slot.entry.as_ref().map(|(_, value)| value)
     }
 
-    /// The value of `key`, without a note.
+    /// The value of `key`; does not note that it was used.
     pub fn peek(&self, hash: u64, key: &[u8]) -> Option<&V> {
         self.slots[self.place(hash, key)?].entry.as_ref().map(|(_, value)| value)
     }
 
-    /// Keeps `value`, which holds `heap` bytes outside of itself; how many others had to go. One that is too heavy for
-    /// the whole cache is not kept, and what was kept under its key is dropped.
+    /// Stores `value`, which holds `heap` bytes outside of itself. Returns how many other entries were evicted. A value
+    /// that is too heavy for the whole cache is not stored, and the value before it under this key is dropped.
     pub fn insert(&mut self, hash: u64, key: &[u8], value: V, heap: usize) -> usize {
         let weight = (size_of::<Slot<V>>() + SHARE).saturating_add(key.len()).saturating_add(heap);
         if let Some(place) = self.place(hash, key) {
             let slot = &mut self.slots[place];
             if weight > slot.weight {
-                // It is weighed anew, as any other: in its old place it could be too much.
+                // It is weighed again like a new entry, because in its old slot it could be too heavy.
                 self.vacate(u32::try_from(place).unwrap_or(u32::MAX));
             } else {
                 self.bytes -= slot.weight - weight;
@@ -136,9 +137,9 @@ impl<V> Cache<V> {
         evicted
     }
 
-    /// Makes room for one; whether an entry went.
+    /// Makes room for one entry. Returns whether an entry was evicted.
     fn evict(&mut self) -> bool {
-        // Where bytes are the bound, the newcomers' share is one of the entries that are there.
+        // Where bytes are the bound, the share of new entries is counted from the entries that are present.
         let entries = self.capacity.min(self.small.len() + self.main.len());
         let from_small = self.main.is_empty() || self.small.len() > entries / SMALL;
         let queue = if from_small { &mut self.small } else { &mut self.main };
@@ -149,7 +150,7 @@ impl<V> Cache<V> {
             return false;
         }
         if slot.uses > 0 {
-            // Asked for again: from the small queue into the main one, or another round in that.
+            // Used again: it moves from the small queue to the main one, or stays for another round in the main one.
             slot.uses = if from_small { 0 } else { slot.uses - 1 };
             self.main.push_back(place);
             return false;
@@ -162,7 +163,7 @@ impl<V> Cache<V> {
         true
     }
 
-    /// Empties a slot whose number may still stand in a queue.
+    /// Empties a slot whose number may still be in a queue.
     fn vacate(&mut self, place: u32) {
         let slot = &mut self.slots[place as usize];
         self.bytes -= std::mem::take(&mut slot.weight);
@@ -172,7 +173,7 @@ impl<V> Cache<V> {
         }
     }
 
-    /// Takes out what `keep` does not want; how many that were.
+    /// Removes the entries that `keep` does not want. Returns how many.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &V) -> bool) -> usize {
         let before = self.places.len();
         let (slots, bytes) = (&mut self.slots, &mut self.bytes);
@@ -217,7 +218,7 @@ impl Ghosts {
             .is_ok()
     }
 
-    /// Whether `hash` was evicted lately; it is forgotten. Its place in the order is left to age.
+    /// Whether `hash` was evicted lately. It is removed; its position in the order is dropped later, by age.
     fn take(&mut self, hash: u64) -> bool {
         self.forget(hash)
     }
@@ -300,7 +301,7 @@ mod tests {
         assert!(cache.get(1, b"b").is_some());
     }
 
-    /// Least recently used, as plain as can be.
+    /// Least recently used, in the simplest form.
     struct Lru {
         capacity: usize,
         last_use: HashMap<u32, u64>,
@@ -325,7 +326,7 @@ mod tests {
         }
     }
 
-    /// Keys with the probabilities of Zipf's law, by looking up in the sums.
+    /// Keys with the probabilities of Zipf's law, found in the cumulative sums.
     fn zipf(keys: u32, exponent: f64) -> Vec<f64> {
         let mut sum = 0.0;
         (1..=keys)

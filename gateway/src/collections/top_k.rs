@@ -1,9 +1,9 @@
-//! The busiest of something, in bounded memory: the Space-Saving sketch (Metwally, Agrawal, El Abbadi 2005) over a
+//! The most frequent items, in bounded memory: the Space-Saving sketch (Metwally, Agrawal, El Abbadi 2005) over a
 //! sliding window of slices.
 //!
-//! A slice counts [`COUNTERS`] items. An item that is not among them takes the place, and the count, of the least one;
-//! that count is how much too high its own may be. Every item with more than `total / COUNTERS` requests in a slice is
-//! among its counters.
+//! A slice counts [`COUNTERS`] items. An item that is not among them replaces the least frequent one and starts with
+//! its count. That count is the most by which its own count can be too high. Every item with more than `total /
+//! COUNTERS` requests in a slice is among its counters.
 
 use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};
@@ -27,11 +27,11 @@ pub const LONGEST_WINDOW: Duration = Duration::from_mins(5);
 pub struct Count {
     /// At most so often.
     pub count: u64,
-    /// At least so much less often.
+    /// The count may be too high by this much.
     pub error: u64,
 }
 
-/// The busiest items lately.
+/// The most frequent items of the last minutes.
 pub struct Sketch<K>(Mutex<VecDeque<(u64, Slice<K>)>>);
 
 impl<K> Default for Sketch<K> {
@@ -128,7 +128,7 @@ impl<K: Hash + Eq + Clone> Slice<K> {
         }
     }
 
-    /// What is known of an item; one that is not counted may have been seen as often as the least.
+    /// What is known of an item. One that is not counted may have been seen as often as the least frequent one.
     fn count(&self, item: &K) -> Count {
         match self.places.get(item) {
             Some(place) => {

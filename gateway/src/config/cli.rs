@@ -69,10 +69,10 @@ pub struct Explain {
     /// A header field, `name: value`; may stand several times.
     #[arg(long = "header", value_name = "FIELD")]
     pub headers: Vec<String>,
-    /// A token, judged by its claims: its signature is taken to be good.
+    /// A token. It is judged by its claims; its signature is assumed to be valid.
     #[arg(long, value_name = "JWT")]
     pub token: Option<String>,
-    /// For programs.
+    /// Prints JSON, for programs.
     #[arg(long)]
     pub json: bool,
 }

@@ -1,4 +1,4 @@
-//! How an address is asked whether it is well, as the settings say it.
+//! How the health of an address is checked, as the settings say.
 
 use anyhow::bail;
 
@@ -8,11 +8,11 @@ const LONGEST_NAME: usize = 120;
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// Nothing: a connection is proof enough, and none is made only for that.
+    /// Nothing. No check is made at intervals; where an operator asks, a connection is made and no more.
     Nothing,
     /// A path.
     Path(String),
-    /// A service by its gRPC name; empty: the server as a whole.
+    /// A service by its gRPC name; the empty name means the server as a whole.
     Grpc(String),
 }
 
@@ -30,7 +30,7 @@ impl Health {
         }
     }
 
-    /// Whether addresses are asked now and then.
+    /// Whether addresses are checked at intervals.
     pub fn asks(&self) -> bool {
         *self != Self::Nothing
     }

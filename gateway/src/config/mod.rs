@@ -1,4 +1,4 @@
-//! What an operator sets outside of the policy: the settings file, the command line, secrets.
+//! What an operator sets outside the policy: the settings file, the command line, secrets.
 //!
 //! Floor 1: imports nothing of this crate but its own files.
 

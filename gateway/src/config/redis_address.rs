@@ -14,13 +14,13 @@ const MOST_NODES: usize = 64;
 #[derive(Clone)]
 pub struct RedisAddress {
     pub(crate) nodes: Vec<ConnectionInfo>,
-    /// What the Sentinels call the master, when they watch several.
+    /// The Sentinels' name for the master, when they watch several.
     pub(crate) master: Option<String>,
     pub(crate) certificate_authority: Option<Vec<u8>>,
 }
 
 impl RedisAddress {
-    /// Reads an address. `password` takes the place of the address's own; `certificate_authority` is PEM.
+    /// Reads an address. `password` replaces the password in the address; `certificate_authority` is PEM.
     pub fn parse(
         url: &str,
         password: Option<&str>,
@@ -45,7 +45,7 @@ impl RedisAddress {
             bail!("at most {MOST_NODES} nodes");
         }
         let nodes = hosts.split(',').map(|host| {
-            // What is wrong is said without the address, for a password may be in it.
+            // The fault does not quote the address, because a password may be in it.
             let info = format!("{scheme}://{credentials}{host}{database}").into_connection_info();
             let info = info.map_err(|_| anyhow!(allowed))?;
             Ok(match password {
@@ -59,7 +59,7 @@ impl RedisAddress {
         Ok(Self { nodes: nodes.collect::<anyhow::Result<_>>()?, master, certificate_authority })
     }
 
-    /// Refuses a user without a password: the server would be asked without either.
+    /// Refuses a user without a password, because the client would then log in without either.
     pub fn check_credentials(&self) -> anyhow::Result<()> {
         let lacks = |node: &ConnectionInfo| {
             node.redis_settings().username().is_some() && node.redis_settings().password().is_none()

@@ -30,13 +30,13 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The least a secret of ours may hold.
+/// The shortest secret of ours, in bytes.
 const MIN_SECRET: usize = 32;
 
 /// The largest file of a secret, in bytes.
 const LARGEST: u64 = 64 << 10;
 
-/// Not ours to judge how long it is.
+/// Its length is not checked, because Redis decides which passwords are good.
 pub const REDIS_PASSWORD: &str = "REDIS_PASSWORD";
 
 /// Where secrets come from: the environment first, then one file each.
@@ -47,10 +47,10 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// The names of the secrets that are looked for in the environment. A policy's `secret = "NAME"` adds its own.
+    /// The names of the secrets that are read from the environment. A policy's `secret = "NAME"` adds its own.
     const NAMES: [&str; 5] = ["ADMIN_TOKEN", "GATEWAY_TOKEN", "JWT_SECRET", "METRICS_TOKEN", REDIS_PASSWORD];
 
-    /// Takes the secrets out of the environment.
+    /// Reads the secrets from the environment.
     pub fn new(dir: &Path, environment: &BTreeMap<String, String>) -> anyhow::Result<Self> {
         let known = |name: &str| Self::NAMES.contains(&name) || name.ends_with("_SECRET");
         let mut secrets = BTreeMap::new();
@@ -76,7 +76,8 @@ impl Secrets {
         decode(name, &text, &format!("in `{}`", file.display())).map(Some)
     }
 
-    /// Whether every secret of `needed` is there and fit, each with why it is needed; the error names all that are not.
+    /// Checks that every secret of `needed` is there and valid; each comes with the reason why it is needed. The error
+    /// names all that are not.
     pub fn require_all(&self, needed: &[(String, String)]) -> anyhow::Result<()> {
         let faults: Vec<String> = needed
             .iter()

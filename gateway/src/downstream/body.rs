@@ -1,7 +1,7 @@
-//! The gate behind which one message's body stands: pingora sees its bytes and none of the next request's.
+//! The gate for the body of one message: pingora sees the bytes of this message and none of the next request.
 //!
-//! Chunks are read strictly and handed on in their plainest form: sizes without leading zeros, no extensions, no
-//! trailers. So what the upstream is sent does not depend on how anybody reads the rest.
+//! Chunks are read strictly and passed on in their plainest form: sizes without leading zeros, no extensions, no
+//! trailers. So what the upstream receives does not depend on how other programs read the rest.
 
 use bytes::BytesMut;
 
@@ -15,11 +15,11 @@ pub(super) enum Gate {
     Length(u64),
     /// Chunks until the last one.
     Chunked {
-        /// Where we are in them.
+        /// The position in the chunks.
         chunks: Chunks,
-        /// Bytes that they have announced so far.
+        /// Bytes that the chunks have announced so far.
         announced: u64,
-        /// The most that they may announce.
+        /// The most bytes that the chunks may announce.
         most: u64,
     },
     /// Everything: HTTP/2, or a WebSocket after its handshake.
@@ -38,9 +38,9 @@ impl From<ChunkFault> for BodyFault {
 }
 
 impl BodyFault {
-    /// It is not all there in time.
+    /// The whole body did not arrive in time.
     pub const LATE: Self = Self("the request's body did not arrive in time");
-    /// It announces more than it may have.
+    /// The body announces more bytes than it may have.
     pub const TOO_LARGE: Self = Self("the request's body is too large");
 }
 
@@ -53,14 +53,14 @@ impl Gate {
         }
     }
 
-    /// A body in chunks may have at most so many bytes; what was announced before counts, too.
+    /// Sets the most bytes of a body in chunks. Bytes that were announced before count, too.
     pub(super) fn limit(&mut self, bytes: u64) {
         if let Self::Chunked { most, .. } = self {
             *most = bytes;
         }
     }
 
-    /// Whether the message has been let through whole.
+    /// Whether the whole message has passed.
     pub(super) fn is_done(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,
@@ -69,7 +69,7 @@ impl Gate {
         }
     }
 
-    /// So many bytes pass whatever they are.
+    /// So many bytes may pass without being looked at.
     pub(super) fn passes_unseen(&self) -> u64 {
         match self {
             Self::Length(left) => *left,
@@ -78,7 +78,7 @@ impl Gate {
         }
     }
 
-    /// So many of them have passed.
+    /// Notes that so many of them have passed.
     pub(super) fn passed(&mut self, count: u64) {
         if let Self::Length(left) = self {
             *left -= count;

@@ -29,17 +29,17 @@ use super::http2::excess::Excess;
 use super::http2::{Frames, Inbound, Waiting};
 use super::socket::Socket;
 
-/// Bytes taken from the socket at a time, and answers gathered before they are sent. Neither buffer outlives its use:
-/// an idle connection holds none.
+/// The size of a read from the socket, and of the buffer that gathers an answer. Both buffers are freed after use: an
+/// idle connection holds none.
 const PIECE: usize = 8 * 1024;
 
 /// How pingora ends a body in chunks.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// For reading on after an early answer.
+/// How long the rest of a request is read after an early answer.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long a client may take nothing of what is written for it.
+/// How long a client may take none of the bytes that are written to it.
 #[derive(Debug)]
 struct Stall {
     most: Duration,
@@ -47,7 +47,7 @@ struct Stall {
 }
 
 impl Stall {
-    /// What comes of a write: one that waits for longer fails.
+    /// The result of a write. A write that waits for longer fails.
     fn watch<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.alarm = None;
@@ -58,39 +58,39 @@ impl Stall {
     }
 }
 
-/// What a connection of HTTP/2 has besides.
+/// What an HTTP/2 connection has besides.
 #[derive(Debug)]
 struct Http2 {
-    /// What the client does to it.
+    /// Counts the frames of the client.
     frames: Frames,
-    /// What is read of it.
+    /// Reads the client's frames.
     inbound: Inbound,
 }
 
 /// A client connection.
 #[derive(Debug)]
 pub struct Connection {
-    /// Gone only in `drop`.
+    /// `None` only in `drop`.
     socket: Option<Socket>,
     digest: Arc<SocketDigest>,
-    /// There if a balancer speaks for itself, not for a client.
-    own_word: Option<Arc<ProxyDigest>>,
+    /// Present if a balancer uses the connection for its own requests, not for a client.
+    balancer_mark: Option<Arc<ProxyDigest>>,
     /// Read from the socket, not yet let through.
     pub(crate) inbox: BytesMut,
     /// Let through, not yet read.
     outbox: BytesMut,
     gate: Gate,
     fault: Option<BodyFault>,
-    /// When the body must be there, and the alarm for it, set while it is waited for.
+    /// The deadline of the body, and its timer, which runs while the body is awaited.
     body_deadline: Mutex<Option<Instant>>,
-    /// The most that the chunks of the body may announce, in bytes.
+    /// The most bytes that the chunks of the body may announce.
     body_limit: AtomicU64,
     alarm: Option<Pin<Box<Sleep>>>,
-    /// Trailers of the answer, as lines, until the last chunk goes out.
+    /// Trailers of the answer, as lines, until the last chunk is sent.
     trailers: Mutex<Option<BytesMut>>,
     /// Written, not yet sent.
     answer: BytesMut,
-    /// Once it speaks HTTP/2.
+    /// Present once the connection speaks HTTP/2.
     http2: Option<Box<Http2>>,
     excess: Arc<OnceLock<Excess>>,
     stall: Stall,
@@ -100,13 +100,13 @@ impl Connection {
     pub(crate) fn new(socket: Socket, peer: SocketAddr) -> Self {
         use std::os::fd::AsRawFd as _;
         let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
-        // pingora would ask the socket later, and one that was reset does not know any more.
+        // pingora would ask the socket later, but a socket that was reset does not know its address any more.
         let _ = digest.peer_addr.set(Some(pingora_core::protocols::l4::socket::SocketAddr::Inet(peer)));
         let digest = Arc::new(digest);
         Self {
             socket: Some(socket),
             digest,
-            own_word: None,
+            balancer_mark: None,
             inbox: BytesMut::new(),
             outbox: BytesMut::new(),
             gate: Gate::Length(0),
@@ -122,30 +122,30 @@ impl Connection {
         }
     }
 
-    /// It is a balancer's own (`PROXY UNKNOWN`, `LOCAL`), which every request on it is told.
-    pub(crate) fn speaks_for_itself(&mut self) {
+    /// Marks the connection as a balancer's own (`PROXY UNKNOWN`, `LOCAL`). Every request on it sees the mark.
+    pub(crate) fn mark_as_balancers_own(&mut self) {
         if let Ok(header) = ResponseHeader::build(200, None) {
-            self.own_word = Some(Arc::new(ProxyDigest::new(Box::new(header), None)));
+            self.balancer_mark = Some(Arc::new(ProxyDigest::new(Box::new(header), None)));
         }
     }
 
-    /// A client that takes nothing for so long is cut off.
+    /// Sets how long a client may take nothing before its connection is closed.
     pub(crate) fn set_write_timeout(&mut self, most: Duration) {
         self.stall.most = most;
     }
 
-    /// By when the whole body must be there, however it trickles.
+    /// Sets the deadline of the whole body, however slowly its bytes arrive.
     pub fn set_body_deadline(&self, deadline: Instant) {
         *self.body_deadline.lock() = Some(deadline);
     }
 
-    /// The chunks of the body may announce at most so many bytes.
+    /// Sets the most bytes that the chunks of the body may announce.
     pub fn set_body_limit(&self, bytes: u64) {
         self.body_limit.store(bytes, Ordering::Relaxed);
     }
 
-    /// Sends these after the last chunk of the answer, which is all that is still to be sent of it. pingora 0.9.1 has no
-    /// trailers in HTTP/1.
+    /// Sends these trailers after the last chunk of the answer, when only that chunk is left to send. pingora 0.9.1 has
+    /// no trailers in HTTP/1.
     pub fn set_trailers(&self, trailers: &HeaderMap) {
         let mut lines = BytesMut::new();
         for (name, value) in trailers {
@@ -156,7 +156,7 @@ impl Connection {
         *self.trailers.lock() = Some(lines);
     }
 
-    /// Wakes the reader when the body is late, or a header of HTTP/2; an error when it is.
+    /// Wakes the reader when the body, or a header of HTTP/2, is late. An error when it is late already.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let deadline = match (&self.http2, &self.gate) {
             (Some(http2), _) => http2.frames.header_deadline(),
@@ -171,7 +171,7 @@ impl Connection {
         alarm.as_mut().poll(cx).map(|()| io::ErrorKind::TimedOut.into())
     }
 
-    /// Takes the header off the inbox and sets the gate for its body.
+    /// Takes the header from the inbox and sets the gate for its body.
     pub(crate) fn begin(&mut self, head_length: usize, framing: Framing, overhead: usize) -> BytesMut {
         self.gate = Gate::new(framing, overhead);
         *self.body_limit.get_mut() = u64::MAX;
@@ -179,14 +179,14 @@ impl Connection {
         self.inbox.split_to(head_length)
     }
 
-    /// What is wrong with the body behind `head`, as far as it is there already.
+    /// What is wrong with the part of the body that arrived together with `head`.
     pub(crate) fn foresee(&self, head: &Head, overhead: usize) -> Option<BodyFault> {
         let mut body = BytesMut::from(&self.inbox[head.length..]);
         Gate::new(head.framing, overhead).pass(&mut body, &mut BytesMut::new(), usize::MAX).err()
     }
 
-    /// From now on it speaks HTTP/2: headers go to `waiting`. What is returned holds why it was ended, if the client went
-    /// too far.
+    /// Switches to HTTP/2: headers go to `waiting`. The returned value holds why the connection was ended, if the
+    /// client misused it.
     pub(crate) fn open_http2(
         &mut self,
         inbound: Inbound,
@@ -203,26 +203,26 @@ impl Connection {
         Arc::clone(&self.excess)
     }
 
-    /// Ends a connection of HTTP/2, and says why where that can be said.
+    /// Ends an HTTP/2 connection, and sends the reason to the client where that is possible.
     fn end(&mut self, why: Excess) -> io::Error {
-        if let Some(farewell) = self.http2.as_ref().and_then(|http2| http2.frames.farewell(why)) {
-            self.answer.extend_from_slice(&farewell);
+        if let Some(lingering_close) = self.http2.as_ref().and_then(|http2| http2.frames.closing_frame(why)) {
+            self.answer.extend_from_slice(&lingering_close);
         }
         let _ = self.excess.set(why);
         io::Error::other(why)
     }
 
-    /// From now on every byte passes.
+    /// Lets every byte pass from now on.
     pub(crate) fn open(&mut self) {
         self.gate = Gate::Open;
     }
 
-    /// Whether the connection can take another request: this one's body is through, or there was none.
+    /// Whether the connection can take another request: the body of this one has passed, or there was none.
     pub(crate) fn is_between_messages(&self) -> bool {
         self.gate.is_done() && self.outbox.is_empty() && self.fault.is_none()
     }
 
-    /// Waits until the client resets the connection. Nothing is read for that.
+    /// Waits until the client resets the connection, without reading from it.
     pub async fn reset(&self) {
         if let Some(socket) = &self.socket {
             let _ = socket.tcp().ready(Interest::ERROR).await;
@@ -234,12 +234,12 @@ impl Connection {
         self.fault
     }
 
-    /// Reads more of the header; nothing when the client has closed.
+    /// Reads more of the header; 0 bytes when the client has closed.
     pub(crate) async fn read_more(&mut self) -> io::Result<usize> {
         std::future::poll_fn(|cx| self.poll_fill(cx)).await
     }
 
-    /// Without what only a request in progress needs.
+    /// Drops what only a request in progress needs.
     pub(crate) fn rested(mut self: Box<Self>) -> Box<Self> {
         if self.inbox.is_empty() {
             self.inbox = BytesMut::new();
@@ -265,7 +265,7 @@ impl Connection {
         Poll::Ready(Ok(piece.filled().len()))
     }
 
-    /// Counts what a client of HTTP/2 sent.
+    /// Counts what an HTTP/2 client sent.
     fn count(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(http2) = &mut self.http2 else { return Ok(()) };
         http2.frames.received(bytes, Instant::now()).map_err(|excess| self.end(excess))
@@ -284,7 +284,7 @@ impl Connection {
         })
     }
 
-    /// Reads more, straight to where it is wanted if there is nothing to look at on the way.
+    /// Reads more bytes. They go directly to their destination if none of them has to be checked.
     fn poll_through(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
         let unseen = self
             .http2
@@ -334,7 +334,7 @@ impl Connection {
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Who waits for the client has written what there is for now: the client need not wait for more of it.
+        // When we wait for the client, we have nothing more to write now. So what is gathered is sent at once.
         if let Poll::Ready(sent) = this.poll_send(cx) {
             sent?;
         }
@@ -350,7 +350,7 @@ impl AsyncRead for Connection {
                 into.put_slice(&this.outbox.split_to(count));
                 return Poll::Ready(Ok(()));
             }
-            // The message is over and the next one is there already: nobody is woken until this one is answered.
+            // The message is over and the next one is here already: the reader is not woken until this one is answered.
             if this.gate.is_done() && !this.inbox.is_empty() {
                 return Poll::Pending;
             }
@@ -415,21 +415,21 @@ impl AsyncWrite for Connection {
 }
 
 impl Drop for Connection {
-    /// A socket that is closed while the client still sends is reset, and the client may lose the answer that says
-    /// why. So what it sends is read, for a while, and thrown away.
+    /// When a socket is closed while the client still sends, the system resets it, and the client may lose the answer
+    /// that says why. So what the client sends is read for a while and dropped.
     fn drop(&mut self) {
         let unfinished = !self.gate.is_done() || self.fault.is_some() || !self.answer.is_empty();
         let Some(mut socket) = self.socket.take().filter(|_| unfinished) else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let answer = std::mem::take(&mut self.answer);
-        let farewell = async move {
+        let lingering_close = async move {
             socket.write_all(&answer).await?;
             AsyncWriteExt::shutdown(&mut socket).await?;
             let mut rest = [0; 1024];
             while socket.read(&mut rest).await? > 0 {}
             io::Result::Ok(())
         };
-        runtime.spawn(tokio::time::timeout(LINGER, farewell));
+        runtime.spawn(tokio::time::timeout(LINGER, lingering_close));
     }
 }
 
@@ -448,13 +448,13 @@ impl UniqueID for Connection {
 }
 
 impl Ssl for Connection {
-    /// Says that there is TLS; nobody asks for more.
+    /// Says that there is TLS; no caller needs more.
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
         let encrypted = self.socket.as_ref().is_some_and(Socket::is_encrypted);
         encrypted.then(|| Arc::new(SslDigest::new("", "", None, None, Vec::new())))
     }
 
-    /// Over TLS pingora does not look for the preface of HTTP/2, but asks what was agreed on.
+    /// Over TLS pingora does not look for the preface of HTTP/2; it asks which protocol ALPN agreed on.
     fn selected_alpn_proto(&self) -> Option<ALPN> {
         self.http2.is_some().then_some(ALPN::H2)
     }
@@ -462,7 +462,7 @@ impl Ssl for Connection {
 
 #[async_trait]
 impl Peek for Connection {
-    /// Looks at bytes that stay unread; the accept loop has them already.
+    /// Looks at bytes without consuming them; the accept loop has done that already.
     async fn try_peek(&mut self, into: &mut [u8]) -> io::Result<bool> {
         let seen = self.inbox.get(..into.len());
         if let Some(seen) = seen {
@@ -480,7 +480,7 @@ impl GetTimingDigest for Connection {
 
 impl GetProxyDigest for Connection {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.own_word.clone()
+        self.balancer_mark.clone()
     }
 }
 

@@ -9,14 +9,14 @@ use tokio::time::Instant;
 use super::http2::{Frames, HeadBounds, Inbound, Waiting};
 use super::proxy_protocol;
 
-/// Frames of HTTP/2: the same verdict, and the same headers, however they are cut into pieces.
+/// Frames of HTTP/2 give the same verdict and the same headers, however they are cut into pieces.
 pub fn http2_frames(bytes: &[u8]) {
     let now = Instant::now();
     let verdict = |size: usize| {
         let mut frames = Frames::new(Duration::from_secs(10), Arc::default(), now);
         let received = bytes.chunks(size).try_for_each(|piece| frames.received(piece, now));
         frames.wrote(bytes);
-        received.err().map(|excess| frames.farewell(excess).map(|frame| frame.len()).unwrap_or_default())
+        received.err().map(|excess| frames.closing_frame(excess).map(|frame| frame.len()).unwrap_or_default())
     };
     let _ = (verdict(bytes.len().max(1)), verdict(1), verdict(7));
     let whole = pass_in_pieces(bytes, bytes.len().max(1));
@@ -25,7 +25,7 @@ pub fn http2_frames(bytes: &[u8]) {
     }
 }
 
-/// A PROXY header: nothing is read beyond its bound.
+/// Of a PROXY header nothing is read beyond its bound.
 pub fn proxy_header(bytes: &[u8]) {
     const LONGEST: usize = 16 + 4 * 1024;
     let mut rest = bytes;
@@ -36,7 +36,7 @@ pub fn proxy_header(bytes: &[u8]) {
     assert!(read.is_ok() && taken <= LONGEST, "{taken} bytes were read");
 }
 
-/// What `h2` reads of `bytes` that come in pieces of `size`, and the headers that are read.
+/// What `h2` reads when `bytes` arrive in pieces of `size`, and the headers that are read.
 fn pass_in_pieces(bytes: &[u8], size: usize) -> Option<(BytesMut, usize)> {
     let waiting = Arc::<Waiting>::default();
     let mut inbound = Inbound::new(HeadBounds { fields: 100, bytes: 64_000 }, Arc::clone(&waiting));

@@ -1,8 +1,8 @@
-//! The strict reading of a request's header (RFC 9110, RFC 9112; stricter where they leave a choice).
+//! Reads a request's header strictly (RFC 9110, RFC 9112; stricter where they leave a choice).
 //!
-//! Refused, never repaired: bare CR or LF, obs-fold, a space before the colon, control bytes, a second or missing or
-//! ungrammatical Host, Content-Length with Transfer-Encoding, two lengths even if equal, any Transfer-Encoding but one
-//! plain `chunked`, and the spellings `Transfer_Encoding` and `Content_Length`.
+//! These are refused, never repaired: bare CR or LF, obs-fold, a space before the colon, control bytes, a second or
+//! missing or ungrammatical Host, Content-Length with Transfer-Encoding, two lengths even if equal, any
+//! Transfer-Encoding but one plain `chunked`, and the spellings `Transfer_Encoding` and `Content_Length`.
 
 use std::borrow::Cow;
 
@@ -11,28 +11,28 @@ use pingora_http::RequestHeader;
 use policy::values::path::encode_query;
 use policy::values::refusal::Code;
 
-/// The parser's room for header fields; a policy's `max_headers` is never more.
+/// The most header fields that the parser can hold; a policy's `max_headers` is never more.
 const MAX_FIELDS: usize = policy::rules::requests::MAX_HEADERS as usize;
 
 /// How the message's end is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// So many bytes follow the header; none for most requests.
+    /// So many bytes follow the header; for most requests none.
     Length(u64),
     /// Chunks follow.
     Chunked,
 }
 
-/// What the wire must know of a request; the rest is judged later.
+/// What the connection must know of a request; the rest is judged later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Bytes of the header, with the empty line.
+    /// The length of the header in bytes, with the empty line.
     pub length: usize,
     /// How the body ends.
     pub framing: Framing,
     /// A WebSocket handshake: what follows is not HTTP.
     pub upgrade: bool,
-    /// The request line has to be [rewritten](plain_form) before anybody else reads it.
+    /// The request line has to be [rewritten](plain_form) before any other code reads it.
     pub rewrite: bool,
 }
 
@@ -41,7 +41,7 @@ pub struct Head {
 pub struct HeadFault {
     /// The code of the refusal.
     pub code: Code,
-    /// The sentence that a client reads.
+    /// The sentence that the client receives.
     pub detail: &'static str,
 }
 
@@ -49,8 +49,8 @@ pub(crate) const fn malformed(detail: &'static str) -> HeadFault {
     HeadFault { code: Code::MalformedRequest, detail }
 }
 
-/// Reads the header at the start of `bytes`: `None` while it is not complete. A fault is found as soon as the bytes
-/// that show it are there.
+/// Reads the header at the start of `bytes`; `None` while it is not complete. A fault is found as soon as the bytes
+/// that show it have arrived.
 pub fn parse(bytes: &[u8], max_fields: usize) -> Result<Option<Head>, HeadFault> {
     line_ends(bytes)?;
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
@@ -83,8 +83,8 @@ pub fn parse(bytes: &[u8], max_fields: usize) -> Result<Option<Head>, HeadFault>
     Ok(Some(Head { length, framing, upgrade, rewrite }))
 }
 
-/// A header whose target is in absolute form, in origin form with the same Host (RFC 9112, 3.2.2), and with a query that
-/// holds only what a query may; it was parsed before.
+/// Rewrites a header that was parsed before. A target in absolute form becomes origin form with the same Host (RFC
+/// 9112, 3.2.2). Bytes that a query may not hold are encoded.
 pub fn plain_form(header: &[u8]) -> BytesMut {
     let text = header.trim_ascii_start();
     let line_end = text.iter().position(|byte| *byte == b'\r').unwrap_or(text.len());
@@ -154,7 +154,7 @@ fn line_ends(bytes: &[u8]) -> Result<(), HeadFault> {
             return Err(malformed("a line ends with CR LF, and neither stands alone"));
         }
         if *byte == b'\n' && bytes[..=at].ends_with(b"\r\n\r\n") && at > 3 {
-            break; // what follows the header is not the header's
+            break; // what follows is not part of the header
         }
     }
     if bytes.starts_with(b"\r\n\r\n") {
@@ -163,7 +163,7 @@ fn line_ends(bytes: &[u8]) -> Result<(), HeadFault> {
     Ok(())
 }
 
-/// Checks a target: what of its query a target may not hold is encoded later.
+/// Checks a target. Bytes of its query that a target may not hold are encoded later.
 pub(crate) fn check_target(method: &str, target: &str) -> Result<(), HeadFault> {
     let path = target.split_once('?').map_or(target, |(path, _)| path);
     let refused = |byte: u8| !(0x21..=0x7e).contains(&byte) || byte == b'#';
@@ -203,7 +203,8 @@ fn check_host(fields: &[httparse::Header<'_>], http_11: bool) -> Result<(), Head
     }
 }
 
-/// A target in absolute form and Host name one place: a client that sends two has two in mind.
+/// A target in absolute form and Host must name the same place: if they differ, it is not clear which one the client
+/// means.
 fn check_authority(target: &str, fields: &[httparse::Header<'_>]) -> Result<(), HeadFault> {
     let Some((authority, _)) = absolute(target) else { return Ok(()) };
     let host = fields.iter().find(|field| field.name.eq_ignore_ascii_case("host"));

@@ -1,5 +1,5 @@
-//! PROXY protocol, versions 1 and 2 (`proxy-protocol.txt` of `HAProxy`): who is behind a trusted balancer. Nothing is read
-//! beyond its header, for what follows may be TLS.
+//! PROXY protocol, versions 1 and 2 (`proxy-protocol.txt` of `HAProxy`): who is behind a trusted balancer. Nothing is
+//! read beyond its header, because TLS may follow.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,11 +11,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 /// The longest header of version 1, with its end of line.
 const LONGEST_LINE: usize = 107;
 
-/// The fixed part of version 2, and the most that may follow: extensions are read and not looked at.
+/// The fixed part of version 2, and the most bytes that may follow it. Extensions are read and ignored.
 const FIXED: usize = 16;
 const LONGEST_REST: usize = 4 * 1024;
 
-/// Reads a header: the client that it names, `None` when the balancer speaks for itself.
+/// Reads a header. Returns the client that it names, or `None` when the balancer connects on its own behalf.
 pub(crate) async fn read(socket: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
     let mut header = vec![socket.read_u8().await?];
     if header[0] == b'P' {

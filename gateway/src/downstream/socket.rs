@@ -1,4 +1,4 @@
-//! The socket beneath a connection: as it comes, or with TLS over it.
+//! The socket of a connection: plain, or with TLS over it.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -12,7 +12,7 @@ use tokio_rustls::server::TlsStream;
 /// A client's socket.
 #[derive(Debug)]
 pub(crate) enum Socket {
-    /// As it comes.
+    /// Without TLS.
     Plain(TcpStream),
     /// With TLS over it.
     Tls(Box<TlsStream<TcpStream>>),
@@ -27,7 +27,7 @@ impl Socket {
         }
     }
 
-    /// Whether what goes through it is encrypted.
+    /// Whether the connection is encrypted.
     pub(crate) fn is_encrypted(&self) -> bool {
         matches!(self, Self::Tls(_))
     }

@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::clock;
 use crate::engine::websockets::WebSockets;
 use crate::identity::keys::Keys;
-use crate::identity::verified_tokens::GoodTokens;
+use crate::identity::verified_tokens::VerifiedTokens;
 use crate::live_policy::in_force::PolicyInForce;
 use crate::live_policy::loaded::Loaded;
 use crate::observe::audit::{Actor, AuditLog, Entry};
@@ -28,7 +28,7 @@ use crate::resilience::retry_budget::Budgets;
 use crate::state::bans::BanList;
 use crate::state::local::LocalStore;
 use crate::state::redis::{News, RedisStore};
-use crate::state::replicated_state::Ledger;
+use crate::state::replicated_state::ReplicatedState;
 use crate::state::revocations::{self, Revocations};
 use crate::state::store::{Change, Put, Store as _, Topic};
 use crate::upstream::fault::FaultLog;
@@ -41,16 +41,16 @@ pub struct Gateway {
     /// The buckets of all replicas, when they share any.
     pub(super) shared: Option<Arc<RedisStore>>,
     /// What replicas agree about.
-    pub(super) ledger: Arc<Ledger>,
+    pub(super) replicated_state: Arc<ReplicatedState>,
     /// Bans in force.
     pub bans: BanList,
     /// Revocations in force.
     pub revocations: Revocations,
     pub(super) keys: Arc<Keys>,
-    pub(super) good_tokens: GoodTokens,
+    pub(super) verified_tokens: VerifiedTokens,
     /// Who may do what.
     pub permissions: Arc<Permissions>,
-    /// Held while what the ledger holds is put in force, so that an older state never replaces a newer one.
+    /// Held while the replicated state is put in force, so that an older state never replaces a newer one.
     taking_effect: parking_lot::Mutex<()>,
     /// Woken when something was learnt that is worth keeping and nobody waits for that.
     save_soon: Notify,
@@ -79,26 +79,26 @@ impl Gateway {
     pub fn new(
         live: Arc<PolicyInForce>,
         shared: Option<Arc<RedisStore>>,
-        ledger: Arc<Ledger>,
+        replicated_state: Arc<ReplicatedState>,
         keys: Arc<Keys>,
         permissions: Arc<Permissions>,
         metrics: Metrics,
         audit: AuditLog,
     ) -> Arc<Self> {
         let bans = BanList::default();
-        bans.replace(&ledger.holding(Topic::Bans, clock::wall()));
+        bans.replace(&replicated_state.holding(Topic::Bans, clock::wall()));
         let revocations = Revocations::default();
-        revocations.replace(&ledger.holding(Topic::Revocations, clock::wall()));
+        revocations.replace(&replicated_state.holding(Topic::Revocations, clock::wall()));
         Arc::new(Self {
             websockets: WebSockets::new(Arc::clone(&live.judge_again)),
             live,
             local: LocalStore::default(),
             shared,
-            ledger,
+            replicated_state,
             bans,
             revocations,
             keys,
-            good_tokens: GoodTokens::default(),
+            verified_tokens: VerifiedTokens::default(),
             permissions,
             taking_effect: parking_lot::Mutex::default(),
             save_soon: Notify::new(),
@@ -114,8 +114,8 @@ impl Gateway {
     }
 
     /// What replicas agree about.
-    pub fn ledger(&self) -> &Ledger {
-        &self.ledger
+    pub fn replicated_state(&self) -> &ReplicatedState {
+        &self.replicated_state
     }
 
     /// The store that replicas share, if they do.
@@ -156,7 +156,7 @@ impl Gateway {
                 Err(Full) => self.audit.note_dropped(),
             }
         }
-        let made = self.ledger.change(changes, now);
+        let made = self.replicated_state.change(changes, now);
         self.take_effect(&made, now);
         for line in lines {
             line.write();
@@ -176,7 +176,7 @@ impl Gateway {
 
     /// Writes down what is known; what cannot be written now is tried again until it is.
     async fn save(&self) -> std::io::Result<()> {
-        self.ledger.save().await.inspect_err(|_| self.save_soon.notify_one())
+        self.replicated_state.save().await.inspect_err(|_| self.save_soon.notify_one())
     }
 
     /// Makes a change known to the other replicas. Where one of theirs counts that was not heard of here, it is made again
@@ -186,14 +186,14 @@ impl Gateway {
         for _ in 0..TRIES {
             let Ok(Put::Known(at)) = shared.put(&change).await else { return };
             change.changed_at = at.saturating_add(1);
-            let news = self.ledger.apply([change.clone()], now);
+            let news = self.replicated_state.apply([change.clone()], now);
             self.take_effect(&news, now);
         }
         warn!(key = change.key, "a change was overtaken by those of other replicas");
     }
 
     fn audit_change(&self, change: &Change, by: By<'_>, now: Timestamp) -> Result<Reserved, Full> {
-        let before = self.ledger.find(change.topic, &change.key, now);
+        let before = self.replicated_state.find(change.topic, &change.key, now);
         let action = match (change.topic, &change.value) {
             (Topic::Bans, Some(_)) => "block",
             (Topic::Bans, None) => "unblock",
@@ -220,12 +220,12 @@ impl Gateway {
     fn take_effect(&self, news: &[Change], now: Timestamp) {
         let _one_at_a_time = self.taking_effect.lock();
         if news.iter().any(|change| change.topic == Topic::Bans) {
-            self.bans.replace(&self.ledger.holding(Topic::Bans, now));
+            self.bans.replace(&self.replicated_state.holding(Topic::Bans, now));
             self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
             self.live.judge_again.notify_one();
         }
         if news.iter().any(|change| change.topic == Topic::Revocations) {
-            self.revocations.replace(&self.ledger.holding(Topic::Revocations, now));
+            self.revocations.replace(&self.replicated_state.holding(Topic::Revocations, now));
             self.live.judge_again.notify_one();
         }
         if news.iter().any(|change| change.topic == Topic::Overrides) {
@@ -246,7 +246,7 @@ impl Gateway {
             changed_at: 0,
         };
         let one_at_a_time = self.taking_effect.lock();
-        let news = self.ledger.apply(tokens.into_iter().map(change), now);
+        let news = self.replicated_state.apply(tokens.into_iter().map(change), now);
         self.revocations.add_tokens(&news);
         drop(one_at_a_time);
         if !news.is_empty() {
@@ -263,7 +263,7 @@ impl Gateway {
             self.save_soon.notified().await;
             tokio::time::sleep(MOMENT).await;
             let mut backoff = Backoff::from(MOMENT);
-            while self.ledger.save().await.is_err() {
+            while self.replicated_state.save().await.is_err() {
                 tokio::time::sleep(backoff.failed(LONGEST_PAUSE, rand::random()).1).await;
             }
         }
@@ -282,7 +282,7 @@ impl Gateway {
                 News::Changed(change) => Some(change),
                 News::Missed => None,
             });
-            let mut fresh = self.ledger.apply(changes, now);
+            let mut fresh = self.replicated_state.apply(changes, now);
             if missed {
                 fresh.extend(self.merge().await);
             }
@@ -299,13 +299,13 @@ impl Gateway {
         let mut fresh = Vec::new();
         for topic in Topic::ALL {
             let Ok(theirs) = shared.all(topic).await else { return fresh };
-            fresh.extend(self.ledger.apply(theirs.iter().cloned(), now));
+            fresh.extend(self.replicated_state.apply(theirs.iter().cloned(), now));
             let known: HashMap<&str, u64> =
                 theirs.iter().map(|change| (change.key.as_str(), change.changed_at)).collect();
             let unknown = |change: &Change| {
                 known.get(change.key.as_str()).is_none_or(|changed_at| *changed_at < change.changed_at)
             };
-            for change in self.ledger.all(topic, now).iter().filter(|change| unknown(change)) {
+            for change in self.replicated_state.all(topic, now).iter().filter(|change| unknown(change)) {
                 if shared.put(change).await.is_err() {
                     return fresh; // cut again: the next merge goes on
                 }
@@ -325,12 +325,12 @@ impl Gateway {
             }
             let now = clock::wall();
             let one_at_a_time = self.taking_effect.lock();
-            self.ledger.sweep(now);
-            let bans = self.ledger.holding(Topic::Bans, now);
+            self.replicated_state.sweep(now);
+            let bans = self.replicated_state.holding(Topic::Bans, now);
             if bans.len() != self.bans.len() {
                 self.bans.replace(&bans);
             }
-            self.revocations.replace(&self.ledger.holding(Topic::Revocations, now));
+            self.revocations.replace(&self.replicated_state.holding(Topic::Revocations, now));
             drop(one_at_a_time);
             self.metrics.ip_blocks_active.set(i64::try_from(self.bans.len()).unwrap_or(i64::MAX));
         }

@@ -122,11 +122,11 @@ impl Buckets for Handle {
 
 impl Proofs for Handle {
     fn recall(&self, token: &str) -> Option<Subject> {
-        self.0.good_tokens.find(token, self.0.keys.generation())
+        self.0.verified_tokens.find(token, self.0.keys.generation())
     }
 
     fn remember(&self, token: &str, subject: &Subject) {
-        self.0.good_tokens.keep(token, subject, self.0.keys.generation());
+        self.0.verified_tokens.keep(token, subject, self.0.keys.generation());
     }
 
     fn revoked(&self, credential: &Credential<'_>) -> bool {

@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use crate::config::secrets::Secrets;
 use crate::observe::metrics::Metrics;
 use crate::resilience::backoff::Backoff;
-use crate::upstream::http_client::Fetch;
+use crate::upstream::http_client::HttpClient;
 
 /// An unknown key causes a fetch at most so often.
 const AT_MOST_ONCE_IN: Duration = Duration::from_secs(10);
@@ -77,7 +77,7 @@ pub struct Keys {
     sources: ArcSwap<HashMap<KeySource, Arc<Source>>>,
     /// Those that the policy in force names.
     latest: Mutex<Vec<KeySource>>,
-    fetch: Fetch,
+    http_client: HttpClient,
     secrets: Secrets,
     metrics: Metrics,
     /// Whether a policy that asks the permission service cannot be served: what it trusts us for was not there at the
@@ -97,7 +97,7 @@ impl Keys {
         Self {
             sources: ArcSwap::default(),
             latest: Mutex::default(),
-            fetch: Fetch::anywhere(),
+            http_client: HttpClient::anywhere(),
             secrets,
             metrics,
             lacks_gateway_token: AtomicBool::new(false),
@@ -226,7 +226,7 @@ impl Keys {
     /// Fetches a key set; `false` when the last good one goes on serving.
     async fn refresh(&self, source: &Source) -> bool {
         let KeySource::Jwks(url) = &source.place else { return true };
-        let fetched = self.fetch.get(url, PATIENCE).await.and_then(|body| Ok((key_set(&body)?, body)));
+        let fetched = self.http_client.get(url, PATIENCE).await.and_then(|body| Ok((key_set(&body)?, body)));
         let url = without_secrets(url);
         let result = if fetched.is_ok() { "fetched" } else { "failed" };
         self.metrics.key_set_fetches.with_label_values(&[result]).inc();

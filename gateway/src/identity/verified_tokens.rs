@@ -20,7 +20,7 @@ const MOST_BYTES: usize = 32 * 1024 * 1024;
 const CLAIMS: usize = 3;
 
 /// Tokens that were found good.
-pub struct GoodTokens {
+pub struct VerifiedTokens {
     shards: Vec<Mutex<Cache<Remembered>>>,
     hasher: RandomState,
 }
@@ -30,14 +30,14 @@ struct Remembered {
     generation: u64,
 }
 
-impl Default for GoodTokens {
+impl Default for VerifiedTokens {
     fn default() -> Self {
         let shard = || Mutex::new(Cache::new(MOST / SHARDS, MOST_BYTES / SHARDS));
         Self { shards: std::iter::repeat_with(shard).take(SHARDS).collect(), hasher: RandomState::new() }
     }
 }
 
-impl GoodTokens {
+impl VerifiedTokens {
     fn shard(&self, hash: u64) -> &Mutex<Cache<Remembered>> {
         let place = usize::try_from(hash >> 32).unwrap_or_default() % SHARDS;
         &self.shards[place]

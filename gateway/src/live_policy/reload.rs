@@ -34,7 +34,7 @@ use crate::live_policy::named::Named;
 use crate::observe::metrics::Metrics;
 use crate::state::directory::StateDir;
 use crate::state::overrides::{Override, lay_over, without_lines};
-use crate::state::replicated_state::Ledger;
+use crate::state::replicated_state::ReplicatedState;
 use crate::state::store::{Change, Topic};
 
 /// In the state directory: the text of the last good policy.
@@ -65,7 +65,7 @@ pub struct Reloader {
     lists: DenyLists,
     upstreams: Vec<String>,
     keys: Arc<Keys>,
-    ledger: Arc<Ledger>,
+    replicated_state: Arc<ReplicatedState>,
     metrics: Metrics,
     /// What puts the last policy back when this one leaves its band.
     pub canary: Canary,
@@ -88,7 +88,7 @@ impl Reloader {
         state: Arc<StateDir>,
         upstreams: Vec<String>,
         keys: Arc<Keys>,
-        ledger: Arc<Ledger>,
+        replicated_state: Arc<ReplicatedState>,
         metrics: Metrics,
     ) -> Arc<Self> {
         let lists = DenyLists::new(folder_of(&file), Arc::clone(&state));
@@ -98,7 +98,7 @@ impl Reloader {
             lists,
             upstreams,
             keys,
-            ledger,
+            replicated_state,
             metrics,
             canary: Canary::default(),
             refused_policy: Mutex::default(),
@@ -242,7 +242,7 @@ impl Reloader {
 
     /// The overrides that hold.
     pub fn overrides(&self) -> Vec<Override> {
-        let holding = self.ledger.holding(Topic::Overrides, clock::wall());
+        let holding = self.replicated_state.holding(Topic::Overrides, clock::wall());
         let pair = |change: Change| Some((change.key, change.value?));
         let mut overrides: Vec<_> = holding.into_iter().filter_map(pair).collect();
         overrides.sort_by(|(one, _), (other, _)| one.cmp(other));

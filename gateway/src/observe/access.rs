@@ -9,13 +9,13 @@ use service::log::Log;
 pub struct Line<'a> {
     /// RFC 3339, when the request began.
     pub time: String,
-    /// As in the answer.
+    /// The id that the answer shows, too.
     pub request_id: &'a str,
     /// The client's address.
     pub client: &'a str,
     /// The method; empty where there was no request yet.
     pub method: &'a str,
-    /// The normal path; the raw one when it has none.
+    /// The normal path; the raw path when it has no normal one.
     pub path: &'a str,
     /// `HTTP/1.1` or `HTTP/2.0`.
     pub protocol: &'a str,
@@ -25,24 +25,24 @@ pub struct Line<'a> {
     /// The subject, once it was known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<&'a str>,
-    /// 0 when the client left before an answer.
+    /// 0 when the client closed before an answer.
     pub status: u16,
-    /// Where it was refused.
+    /// The stage that refused it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<&'a str>,
-    /// By which rule.
+    /// The rule that refused it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<&'a str>,
-    /// Why.
+    /// Why it was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'a str>,
-    /// What of a token or an API key did not do: `signature`, `unknown_key`, `claims.aud`.
+    /// What was wrong with the token or the API key: `signature`, `unknown_key`, `claims.aud`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'a str>,
-    /// How a call of gRPC went.
+    /// The status of a gRPC call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grpc_status: Option<u16>,
-    /// Why the upstream's part failed; the client is not told.
+    /// Why the upstream failed. The client does not see this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream_fault: Option<&'a str>,
     /// Bytes of the request's body.
@@ -51,21 +51,21 @@ pub struct Line<'a> {
     pub sent: u64,
     /// From the header to the end of the answer.
     pub duration_ms: f64,
-    /// Of that, in the upstream.
+    /// The part of it that was spent in the upstream.
     pub upstream_ms: f64,
 }
 
-/// Where the lines go.
+/// Where the lines are written.
 #[derive(Clone)]
 pub struct AccessLog(Lines);
 
 impl AccessLog {
-    /// `stdout`, `off` or a file, which is appended to.
+    /// Writes to `stdout`, to nothing (`off`), or to the end of a file.
     pub fn open(place: &str) -> Result<Self, PlaceFault> {
         Lines::open(Log::Access, place).map(Self)
     }
 
-    /// Logs a request. A line that cannot be written is counted, and never holds up a request.
+    /// Logs a request. A line that cannot be written is counted; it never delays a request.
     pub fn log(&self, line: &Line<'_>) {
         if let Ok(mut bytes) = serde_json::to_vec(line) {
             bytes.push(b'\n');

@@ -1,9 +1,9 @@
-//! The audit log: one JSON line for each change that somebody or something made, with what was before and after. A
-//! stream of its own, `[log] audit`.
+//! The audit log: one JSON line for each change, with the state before and after it. It is a stream of its own, `[log]
+//! audit`.
 //!
-//! A change that an operator asks for is made only when there is room for its line; what the gateway does by its policy
-//! (a ban, a reload) is done whether or not there is, because a full disk must not let an attacker in. A line that is
-//! dropped is counted, and the general log says how many were.
+//! A change that an operator asks for is made only when there is room for its line. What the gateway does by its policy
+//! (a ban, a reload) is done even without room, because a full disk must not let an attacker in. A dropped line is
+//! counted, and the general log says how many were dropped.
 
 use std::time::SystemTime;
 
@@ -21,9 +21,9 @@ pub struct Entry<'a> {
     pub target: &'a str,
     /// Who did it.
     pub actor: Actor,
-    /// What was so before.
+    /// The state before.
     pub before: Value,
-    /// What is so now.
+    /// The state now.
     pub after: Value,
     /// The request that asked for it, if one did.
     pub request_id: &'a str,
@@ -39,7 +39,7 @@ pub enum Actor {
     Policy,
 }
 
-/// Where the entries go.
+/// Where the entries are written.
 #[derive(Clone)]
 pub struct AuditLog(Lines);
 
@@ -52,27 +52,27 @@ struct Line<'a> {
 }
 
 impl AuditLog {
-    /// `stdout`, `off` or a file, which is appended to.
+    /// Writes to `stdout`, to nothing (`off`), or to the end of a file.
     pub fn open(place: &str) -> Result<Self, PlaceFault> {
         Lines::open(Log::Audit, place).map(Self)
     }
 
-    /// Writes an entry of what is done in any case; it is counted where it is dropped.
+    /// Writes an entry about a change that is made in any case. A dropped entry is counted.
     pub fn write(&self, entry: &Entry<'_>) {
         self.0.write(&line(entry));
     }
 
-    /// Keeps room for an entry. What it tells of is done only then, and the entry written after it.
+    /// Reserves room for an entry. Only then the change is made, and after it the entry is written.
     pub fn reserve(&self, entry: &Entry<'_>) -> Result<Reserved, Full> {
         self.0.reserve(line(entry))
     }
 
-    /// Counts an entry that found no room.
+    /// Counts an entry for which there was no room.
     pub fn note_dropped(&self) {
         self.0.note_dropped();
     }
 
-    /// Whether an entry would find room: for what is told in another place than it is asked for.
+    /// Whether there is room for an entry. For changes whose entry is written elsewhere, later.
     pub fn has_room(&self) -> bool {
         const ENOUGH: usize = 4_096;
         self.0.reserve(vec![b'\n'; ENOUGH]).is_ok()

@@ -11,10 +11,10 @@ use crate::observe::metrics::Metrics;
 /// How often the two clocks are compared.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A smaller difference within [`LOOK`] is a clock that is being adjusted, or a thread that waited.
+/// A smaller difference within [`LOOK`] means that the clock is being adjusted, or that this thread waited.
 pub const STEP: Duration = Duration::from_millis(500);
 
-/// Tells of each step of the wall clock, forever.
+/// Logs and counts each step of the wall clock, forever.
 pub async fn watch(metrics: Metrics) {
     let mut before = ahead();
     loop {
@@ -32,7 +32,7 @@ pub async fn watch(metrics: Metrics) {
     }
 }
 
-/// By how many milliseconds the wall clock is ahead of the steady one.
+/// How many milliseconds the wall clock is ahead of the steady clock.
 fn ahead() -> i128 {
     let millis = |time: Timestamp| i128::from(time.as_nanos() / 1_000_000);
     millis(wall()) - millis(steady())

@@ -1,5 +1,5 @@
-//! Every metric of the gateway, with its help. Labels come from closed sets: names in the policy, codes, statuses;
-//! never an address, a path or a user.
+//! Every metric of the gateway, with its help. Labels come from closed sets: names in the policy, codes, statuses. No
+//! label is an address, a path or a user.
 
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ metrics! {
     denials: IntCounterVec = "stage_denials_total" ["stage", "rule", "code"] "Requests refused, by who refused them.";
     auth_requests: IntCounterVec = "auth_requests_total" ["method", "status"] "Tokens and API keys judged.";
     auth_errors: IntCounterVec = "auth_errors_total" ["method", "error_type"] "Tokens and API keys refused.";
-    key_set_fetches: IntCounterVec = "key_set_fetches_total" ["result"] "Key sets asked for: fetched, or failed and the last good one serves.";
+    key_set_fetches: IntCounterVec = "key_set_fetches_total" ["result"] "Key sets asked for: fetched, or failed and the last good one is used.";
     permission_checks: IntCounterVec = "permission_checks_total" ["permission", "result"] "Permission questions.";
     permission_check_duration: Histogram = "permission_check_duration_seconds" "Time to ask the backend.";
     permission_cache_hits: IntCounter = "permission_cache_hits_total" "Questions answered from memory.";
@@ -69,17 +69,17 @@ metrics! {
     permission_cache_evictions: IntCounter = "permission_cache_evictions_total" "Answers dropped for lack of room.";
     permission_cache_invalidations: IntCounter = "permission_cache_invalidations_total" "Changes that made answers void.";
     permission_cache_entries: IntGauge = "permission_cache_entries" "Answers in memory.";
-    permission_feed_age: prometheus::Gauge = "permission_feed_lag_seconds" "Since the change feed was last heard of; -1: never.";
+    permission_feed_age: prometheus::Gauge = "permission_feed_lag_seconds" "Seconds since the change feed last answered; -1: never.";
     rate_limit_exceeded: IntCounterVec = "rate_limit_exceeded_total" ["limit"] "Requests over a limit, also in shadow.";
     ip_blocks: IntCounterVec = "ip_blocks_total" ["reason"] "Bans made.";
     ip_blocks_active: IntGauge = "ip_blocks_active" "Bans in force.";
     breaker_state: IntGaugeVec = "circuit_breaker_state" ["breaker"] "0 closed, 1 open, 2 half-open.";
     breaker_error_rate: GaugeVec = "circuit_breaker_error_rate" ["breaker"] "Share of failures in the window.";
-    breaker_transitions: IntCounterVec = "circuit_breaker_transitions_total" ["breaker", "from", "to"] "Moves.";
+    breaker_transitions: IntCounterVec = "circuit_breaker_transitions_total" ["breaker", "from", "to"] "Changes of state.";
     stale_answers: IntCounterVec = "stale_answers_total" ["route"] "Last good answers given while a breaker was open.";
-    tunnels_closed: IntCounterVec = "websockets_closed_total" ["reason"] "Tunnels closed because they would not be let in any more, by the code of the refusal.";
+    websockets_closed: IntCounterVec = "websockets_closed_total" ["reason"] "Upgraded connections closed because they would be refused now, by the code of the refusal.";
     connect_failures: IntCounterVec = "upstream_connect_failures_total" ["upstream"] "Connections to an address of an upstream that could not be made; another address was tried if there was one.";
-    upstream_faults: IntCounterVec = "upstream_faults_total" ["upstream", "fault"] "Requests that failed for their upstream's sake, by the rule that it broke.";
+    upstream_faults: IntCounterVec = "upstream_faults_total" ["upstream", "fault"] "Requests that failed because of their upstream, by the rule that it broke.";
     retries: IntCounterVec = "retries_total" ["upstream", "outcome"] "Further tries: made, and why there was none.";
     redis_up: IntGauge = "redis_up" "1 while Redis answers.";
     replicas: IntGauge = "replicas" "Gateways that share Redis, as this one last saw them.";
@@ -97,8 +97,8 @@ metrics! {
     admin_connections: IntGauge = "admin_connections_open" "Connections of the admin plane.";
     admin_connections_refused: IntCounter = "admin_connections_refused_total" "Connections of the admin plane beyond its bound.";
     admin_connections_timed_out: IntCounterVec = "admin_connections_timed_out_total" ["phase"] "Connections of the admin plane closed because the other side took too long: for a header, or idle.";
-    http2_ended: IntCounterVec = "http2_connections_ended_total" ["reason"] "Connections of HTTP/2 whose clients went too far.";
-    spans: IntCounterVec = "spans_exported_total" ["result"] "Spans sent to the collector, and spans that it did not take.";
+    http2_ended: IntCounterVec = "http2_connections_ended_total" ["reason"] "HTTP/2 connections that were ended because their clients misused them.";
+    spans: IntCounterVec = "spans_exported_total" ["result"] "Spans sent to the collector, and spans that were not delivered.";
     log_lines_dropped: IntCounterVec = "log_lines_dropped_total" ["log"] "Log lines not written, because their writer was late.";
 }
 
@@ -164,21 +164,21 @@ impl Metrics {
         self.auth_errors.with_label_values(&[method, refusal.code.as_str()]).inc();
     }
 
-    /// Counts the limits that had nothing left.
+    /// Counts the limits that are used up.
     pub fn limits_exceeded(&self, quotas: &[Quota]) {
         for quota in quotas.iter().filter(|quota| quota.exceeded) {
             self.rate_limit_exceeded.with_label_values(&[&*quota.limit]).inc();
         }
     }
 
-    /// Notes a move of a breaker.
+    /// Notes that a breaker changed its state.
     pub fn breaker_moved(&self, name: &str, from: State, to: State) {
         self.breaker_state.with_label_values(&[name]).set(to.number());
         self.breaker_transitions.with_label_values(&[name, from.as_str(), to.as_str()]).inc();
     }
 }
 
-/// A method as a label: the usual ones by name.
+/// A method as a label: the usual methods by name.
 pub fn method_label(method: &str) -> &'static str {
     const KNOWN: [&str; 7] = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"];
     KNOWN.into_iter().find(|known| *known == method).unwrap_or("other")

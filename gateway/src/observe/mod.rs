@@ -1,4 +1,4 @@
-//! What can be seen from outside: metrics, logs, traces.
+//! What operators can see from outside: metrics, logs, traces.
 
 pub mod access;
 pub mod audit;

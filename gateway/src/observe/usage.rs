@@ -7,12 +7,12 @@ use crate::collections::top_k::Sketch;
 /// The longest name that is counted, in bytes: subjects are as long as their issuers make them.
 const LONGEST_NAME: usize = 128;
 
-/// A name as it is counted: those that begin alike for so long are one.
+/// A name as it is counted: two names whose first [`LONGEST_NAME`] bytes are equal count as one.
 pub fn counted(name: &str) -> &str {
     &name[..name.floor_char_boundary(LONGEST_NAME)]
 }
 
-/// The busiest of each kind.
+/// The busiest items of each kind.
 #[derive(Default)]
 pub struct Usage {
     /// Client addresses.
@@ -28,7 +28,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// The sketch that an operator calls `name`.
+    /// The sketch that an operator names `name`.
     pub fn by(&self, name: &str) -> Option<&Sketch<String>> {
         match name {
             "ip" => Some(&self.addresses),

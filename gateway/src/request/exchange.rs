@@ -31,8 +31,8 @@ use crate::http::fields::{fields_of, scheme_told};
 use crate::http::grpc;
 use crate::http::problem;
 use crate::live_policy::loaded::Loaded;
-use crate::resilience::last_good::{Asking, Keeping, Who};
-use crate::upstream::Turn;
+use crate::resilience::last_good::{CacheLookup, CacheSubject, PendingEntry};
+use crate::upstream::Selection;
 use crate::upstream::fault::UpstreamFault;
 
 /// One request, from its header to its log line.
@@ -64,15 +64,15 @@ pub(crate) struct Exchange {
     /// Why the upstream's part failed, for the log.
     pub(crate) upstream_fault: Option<String>,
     /// Its answer, where it may be given again later.
-    pub(crate) keeping: Option<Keeping>,
+    pub(crate) pending_entry: Option<PendingEntry>,
     /// Once it is a WebSocket.
-    pub(crate) tunnel: Option<Open>,
+    pub(crate) websocket: Option<Open>,
     /// How often it was sent to the upstream, and how long to wait before it is sent again.
     pub(crate) tries: u32,
     pub(crate) next_try_in: Option<Duration>,
     pub(crate) first_try: Option<Instant>,
     /// Its turn at an address of the upstream.
-    pub(crate) turn: Option<Turn>,
+    pub(crate) selection: Option<Selection>,
     pub(crate) asked_upstream: Option<Instant>,
     pub(crate) upstream_time: Duration,
     pub(crate) outcome: Option<Outcome>,
@@ -120,11 +120,11 @@ impl Exchange {
             is_grpc: false,
             grpc_status: None,
             upstream_fault: None,
-            keeping: None,
-            tunnel: None,
+            pending_entry: None,
+            websocket: None,
             tries: 0,
             first_try: None,
-            turn: None,
+            selection: None,
             next_try_in: None,
             asked_upstream: None,
             upstream_time: Duration::ZERO,
@@ -354,29 +354,29 @@ impl Exchange {
     }
 
     /// How a try went, for the address that it went to. An answer that is a failure counts as one, too.
-    pub(crate) fn tell_address(&mut self, outcome: Outcome) {
+    pub(crate) fn report_to_address(&mut self, outcome: Outcome) {
         let failed = match (outcome, self.admission.as_ref().and_then(|one| one.route.breaker.as_ref())) {
             (Outcome::ClientLeft | Outcome::NotSent | Outcome::ReadOnly, _) => return,
             (Outcome::Answered(status), None) => status >= 500,
             (outcome, Some(rule)) => outcome.failed(rule) == Some(true),
             (_, None) => true,
         };
-        let Some(turn) = &mut self.turn else { return };
-        if let Some(lasts) = turn.tell(failed, clock::steady()) {
+        let Some(selection) = &mut self.selection else { return };
+        if let Some(lasts) = selection.tell(failed, clock::steady()) {
             let secs = lasts.as_secs();
-            warn!(address = %turn.address(), ejected_for_secs = secs, "an address that failed too often is ejected");
+            warn!(address = %selection.address(), ejected_for_secs = secs, "an address that failed too often is ejected");
         }
     }
 
     /// The request, as far as kept answers ask about it.
-    pub(crate) fn asking<'r>(
+    pub(crate) fn cache_lookup<'r>(
         &'r self,
         route: &'r Route,
         subject: &'r Subject,
         header: &'r RequestHeader,
-    ) -> Asking<'r> {
-        let (who, encrypted) = (Who::of(subject), self.channel.encrypted);
-        Asking { route, who, encrypted, target: &self.target, header }
+    ) -> CacheLookup<'r> {
+        let (subject, encrypted) = (CacheSubject::of(subject), self.channel.encrypted);
+        CacheLookup { route, subject, encrypted, target: &self.target, header }
     }
 
     /// The end of the upstream's part, if there was one.

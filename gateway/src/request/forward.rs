@@ -200,14 +200,16 @@ fn is_ours_to_write(name: &str, exchange: &Exchange) -> bool {
 }
 
 /// Whether a name is of a field in which a proxy says whose request it passes on.
-fn is_hearsay(name: &str) -> bool {
+fn is_forwarded_field(name: &str) -> bool {
     name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "true-client-ip")
 }
 
 /// Takes out what a balancer says of other people when it speaks for itself.
-pub(crate) fn ignore_hearsay(request: &mut RequestHeader) {
-    let names =
-        request.headers.keys().filter(|name| is_hearsay(&name.as_str().replace(['_', '.', '~'], "-")));
+pub(crate) fn ignore_forwarded_fields(request: &mut RequestHeader) {
+    let names = request
+        .headers
+        .keys()
+        .filter(|name| is_forwarded_field(&name.as_str().replace(['_', '.', '~'], "-")));
     for name in names.cloned().collect::<Vec<HeaderName>>() {
         request.remove_header(&name);
     }

@@ -22,14 +22,14 @@ pub struct Proxy {
     /// What is written of each request.
     pub access: AccessLog,
     /// True from SIGTERM on: an answered client should come back on another connection, to another replica.
-    pub leaving: Arc<AtomicBool>,
+    pub draining: Arc<AtomicBool>,
     /// Whether the profile is production.
     pub production: bool,
 }
 
 impl Proxy {
     /// Whether clients should come back on another connection.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Relaxed)
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 }

@@ -35,16 +35,16 @@ impl Proxy {
         if !(reads && refusal.or_last_good) {
             return Ok(false);
         }
-        let (asking, now) = (exchange.asking(route, subject, request), clock::steady());
-        let Some(kept) = self.gateway.last_good.find(&asking, now) else { return Ok(false) };
-        let mut header = (*kept.header).clone();
+        let (lookup, now) = (exchange.cache_lookup(route, subject, request), clock::steady());
+        let Some(cached) = self.gateway.last_good.find(&lookup, now) else { return Ok(false) };
+        let mut header = (*cached.header).clone();
         problem::complete(&mut header, &exchange.request_id, &exchange.rules().headers, exchange.channel)?;
-        header.insert_header("age", kept.age(now).as_secs().to_string())?;
+        header.insert_header("age", cached.age(now).as_secs().to_string())?;
         header.insert_header("warning", problem::STALE)?;
         header.remove_header("transfer-encoding");
-        header.insert_header("content-length", kept.body.len().to_string())?;
+        header.insert_header("content-length", cached.body.len().to_string())?;
         self.gateway.metrics.stale_answers.with_label_values(&[&*route.name]).inc();
-        let body = (request.method == http::Method::GET).then_some(kept.body);
+        let body = (request.method == http::Method::GET).then_some(cached.body);
         if session.req_header().version == Version::HTTP_10 {
             session.set_keepalive(None);
         }

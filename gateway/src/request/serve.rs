@@ -29,7 +29,7 @@ use crate::request::proxy::Proxy;
 use crate::request::respond::{end_call, refuse};
 
 /// For what has begun of an answer that breaks off.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[async_trait]
 impl HttpServerApp for Proxy {
@@ -42,7 +42,7 @@ impl HttpServerApp for Proxy {
             return None;
         }
         if session.digest().is_some_and(|digest| digest.proxy_digest.is_some()) {
-            forward::ignore_hearsay(session.req_header_mut());
+            forward::ignore_forwarded_fields(session.req_header_mut());
         }
         let mut exchange = Box::new(Exchange::begin(&self.gateway, &session, self.production));
         let served = self.serve(&mut session, &mut exchange).await;
@@ -91,7 +91,7 @@ impl Proxy {
         session.set_write_timeout(Some(exchange.rules().requests.write_timeout));
         let http_10 = session.req_header().version == Version::HTTP_10;
         // The connection of a handshake is open for whatever follows; where that is refused, it ends.
-        if http_10 || exchange.handshake || self.is_leaving() {
+        if http_10 || exchange.handshake || self.is_draining() {
             session.set_keepalive(None);
         }
         session.set_ignore_info_resp(http_10);
@@ -191,7 +191,7 @@ impl Proxy {
                 let _ = end_call(session, exchange, &refusal).await;
             } else if is_http2(session) {
                 // What has begun goes out, and then that it breaks off.
-                let _ = timeout(FAREWELL, session.write_downstream_proxy_tasks()).await;
+                let _ = timeout(CLOSE_TIMEOUT, session.write_downstream_proxy_tasks()).await;
                 session.shutdown().await;
             }
             exchange.refusal = Some(refusal);

@@ -17,7 +17,7 @@ use crate::request::exchange::Exchange;
 use crate::request::forward;
 use crate::request::proxy::Proxy;
 use crate::request::retry::{retry_after, try_again};
-use crate::resilience::last_good::Keeping;
+use crate::resilience::last_good::PendingEntry;
 use crate::upstream::fault::UpstreamFault;
 
 impl Proxy {
@@ -43,7 +43,7 @@ impl Proxy {
         // A call of gRPC may still fail in its trailers: others wait for those, or for its first message.
         let is_told = !exchange.is_grpc || exchange.grpc_status.is_some();
         if is_told {
-            exchange.tell_address(outcome);
+            exchange.report_to_address(outcome);
         }
         if try_again(&self.gateway, session, exchange, outcome, retry_after(header)) {
             return Ok(false);
@@ -54,16 +54,16 @@ impl Proxy {
         }
         let upgraded = header.status == StatusCode::SWITCHING_PROTOCOLS;
         if upgraded {
-            self.note_tunnel(session, exchange);
+            self.note_websocket(session, exchange);
         }
         forward::clean_answer(header, upgraded);
         forward::frame(header, session.req_header(), is_empty)?;
-        exchange.keeping = keep(session.req_header(), header, exchange);
+        exchange.pending_entry = begin_entry(session.req_header(), header, exchange);
         add_fields(exchange, header)?;
         Ok(true)
     }
 
-    fn note_tunnel(&self, session: &Session, exchange: &mut Exchange) {
+    fn note_websocket(&self, session: &Session, exchange: &mut Exchange) {
         let Some(admission) = &exchange.admission else { return };
         let handshake = Handshake {
             peer: exchange.peer(),
@@ -72,7 +72,7 @@ impl Proxy {
             request_id: exchange.request_id.clone(),
             subject: admission.subject.clone(),
         };
-        exchange.tunnel = Some(Open::new(&self.gateway.websockets, handshake));
+        exchange.websocket = Some(Open::new(&self.gateway.websockets, handshake));
     }
 
     /// Takes a piece of an answer's body, the last one or not.
@@ -80,11 +80,11 @@ impl Proxy {
         if let Some(outcome) = exchange.outcome.filter(|_| exchange.is_grpc && !piece.is_empty()) {
             exchange.settle_early(outcome);
         }
-        if exchange.keeping.as_mut().is_some_and(|keeping| !keeping.take_in(piece)) {
-            exchange.keeping = None;
+        if exchange.pending_entry.as_mut().is_some_and(|entry| !entry.take_in(piece)) {
+            exchange.pending_entry = None;
         }
-        if let Some(keeping) = exchange.keeping.take_if(|_| end) {
-            self.gateway.last_good.keep(keeping);
+        if let Some(entry) = exchange.pending_entry.take_if(|_| end) {
+            self.gateway.last_good.store(entry);
         }
     }
 
@@ -94,7 +94,7 @@ impl Proxy {
         if exchange.grpc_status.is_none()
             && let Some(outcome) = exchange.call_status(trailers)
         {
-            exchange.tell_address(outcome);
+            exchange.report_to_address(outcome);
             exchange.outcome = Some(outcome);
             exchange.settle_early(outcome);
         }
@@ -116,11 +116,19 @@ fn add_fields(exchange: &Exchange, header: &mut ResponseHeader) -> Result<()> {
 }
 
 /// Begins to keep an answer, where the route wants the last good one while its breaker is open.
-fn keep(request: &RequestHeader, response: &ResponseHeader, exchange: &Exchange) -> Option<Keeping> {
+fn begin_entry(
+    request: &RequestHeader,
+    response: &ResponseHeader,
+    exchange: &Exchange,
+) -> Option<PendingEntry> {
     let admission = exchange.admission.as_ref()?;
     let wanted = admission.route.when_open == WhenOpen::Stale && request.method == Method::GET;
     if !wanted || admission.permission == Permission::LastKnown {
         return None;
     }
-    Keeping::begin(&exchange.asking(&admission.route, &admission.subject, request), response, clock::steady())
+    PendingEntry::begin(
+        &exchange.cache_lookup(&admission.route, &admission.subject, request),
+        response,
+        clock::steady(),
+    )
 }

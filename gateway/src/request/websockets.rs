@@ -54,7 +54,7 @@ fn close_if(websocket: &WebSocket, gateway: &Gateway, judged: Result<(), Refusal
     }
     let (code, stage) = (refusal.code.as_str(), refusal.stage.as_str());
     info!(request_id, code, stage, detail = refusal.detail, "WebSocket closed: it would not be let in now");
-    gateway.metrics.tunnels_closed.with_label_values(&[code]).inc();
+    gateway.metrics.websockets_closed.with_label_values(&[code]).inc();
 }
 
 fn request<'h>(handshake: &'h Handshake, fields: &'h [(&'h str, &'h [u8])]) -> Request<'h> {

@@ -1,9 +1,9 @@
-//! How a loop of the gateway waits for what it needs.
+//! How a loop of the gateway waits before it tries again.
 
 use std::time::Duration;
 
-/// The pauses of a loop that tries again and again: they double, a random part of each is waited, and the log is told of the
-/// first failure and of the end of them.
+/// The pauses of a loop that retries. Each pause is twice the one before; the loop waits a random part of it. The
+/// caller logs the first failure and the end of the failures.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Backoff {
     first: Duration,
@@ -16,16 +16,18 @@ impl Backoff {
         Self { first, failures: 0 }
     }
 
-    /// It worked; whether it had failed before.
+    /// Notes a success. Returns whether it had failed before.
     pub(crate) fn succeeded(&mut self) -> bool {
         std::mem::take(&mut self.failures) > 0
     }
 
-    /// It failed: whether for the first time in a row, and how long to wait, at most `most`. `chance` is from 0 to 1.
+    /// Notes a failure. Returns whether it is the first one in a row, and how long to wait, at most `most`. `chance` is
+    /// from 0 to 1.
     pub(crate) fn failed(&mut self, most: Duration, chance: f64) -> (bool, Duration) {
         let pause = self.first.saturating_mul(1 << self.failures.min(20)).min(most);
         self.failures = self.failures.saturating_add(1);
-        // From half of it on: many replicas that lost the same service do not come back at the same moment.
+        // The wait is between half of the pause and all of it, so that replicas that lost the same service do not
+        // return at the same moment.
         (self.failures == 1, pause.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0))
     }
 }

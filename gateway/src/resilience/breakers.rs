@@ -1,4 +1,4 @@
-//! The breakers of this replica: the policy's arithmetic behind short locks.
+//! The breakers of this replica: the arithmetic of `policy` behind short locks.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use tracing::warn;
 use crate::clock;
 use crate::observe::metrics::Metrics;
 
-/// Every breaker by name. A reload keeps the state of those that are still there.
+/// Every breaker by name. A reload keeps the state of the breakers that still exist.
 #[derive(Clone)]
 pub struct Breakers {
     all: Arc<Mutex<HashMap<Arc<str>, Breaker>>>,
     metrics: Metrics,
 }
 
-/// Permission for one request. Dropped without a verdict, as when a later stage refuses or a task is cancelled, it
-/// frees its place and says nothing about the upstream.
+/// The permission to send one request. It may be dropped without a verdict, when a later stage refuses or a task is
+/// cancelled. Then it is given back and says nothing about the upstream.
 pub struct BreakerPass {
     guard: Option<(Breakers, Arc<BreakerRule>, Pass)>,
 }
 
 impl Breakers {
-    /// No breaker has failed yet.
+    /// Begins with no failures.
     pub fn new(metrics: Metrics) -> Self {
         Self { all: Arc::default(), metrics }
     }
@@ -66,7 +66,7 @@ impl Breakers {
                 all.insert(Arc::clone(&rule.name), Breaker::default());
             }
             let Some(breaker) = all.get_mut(&rule.name) else { unreachable!("inserted above") };
-            // What it moved to, not what the time makes of it: the first trial moves it to half-open.
+            // The stored state, not the state at this time: an open breaker becomes half-open at its first trial.
             let before = breaker.moved_to();
             let result = work(breaker);
             (result, before, breaker.moved_to())
@@ -80,8 +80,9 @@ impl Breakers {
 }
 
 impl BreakerPass {
-    /// Says how the request goes as soon as others should know: a failure before its client is told, and how a trial went
-    /// when its answer begins, for nobody waits for the end of a long download or a WebSocket.
+    /// Reports how the request goes as soon as other requests should know: a failure before the client receives it, and
+    /// the result of a trial when its answer begins, because nobody should wait for the end of a long download or a
+    /// WebSocket.
     pub fn settle_early(&mut self, outcome: Outcome, now: Timestamp) {
         let early =
             self.guard.take_if(|(_, rule, pass)| pass.is_trial() || outcome.failed(rule) == Some(true));
@@ -90,7 +91,7 @@ impl BreakerPass {
         }
     }
 
-    /// Says how the request ended.
+    /// Reports how the request ended.
     pub fn settle(mut self, outcome: Outcome, now: Timestamp) {
         if let Some((breakers, rule, pass)) = self.guard.take() {
             breakers.with(&rule, |breaker| breaker.settle(&rule, pass, outcome, now));

@@ -1,4 +1,4 @@
-//! How many requests each upstream is working on, and who waits for a permit.
+//! How many requests each upstream is working on, and which requests wait for a permit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 pub struct ConcurrencyLimits(Mutex<HashMap<Arc<str>, Arc<ConcurrencyLimit>>>);
 
 impl ConcurrencyLimits {
-    /// The limit before an upstream.
+    /// The limit of one upstream.
     pub fn of(&self, upstream: &Arc<str>) -> Arc<ConcurrencyLimit> {
         let mut all = self.0.lock();
         match all.get(upstream) {
@@ -38,14 +38,14 @@ struct State {
 struct Waiting {
     number: u64,
     priority: Priority,
-    /// Dropped: there is no permit for it.
+    /// When this is dropped, the request gets no permit.
     called: oneshot::Sender<()>,
 }
 
 /// A request in flight, until this is dropped.
 pub struct Permit {
     limit: Arc<ConcurrencyLimit>,
-    /// While it is paused, another request has its place.
+    /// While this is `true`, another request may use its permit.
     paused: bool,
 }
 
@@ -54,15 +54,15 @@ impl Permit {
         Self { limit, paused: false }
     }
 
-    /// The request waits for its client: somebody else may be sent meanwhile.
+    /// The request waits for its client, so another request may be sent meanwhile.
     pub fn pause(&mut self) {
         if !std::mem::replace(&mut self.paused, true) {
-            self.limit.0.lock().hand_on();
+            self.limit.0.lock().pass_on_permit();
         }
     }
 
-    /// The upstream works on the request again. It counts at once, even if there are more than `max_in_flight` then: those
-    /// that wait do so until there are fewer.
+    /// The upstream works on the request again. The request counts at once, even if there are more than `max_in_flight`
+    /// then. Waiting requests wait until there are fewer.
     pub fn resume(&mut self) {
         if std::mem::take(&mut self.paused) {
             self.limit.0.lock().in_flight += 1;
@@ -71,7 +71,7 @@ impl Permit {
 }
 
 impl ConcurrencyLimit {
-    /// Takes a permit, waiting for one if need be.
+    /// Takes a permit; waits for one if necessary.
     pub async fn enter(
         self: &Arc<Self>,
         rule: &ConcurrencyRule,
@@ -85,11 +85,12 @@ impl ConcurrencyLimit {
             }
             state.queue_up(rule, priority)?
         };
-        let mut leaving = Leaving { limit: self, number: Some(number) };
+        let mut guard = QueueGuard { limit: self, number: Some(number) };
         let called = timeout(rule.max_wait, call).await;
-        leaving.number = None;
-        if matches!(called, Ok(Ok(()))) || !self.0.lock().leave(number) {
-            // Called, perhaps in the moment in which the waiting ended; or shed, and then nobody called.
+        guard.number = None;
+        if matches!(called, Ok(Ok(()))) || !self.0.lock().remove(number) {
+            // Either a permit was sent, perhaps at the moment the wait ended, or the request was shed, and nothing was
+            // sent.
             return if matches!(called, Ok(Err(_))) {
                 Err(Overloaded)
             } else {
@@ -107,7 +108,7 @@ impl ConcurrencyLimit {
 }
 
 impl State {
-    /// A turn in the queue: at the cost of the latest of those that matter less, if it is full.
+    /// Enters the queue. If the queue is full, the latest request of a lower priority is shed.
     fn queue_up(
         &mut self,
         rule: &ConcurrencyRule,
@@ -125,18 +126,18 @@ impl State {
         Ok((self.next, call))
     }
 
-    /// Whether it was still waiting.
-    fn leave(&mut self, number: u64) -> bool {
-        let place = self.waiting.iter().position(|one| one.number == number);
-        place.map(|place| self.waiting.remove(place)).is_some()
+    /// Removes a request from the queue. Returns whether it was still waiting.
+    fn remove(&mut self, number: u64) -> bool {
+        let at = self.waiting.iter().position(|one| one.number == number);
+        at.map(|at| self.waiting.remove(at)).is_some()
     }
 
-    /// Gives a permit that is free now to the first of those that matter most.
-    fn hand_on(&mut self) {
+    /// Gives a free permit to the first request of the highest priority.
+    fn pass_on_permit(&mut self) {
         while let Some(most) = self.waiting.iter().map(|one| one.priority).max() {
             let Some(first) = self.waiting.iter().position(|one| one.priority == most) else { break };
             if self.waiting.remove(first).called.send(()).is_ok() {
-                return; // its place is the one that was free
+                return; // it has the permit now
             }
         }
         self.in_flight -= 1;
@@ -146,23 +147,23 @@ impl State {
 impl Drop for Permit {
     fn drop(&mut self) {
         if !self.paused {
-            self.limit.0.lock().hand_on();
+            self.limit.0.lock().pass_on_permit();
         }
     }
 }
 
-/// Leaves the queue when whoever waits is gone.
-struct Leaving<'c> {
+/// Removes a request from the queue when its task is gone.
+struct QueueGuard<'c> {
     limit: &'c ConcurrencyLimit,
     number: Option<u64>,
 }
 
-impl Drop for Leaving<'_> {
+impl Drop for QueueGuard<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number {
             let mut state = self.limit.0.lock();
-            if !state.leave(number) {
-                state.hand_on(); // it was called already
+            if !state.remove(number) {
+                state.pass_on_permit(); // it had been given a permit already
             }
         }
     }

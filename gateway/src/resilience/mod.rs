@@ -1,5 +1,5 @@
-//! What protects upstreams and who waits for them: breakers, concurrency limits, the budget of retries, last good
-//! responses.
+//! What protects upstreams and the clients that wait for them: breakers, concurrency limits, retry budgets, last good
+//! answers.
 //!
 //! Floor 3: imports `clock`, `collections`, `http`, `observe`.
 

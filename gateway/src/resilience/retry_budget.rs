@@ -1,5 +1,5 @@
-//! The budget of retries: a share of the load that they may add, so that an upstream that is in trouble is not sent more
-//! than it was before. Each request pays its share in, each retry takes one out (Finagle's `RetryBudget`).
+//! The retry budget: the share of load that retries may add, so that an upstream in trouble does not receive much more
+//! than before. Each request pays its share in, each retry takes one out (Finagle's `RetryBudget`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use policy::rules::retry::RetryRule;
 /// A thousandth of a retry.
 type Milli = u32;
 
-/// What a budget holds at first, so that little load may be retried as well.
+/// What a budget holds at first, so that retries are possible under little load, too.
 const RESERVE: Milli = 10_000;
 
-/// What a budget holds at most: a long quiet time is no reason for a storm.
+/// What a budget holds at most, so that a long quiet time does not allow a storm of retries.
 const MOST: Milli = 100_000;
 
 /// The budgets of the upstreams.
@@ -29,14 +29,14 @@ impl Budgets {
         }
     }
 
-    /// A request is sent to an upstream.
+    /// Pays in for a request that is sent to an upstream.
     pub fn pay_in(&self, upstream: &Arc<str>, rule: &RetryRule) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 1000")]
         let share = (rule.budget * 1e3) as Milli;
         self.with(upstream, |budget| *budget = (*budget + share).min(MOST));
     }
 
-    /// Whether there is enough for a retry, which is taken.
+    /// Takes one retry. Returns whether there was enough for it.
     pub fn take(&self, upstream: &Arc<str>) -> bool {
         self.with(upstream, |budget| {
             let left = budget.checked_sub(1_000);

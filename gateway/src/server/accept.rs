@@ -28,8 +28,8 @@ use crate::engine::Gateway;
 use crate::http::problem;
 use crate::observe::access::{AccessLog, Line};
 use crate::request::Proxy;
+use crate::server::connection_counts::ConnectionCounts;
 use crate::server::http2::{self, Ended};
-use crate::server::places::Places;
 use crate::tls::server::Tls;
 
 /// RFC 9113, 3.4: how a client says that it speaks HTTP/2.
@@ -50,11 +50,11 @@ const LAST_LOOK: Duration = Duration::from_millis(50);
 
 /// Everything that a connection's task needs.
 #[derive(Clone)]
-pub struct Door {
+pub struct Acceptor {
     gateway: Arc<Gateway>,
     proxy: Arc<Proxy>,
-    places: Places,
-    opening: Arc<Opening>,
+    connection_counts: ConnectionCounts,
+    setup: Arc<ConnectionSetup>,
     shutdown: watch::Receiver<bool>,
     /// Held by every connection; when the last one is dropped, all are done.
     #[expect(dead_code, reason = "it is there to be dropped")]
@@ -62,7 +62,7 @@ pub struct Door {
 }
 
 /// What comes before the first request.
-pub struct Opening {
+pub struct ConnectionSetup {
     /// Whether trusted proxies say whose connection it is.
     pub proxy_protocol: bool,
     /// TLS, where there is a certificate.
@@ -72,20 +72,20 @@ pub struct Opening {
 }
 
 /// Whose a connection is.
-struct Whose {
+struct Origin {
     peer: SocketAddr,
     /// A balancer made it for itself, as to ask how we are: what it says of other people is none of theirs.
-    is_the_balancer_s_own: bool,
+    is_balancers_own: bool,
 }
 
-impl Opening {
+impl ConnectionSetup {
     /// Whose connection it is: a trusted balancer may say so.
-    async fn name(&self, socket: &mut TcpStream, peer: SocketAddr, trusted: bool) -> io::Result<Whose> {
+    async fn name(&self, socket: &mut TcpStream, peer: SocketAddr, trusted: bool) -> io::Result<Origin> {
         if !(self.proxy_protocol && trusted) {
-            return Ok(Whose { peer, is_the_balancer_s_own: false });
+            return Ok(Origin { peer, is_balancers_own: false });
         }
         let named = proxy_protocol::read(socket).await?;
-        Ok(Whose { peer: named.unwrap_or(peer), is_the_balancer_s_own: named.is_none() })
+        Ok(Origin { peer: named.unwrap_or(peer), is_balancers_own: named.is_none() })
     }
 
     async fn secure(&self, socket: TcpStream) -> io::Result<Socket> {
@@ -96,17 +96,24 @@ impl Opening {
     }
 }
 
-impl Door {
+impl Acceptor {
     /// A door to `proxy`. The receiver ends when the door and all its connections are gone.
     pub fn new(
         gateway: Arc<Gateway>,
         proxy: Arc<Proxy>,
-        opening: Opening,
+        setup: ConnectionSetup,
         shutdown: watch::Receiver<bool>,
     ) -> (Self, mpsc::Receiver<()>) {
         let (open, all_done) = mpsc::channel(1);
         (
-            Self { gateway, proxy, places: Places::default(), opening: Arc::new(opening), shutdown, open },
+            Self {
+                gateway,
+                proxy,
+                connection_counts: ConnectionCounts::default(),
+                setup: Arc::new(setup),
+                shutdown,
+                open,
+            },
             all_done,
         )
     }
@@ -118,7 +125,7 @@ impl Door {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = shutdown.wait_for(|leaving| *leaving) => break,
+                _ = shutdown.wait_for(|draining| *draining) => break,
             };
             match accepted {
                 Ok((socket, peer)) => {
@@ -151,8 +158,8 @@ impl Door {
         // Whoever is slow at what comes before the first header is not waited for longer than for that.
         let deadline = Instant::now() + requests.header_timeout;
         let trusted = policy.rules.client.trusts(peer.ip().to_canonical());
-        let named = timeout_at(deadline, self.opening.name(&mut socket, peer, trusted)).await;
-        let Ok(Ok(Whose { peer, is_the_balancer_s_own })) = named else {
+        let named = timeout_at(deadline, self.setup.name(&mut socket, peer, trusted)).await;
+        let Ok(Ok(Origin { peer, is_balancers_own })) = named else {
             debug!(%peer, "a trusted proxy began its connection with no PROXY header");
             return;
         };
@@ -161,16 +168,16 @@ impl Door {
         let most = if policy.rules.client.trusts(address) { u32::MAX } else { requests.max_connections };
         let client = policy.rules.client.network(address);
         drop(policy);
-        let place = self.places.take(client, most);
-        if place.is_none() && self.opening.tls.is_some() {
+        let permit = self.connection_counts.take(client, most);
+        if permit.is_none() && self.setup.tls.is_some() {
             return; // a handshake is what we would be kept busy with
         }
-        let Ok(Ok(socket)) = timeout_at(deadline, self.opening.secure(socket)).await else { return };
+        let Ok(Ok(socket)) = timeout_at(deadline, self.setup.secure(socket)).await else { return };
         let mut connection = Box::new(Connection::new(socket, peer));
-        if is_the_balancer_s_own {
-            connection.speaks_for_itself();
+        if is_balancers_own {
+            connection.mark_as_balancers_own();
         }
-        if place.is_none() {
+        if permit.is_none() {
             let detail = format!("this address holds {most} connections already");
             let refusal = Refusal::new(Stage::Accept, Code::TooManyConnections, detail)
                 .retry_after(Some(WHEN_SOME_HAVE_ENDED));
@@ -244,8 +251,8 @@ impl Door {
         let mut session = ServerSession::new_http1(connection);
         session.set_pipelined_prefix(bytes);
         // pingora counts in whole seconds and only asks whether to keep the connection: the deadline is ours.
-        let leaving = *self.shutdown.borrow();
-        session.set_keepalive((!leaving && !head.upgrade).then_some(rule.idle_timeout.as_secs().max(1)));
+        let draining = *self.shutdown.borrow();
+        session.set_keepalive((!draining && !head.upgrade).then_some(rule.idle_timeout.as_secs().max(1)));
         session.set_write_timeout(Some(rule.write_timeout));
         let (stream, _) = self.proxy.process_new_http(session, &self.shutdown).await?.consume();
         let connection = stream.into_any().downcast::<Connection>().ok()?;
@@ -282,7 +289,7 @@ impl Door {
             let read = tokio::select! {
                 biased;
                 read = timeout_at(deadline, connection.read_more()) => Some(read),
-                () = left(&mut shutdown), if !started => None,
+                () = shutdown_begins(&mut shutdown), if !started => None,
             };
             let read = match read {
                 Some(read) => read,
@@ -306,8 +313,8 @@ impl Door {
 }
 
 /// Waits until the gateway is told to leave.
-async fn left(shutdown: &mut watch::Receiver<bool>) {
-    let _ = shutdown.wait_for(|leaving| *leaving).await;
+async fn shutdown_begins(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|draining| *draining).await;
 }
 
 /// What came of waiting for a header.
@@ -339,11 +346,16 @@ fn examine(bytes: &BytesMut, rule: &RequestRule) -> Result<Option<Read>, Refusal
 }
 
 /// Answers before there is a session, and closes.
-async fn refuse(door: &Door, peer: IpAddr, mut connection: Box<Connection>, refusal: &Refusal) {
+async fn refuse(acceptor: &Acceptor, peer: IpAddr, mut connection: Box<Connection>, refusal: &Refusal) {
     let request_id = problem::new_request_id();
-    door.gateway.metrics.refused(refusal);
-    door.gateway.metrics.requests.with_label_values(&["none", "none", &refusal.status().to_string()]).inc();
-    door.opening.access.log(&Line {
+    acceptor.gateway.metrics.refused(refusal);
+    acceptor
+        .gateway
+        .metrics
+        .requests
+        .with_label_values(&["none", "none", &refusal.status().to_string()])
+        .inc();
+    acceptor.setup.access.log(&Line {
         time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
         request_id: &request_id,
         client: &peer.to_string(),
@@ -353,9 +365,9 @@ async fn refuse(door: &Door, peer: IpAddr, mut connection: Box<Connection>, refu
         code: Some(refusal.code.as_str()),
         ..Line::default()
     });
-    let policy = door.gateway.policy();
+    let policy = acceptor.gateway.policy();
     let channel =
-        Channel { encrypted: connection.get_ssl_digest().is_some(), production: door.proxy.production };
+        Channel { encrypted: connection.get_ssl_digest().is_some(), production: acceptor.proxy.production };
     let bytes = problem::as_http1(refusal, &request_id, &policy.rules.headers, channel);
     // Everything that still comes is the rest of what was refused: `Connection` reads it while it says farewell.
     connection.open();

@@ -3,5 +3,5 @@
 //! Floor 9: imports every other room.
 
 pub mod accept;
+pub(crate) mod connection_counts;
 mod http2;
-pub(crate) mod places;

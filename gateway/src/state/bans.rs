@@ -14,12 +14,12 @@ use crate::state::store::Change;
 pub struct BanList(ArcSwap<NetworkTable<Ban>>);
 
 impl BanList {
-    /// The ban that `client` is under: any of its address's, or of its whole network.
+    /// The ban that covers `client`: one of its address, or one of its whole network.
     pub fn find(&self, client: &Client, now: Timestamp) -> Option<Ban> {
         self.0.load().find(client.address).filter(|ban| ban.holds(now))
     }
 
-    /// Puts `bans` in the place of those that were in force.
+    /// Replaces the bans in force by `bans`.
     pub fn replace(&self, bans: &[Change]) {
         let bans = bans.iter().filter_map(|change| {
             Some((parse_network(&change.key)?, Ban { until: change.until.map(Timestamp::from_nanos) }))
@@ -32,7 +32,7 @@ impl BanList {
         self.0.load().len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no bans.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,5 +1,5 @@
-//! The state directory: what outlives a restart. What cannot be written now, as on a full disk, is tried again until it
-//! is written.
+//! The state directory: what survives a restart. A file that cannot be written now, as on a full disk, is tried again
+//! until it is written.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -14,25 +14,26 @@ use crate::observe::metrics::Metrics;
 /// `state.dir`.
 pub struct StateDir {
     dir: PathBuf,
-    /// Files by name that are not as they should be, each with what it should hold; `None`: it should not be there.
+    /// Files, by name, that do not hold what they should, each with what it should hold. `None`: the file should not
+    /// exist.
     late: Mutex<BTreeMap<String, Option<Arc<[u8]>>>>,
-    /// The files that cannot be written, each with why.
+    /// The files that cannot be written, each with the reason.
     faults: Mutex<BTreeMap<String, String>>,
     metrics: Metrics,
 }
 
 impl StateDir {
-    /// The directory `dir`, which is made when it is first written to.
+    /// The directory `dir`, which is created at the first write.
     pub fn new(dir: PathBuf, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self { dir, late: Mutex::default(), faults: Mutex::default(), metrics })
     }
 
-    /// Where the file `name` is.
+    /// The path of the file `name`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// What the file `name` holds, up to `largest` bytes; `None` where there is none.
+    /// The contents of the file `name`, up to `largest` bytes; `None` if there is no such file.
     pub fn read(&self, name: &str, largest: u64) -> Option<Vec<u8>> {
         let path = self.path(name);
         path.exists().then_some(())?;
@@ -40,7 +41,7 @@ impl StateDir {
         read.inspect_err(|error| warn!(%error, "a file of the state directory is not used")).ok()
     }
 
-    /// The names of the files that are there.
+    /// The names of the files in it.
     pub fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
@@ -55,19 +56,19 @@ impl StateDir {
         self.note(name, service::files::replace(&self.path(name), write))
     }
 
-    /// Keeps `bytes` as the file `name`, at once or as soon as that is possible.
+    /// Stores `bytes` as the file `name`, at once or as soon as possible.
     pub fn keep(&self, name: &str, bytes: &[u8]) {
         self.late.lock().insert(name.to_owned(), Some(bytes.into()));
         self.catch_up();
     }
 
-    /// Removes the file `name`, at once or as soon as that is possible.
+    /// Removes the file `name`, at once or as soon as possible.
     pub fn remove(&self, name: &str) {
         self.late.lock().insert(name.to_owned(), None);
         self.catch_up();
     }
 
-    /// Writes and removes what could not be before. Somebody calls this now and then.
+    /// Tries the writes and removals again that failed before. To be called at intervals.
     pub fn catch_up(&self) {
         self.late.lock().retain(|name, bytes| {
             let done = match bytes {
@@ -78,7 +79,7 @@ impl StateDir {
         });
     }
 
-    /// What cannot be written, each with why, for people.
+    /// The files that cannot be written, each with the reason, as text for operators.
     pub fn faults(&self) -> Vec<String> {
         self.faults.lock().iter().map(|(name, error)| format!("`{}`: {error}", self.show(name))).collect()
     }
@@ -87,7 +88,7 @@ impl StateDir {
         Path::new(&self.dir).join(name).display().to_string()
     }
 
-    /// Counts a failure, and says it when it begins and when it is over.
+    /// Counts a failure. Logs when failing begins and when it ends.
     fn note(&self, name: &str, done: io::Result<()>) -> io::Result<()> {
         let mut faults = self.faults.lock();
         match &done {

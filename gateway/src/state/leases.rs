@@ -1,7 +1,8 @@
-//! What this replica knows of the buckets that it shares: a [`Pot`] for each, behind sharded locks.
+//! What this replica knows of the buckets that it shares: a [`LeasedBucket`] for each, behind sharded locks.
 //!
-//! A request that finds a token in every pot, or an empty pot, is decided here. Otherwise it asks the store: one
-//! request asks for all that wait for the same bucket, and when its answer is there all of them look again.
+//! A request is decided here when every bucket has a token here, or when one of them is known to be empty. Otherwise it
+//! asks the store. One request asks for all that wait for the same bucket; when the answer arrives, all of them look
+//! again.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use policy::rules::limits::bucket::Bucket;
 use policy::rules::limits::gcra::{Gcra, Reading};
-use policy::rules::limits::lease::{Ask, Grant, Level, Pot};
+use policy::rules::limits::lease::{Ask, Grant, LeasedBucket, Level};
 use policy::rules::limits::spend::StoreUnavailable;
 use policy::rules::limits::{Charge, Mode, Readings};
 use policy::values::time::Timestamp;
@@ -20,10 +21,10 @@ use tokio::sync::futures::OwnedNotified;
 use crate::clock;
 use crate::state::shards::Shards;
 
-/// The pots of this replica.
-pub struct Pots {
+/// The leased buckets of this replica.
+pub struct LeasedBuckets {
     entries: Shards<Entry>,
-    /// Buckets whose pots may hold tokens.
+    /// Buckets that may hold tokens here.
     leased: Mutex<Vec<Bucket>>,
     /// Woken when tokens should go back at once.
     unused: Notify,
@@ -31,9 +32,9 @@ pub struct Pots {
 
 #[derive(Default)]
 struct Entry {
-    pot: Pot,
+    lease: LeasedBucket,
     gcra: Gcra,
-    /// Requests that wait for the question in flight, and were not counted in it.
+    /// Requests that wait for the question in flight and were not counted in it.
     waiting: u32,
     /// The question in flight.
     asking: Option<Arc<Notify>>,
@@ -50,13 +51,13 @@ pub struct Question {
     sent_at: Timestamp,
 }
 
-/// What a look at the pots leads to.
+/// The result of a look at the leased buckets.
 enum Look {
     Decided(Readings),
     Wait { ask: Vec<Question>, others: Vec<OwnedNotified> },
 }
 
-impl Default for Pots {
+impl Default for LeasedBuckets {
     fn default() -> Self {
         Self { entries: Shards::default(), leased: Mutex::default(), unused: Notify::new() }
     }
@@ -66,18 +67,18 @@ impl Entry {
     /// A reload or an override may have changed the rule.
     fn follow_rule(&mut self, gcra: Gcra, now: Timestamp) {
         if self.gcra != gcra {
-            self.pot.change_rule(self.gcra, gcra, now);
+            self.lease.change_rule(self.gcra, gcra, now);
             self.gcra = gcra;
         }
     }
 
     fn says_something(&self, now: Timestamp) -> bool {
-        self.asking.is_some() || !self.pot.says_nothing(now)
+        self.asking.is_some() || !self.lease.says_nothing(now)
     }
 }
 
-impl Pots {
-    /// Takes a token from every bucket or from none, asking the store through `ask` for what is not known here.
+impl LeasedBuckets {
+    /// Takes one token from every bucket, or none at all. Asks the store through `ask` where nothing is known here.
     pub async fn spend<F>(
         &self,
         charges: &[Charge],
@@ -87,7 +88,7 @@ impl Pots {
     where
         F: Future<Output = Result<(), StoreUnavailable>>,
     {
-        /// A bucket that others keep emptying in between.
+        /// Reached only when other requests empty a bucket again and again between our question and our next look.
         const MOST_TRIES: usize = 20;
         if let [charge] = charges
             && let Some(readings) = self.look_at_one(charge, now)
@@ -110,34 +111,34 @@ impl Pots {
         Err(StoreUnavailable)
     }
 
-    /// The usual case: one limit, and a token is there or known not to be.
+    /// The usual case: one limit, and it is known whether there is a token.
     fn look_at_one(&self, charge: &Charge, now: Timestamp) -> Option<Readings> {
         let mut locked = self.entries.lock(&charge.bucket);
         let entry = locked.find()?;
         entry.follow_rule(charge.rule.gcra, now);
-        let conforms = match entry.pot.level(now) {
+        let conforms = match entry.lease.level(now) {
             Level::Ready => {
-                entry.pot.take();
+                entry.lease.take();
                 true
             }
             Level::Empty => {
-                entry.pot.turn_away();
+                entry.lease.turn_away();
                 false
             }
             Level::Unknown => return None,
         };
-        Some(SmallVec::from_iter([entry.pot.describe(entry.gcra, now, conforms)]))
+        Some(SmallVec::from_iter([entry.lease.describe(entry.gcra, now, conforms)]))
     }
 
     fn look(&self, charges: &[Charge], now: Timestamp, waited_for: &mut SmallVec<[usize; 2]>) -> Look {
         let mut entries = self.entries.lock_all(charges);
-        // An entry that has just been made may have had to make room for the next one: it is asked for each time.
+        // A new entry may have been dropped to make room for the next one, so each is looked up again.
         let says_something = |entry: &Entry| entry.says_something(now);
         let mut levels: SmallVec<[Level; 4]> = SmallVec::new();
         for (at, charge) in charges.iter().enumerate() {
             let entry = entries.find_or_insert(at, says_something);
             entry.follow_rule(charge.rule.gcra, now);
-            levels.push(entry.pot.level(now));
+            levels.push(entry.lease.level(now));
         }
         for at in waited_for.drain(..) {
             if let Some(entry) = entries.find(at) {
@@ -150,12 +151,12 @@ impl Pots {
             let decide = |(at, level): (usize, &Level)| {
                 let entry = entries.find_or_insert(at, says_something);
                 match level {
-                    Level::Ready if !refused => entry.pot.take(),
-                    Level::Empty => entry.pot.turn_away(),
-                    Level::Ready if entry.pot.should_return(entry.gcra, now) => self.unused.notify_one(),
+                    Level::Ready if !refused => entry.lease.take(),
+                    Level::Empty => entry.lease.turn_away(),
+                    Level::Ready if entry.lease.should_return(entry.gcra, now) => self.unused.notify_one(),
                     Level::Ready | Level::Unknown => {}
                 }
-                entry.pot.describe(entry.gcra, now, *level != Level::Empty)
+                entry.lease.describe(entry.gcra, now, *level != Level::Empty)
             };
             return Look::Decided(levels.iter().enumerate().map(decide).collect());
         }
@@ -165,7 +166,7 @@ impl Pots {
             if let Some(question) = &entry.asking {
                 entry.waiting += 1;
                 waited_for.push(at);
-                // Made under the lock: the answer cannot come before.
+                // Registered under the lock, so the answer cannot arrive before.
                 others.push(Arc::clone(question).notified_owned());
             } else {
                 let waiting = std::mem::take(&mut entry.waiting) + 1;
@@ -175,26 +176,26 @@ impl Pots {
         Look::Wait { ask, others }
     }
 
-    /// Takes in an answer, or that there is none, and wakes those who wait for it.
+    /// Notes an answer, or that there was none, and wakes the requests that wait for it.
     pub fn answered(&self, question: &Question, grant: Option<Grant>) {
         let mut locked = self.entries.lock(&question.bucket);
         let Some(entry) = locked.find() else { return };
         if let Some(mut grant) = grant {
-            // The rule may have changed since it was asked: it was counted by the old one.
+            // The rule may have changed since the question was sent: the store counted by the old one.
             if question.gcra != entry.gcra {
                 grant.debt = entry.gcra.convert(grant.debt, question.gcra);
             }
-            entry.pot.receive(entry.gcra, grant, question.sent_at, clock::steady());
+            entry.lease.receive(entry.gcra, grant, question.sent_at, clock::steady());
         }
         if let Some(asking) = entry.asking.take() {
             asking.notify_waiters();
         }
-        if entry.pot.holds_tokens() {
+        if entry.lease.holds_tokens() {
             self.leased.lock().push(question.bucket.clone());
         }
     }
 
-    /// Takes a token from this replica's share of every bucket or from none, in the outage that began at `since`.
+    /// Takes one token from this replica's share of every bucket, or none at all, in the outage that began at `since`.
     pub fn spend_alone(
         &self,
         charges: &[Charge],
@@ -203,48 +204,48 @@ impl Pots {
         now: Timestamp,
     ) -> Readings {
         let mut entries = self.entries.lock_all(charges);
-        let mut pots: SmallVec<[(Pot, Reading); 4]> = SmallVec::new();
+        let mut buckets: SmallVec<[(LeasedBucket, Reading); 4]> = SmallVec::new();
         for (at, charge) in charges.iter().enumerate() {
             let entry = entries.find_or_insert(at, |entry| entry.says_something(now));
             entry.follow_rule(charge.rule.gcra, now);
-            let mut pot = entry.pot.clone();
-            let reading = pot.take_alone(entry.gcra, replicas, since, now);
-            pots.push((pot, reading));
+            let mut lease = entry.lease.clone();
+            let reading = lease.take_alone(entry.gcra, replicas, since, now);
+            buckets.push((lease, reading));
         }
-        let holds_back = |(charge, (_, reading)): (&Charge, &(Pot, Reading))| {
+        let holds_back = |(charge, (_, reading)): (&Charge, &(LeasedBucket, Reading))| {
             !reading.conforms && charge.rule.mode == Mode::Enforce
         };
-        let refused = charges.iter().zip(&pots).any(holds_back);
-        let keep = |(at, (mut pot, reading)): (usize, (Pot, Reading))| {
+        let refused = charges.iter().zip(&buckets).any(holds_back);
+        let keep = |(at, (mut lease, reading)): (usize, (LeasedBucket, Reading))| {
             let gcra = charges[at].rule.gcra;
             if refused && reading.conforms {
-                pot.put_back_alone(gcra, replicas, now);
-                return pot.describe_alone(gcra, replicas, now, true);
+                lease.put_back_alone(gcra, replicas, now);
+                return lease.describe_alone(gcra, replicas, now, true);
             }
             if let Some(entry) = entries.find(at) {
-                entry.pot = pot;
+                entry.lease = lease;
             }
             reading
         };
-        pots.into_iter().enumerate().map(keep).collect()
+        buckets.into_iter().enumerate().map(keep).collect()
     }
 
     /// Puts back tokens that were taken from leases.
     pub fn put_back(&self, charges: &[Charge]) {
         for charge in charges {
             if let Some(entry) = self.entries.lock(&charge.bucket).find() {
-                entry.pot.put_back();
+                entry.lease.put_back();
                 self.leased.lock().push(charge.bucket.clone());
             }
         }
         self.unused.notify_one();
     }
 
-    /// Puts back tokens that were taken alone.
+    /// Puts back tokens that were taken from this replica's share during an outage.
     pub fn put_back_alone(&self, charges: &[Charge], replicas: u32, now: Timestamp) {
         for charge in charges {
             if let Some(entry) = self.entries.lock(&charge.bucket).find() {
-                entry.pot.put_back_alone(entry.gcra, replicas, now);
+                entry.lease.put_back_alone(entry.gcra, replicas, now);
             }
         }
     }
@@ -254,7 +255,7 @@ impl Pots {
         self.unused.notified().await;
     }
 
-    /// Questions that give back what is not needed; with `all`, everything.
+    /// Questions that give back tokens that are not needed; with `all`, all tokens.
     pub fn returns(&self, all: bool, now: Timestamp) -> Vec<Question> {
         let mut leased = std::mem::take(&mut *self.leased.lock());
         leased.sort_unstable();
@@ -263,25 +264,25 @@ impl Pots {
         leased.retain(|bucket| {
             let mut locked = self.entries.lock(bucket);
             let Some(entry) = locked.find() else { return false };
-            // Who waited has been woken long before a lease is idle.
+            // Requests that waited were woken long before a lease counts as idle.
             let idle = entry.asking.is_none() && (entry.waiting == 0 || entry.gcra.most_on_lease() > 0);
-            if idle && (all || entry.pot.should_return(entry.gcra, now)) && entry.pot.holds_tokens() {
+            if idle && (all || entry.lease.should_return(entry.gcra, now)) && entry.lease.holds_tokens() {
                 questions.push(entry.question(bucket, 0, now));
                 return false;
             }
-            entry.pot.holds_tokens() || !idle
+            entry.lease.holds_tokens() || !idle
         });
         self.leased.lock().append(&mut leased);
         questions
     }
 
-    /// Questions that tell the store, after an outage, what is known here and what was spent meanwhile.
+    /// Questions that report to the store, after an outage, what is known here and what was spent during the outage.
     pub fn reports(&self, now: Timestamp) -> Vec<Question> {
         let mut questions = Vec::new();
         self.entries.for_each(|bucket, entry| {
-            if entry.pot.has_news(now) && entry.asking.is_none() {
+            if entry.lease.has_news(now) && entry.asking.is_none() {
                 entry.asking = Some(Arc::new(Notify::new()));
-                let ask = entry.pot.report(entry.gcra, now);
+                let ask = entry.lease.report(entry.gcra, now);
                 questions.push(Question { bucket: bucket.clone(), gcra: entry.gcra, ask, sent_at: now });
             }
         });
@@ -292,16 +293,16 @@ impl Pots {
     pub fn refilled(&self, bucket: &Bucket, now: Timestamp) -> bool {
         let mut shard = self.entries.lock(bucket);
         let Some(entry) = shard.find() else { return false };
-        let was_used = entry.pot.has_news(now);
-        entry.pot.refilled(now);
+        let was_used = entry.lease.has_news(now);
+        entry.lease.refilled(now);
         was_used
     }
 
-    /// The same for a bucket by its name in the store.
+    /// Forgets that a bucket is empty, by the bucket's name in the store.
     pub fn refilled_by_name(&self, name: &str, now: Timestamp) {
         self.entries.for_each(|bucket, entry| {
             if bucket.to_string() == name {
-                entry.pot.refilled(now);
+                entry.lease.refilled(now);
             }
         });
     }
@@ -311,12 +312,12 @@ impl Pots {
         self.entries.len()
     }
 
-    /// Whether nothing is known of any bucket.
+    /// Whether no bucket is known.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Drops the pots that say nothing any more.
+    /// Drops the buckets of which nothing is known any more.
     pub fn sweep(&self, now: Timestamp) {
         self.entries.retain(|entry| entry.says_something(now));
     }
@@ -325,22 +326,22 @@ impl Pots {
 impl Entry {
     fn question(&mut self, bucket: &Bucket, waiting: u32, now: Timestamp) -> Question {
         self.asking = Some(Arc::new(Notify::new()));
-        let ask = self.pot.ask(self.gcra, waiting, now);
+        let ask = self.lease.ask(self.gcra, waiting, now);
         Question { bucket: bucket.clone(), gcra: self.gcra, ask, sent_at: now }
     }
 }
 
-/// Answers a question for good: when the request that asks is cancelled, the others must not wait for ever.
-pub struct Asking<'p> {
-    pots: &'p Pots,
+/// Makes sure that a question ends: when the request that asks is cancelled, the others must not wait for ever.
+pub struct PendingQuestion<'p> {
+    buckets: &'p LeasedBuckets,
     question: Question,
     grant: Option<Grant>,
 }
 
-impl<'p> Asking<'p> {
+impl<'p> PendingQuestion<'p> {
     /// A question that is about to be asked.
-    pub fn new(pots: &'p Pots, question: Question) -> Self {
-        Self { pots, question, grant: None }
+    pub fn new(buckets: &'p LeasedBuckets, question: Question) -> Self {
+        Self { buckets, question, grant: None }
     }
 
     /// The question.
@@ -354,8 +355,8 @@ impl<'p> Asking<'p> {
     }
 }
 
-impl Drop for Asking<'_> {
+impl Drop for PendingQuestion<'_> {
     fn drop(&mut self) {
-        self.pots.answered(&self.question, self.grant);
+        self.buckets.answered(&self.question, self.grant);
     }
 }

@@ -34,7 +34,7 @@ struct FailureCount {
 }
 
 impl LocalStore {
-    /// Takes from every bucket or from none.
+    /// Takes a token from every bucket, or none at all.
     pub fn spend_now(&self, charges: &[Charge], now: Timestamp) -> Readings {
         if let [charge] = charges {
             return self.spend_one(charge, now);
@@ -54,7 +54,7 @@ impl LocalStore {
         readings
     }
 
-    /// The usual case: one limit, one look-up.
+    /// The usual case: one limit, so one look-up.
     fn spend_one(&self, charge: &Charge, now: Timestamp) -> Readings {
         let (mut shard, gcra) = (self.buckets.lock(&charge.bucket), charge.rule.gcra);
         let reading = if let Some(stored) = shard.find() {
@@ -88,7 +88,7 @@ impl LocalStore {
         self.len() == 0
     }
 
-    /// Drops what says nothing any more: full buckets, old failures, ended bans.
+    /// Drops what has no effect any more: full buckets, old failures, ended bans.
     pub fn sweep(&self, now: Timestamp, auto: Option<AutoBlock>) {
         self.buckets.retain(|level| level.says_something(now));
         self.failures.lock().retain(|_, count| auto.is_some_and(|rule| count.counts(&rule, now)));

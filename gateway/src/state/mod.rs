@@ -1,5 +1,5 @@
-//! What replicas share and what outlives a restart: the buckets of limits, and bans, revocations and overrides; in
-//! process, in Redis, in the state directory.
+//! What replicas share and what survives a restart: the buckets of limits, and bans, revocations and overrides. It is
+//! in process, in Redis and in the state directory.
 //!
 //! Floor 3: imports `clock`, `config`, `observe`.
 

@@ -1,7 +1,8 @@
-//! Live settings on top of the policy file: paths in it with the values that count instead.
+//! Live settings on top of the policy file: paths in the file, with the values that replace its values.
 //!
-//! A path is the keys with dots between, `limits.login.rate`; a route is named by its name, `routes.login.limits`. The
-//! policy with the overrides in it is judged like a file: parsed, validated, tested by its own tests.
+//! A path is the keys with dots between them: `limits.login.rate`. A route is addressed by its name:
+//! `routes.login.limits`. The policy with its overrides is judged like a file: parsed, validated, tested by its own
+//! tests.
 
 use std::collections::HashSet;
 
@@ -11,18 +12,18 @@ use serde_json::Value;
 /// The most overrides.
 pub const MOST: usize = 1_000;
 
-/// The longest path of an override, in bytes, and the most parts of one; values nest as deep.
+/// The longest path of an override, in bytes, and its most parts. Values may nest equally deep.
 const LONGEST_PATH: usize = 512;
 const MOST_PARTS: usize = 16;
 
-/// What a fault names in place of a file.
+/// What a fault names instead of a file.
 const PLACE: &str = "overrides";
 
 /// A path and its value.
 pub type Override = (String, Value);
 
-/// The overrides that a JSON body means: nested as in the file, or flat with dots in the names; `None` removes one. Each
-/// path stands once: of two values for one setting nobody could say which is meant.
+/// Reads the overrides of a JSON body: nested as in the file, or flat with dots in the names; `None` removes one. Each
+/// path may occur only once, because with two values for one setting it is not clear which one is meant.
 pub fn flatten(body: &Value) -> Result<Vec<(String, Option<Value>)>, Fault> {
     let mut all = Vec::new();
     walk("", body, &mut all)?;
@@ -33,7 +34,7 @@ pub fn flatten(body: &Value) -> Result<Vec<(String, Option<Value>)>, Fault> {
     }
 }
 
-/// Takes in what `value` at `path` means; bounds are checked before anything is made of what is beyond them.
+/// Collects the overrides in `value` at `path`. Bounds are checked first, before anything is built from the values.
 fn walk(path: &str, value: &Value, into: &mut Vec<(String, Option<Value>)>) -> Result<(), Fault> {
     if into.len() >= MOST {
         return Err(fault("", &format!("at most {MOST} settings at a time")));
@@ -71,7 +72,7 @@ pub fn lay_over(text: &str, overrides: &[Override]) -> Result<String, Vec<Fault>
     if faults.is_empty() { Ok(table.to_string()) } else { Err(faults) }
 }
 
-/// Faults of the text that [`lay_over`] made: its lines mean nothing to anybody, its keys do.
+/// Faults of the text that [`lay_over`] made, without lines: nobody has seen this text, so only its keys are useful.
 pub fn without_lines(faults: Vec<Fault>) -> Vec<Fault> {
     faults.into_iter().map(|found| fault(&found.key, &found.message)).collect()
 }
@@ -81,8 +82,8 @@ fn fault(key: &str, message: &str) -> Fault {
     Fault { file: PLACE.to_owned(), line: 1, column: 1, key, message: message.to_owned() }
 }
 
-/// Whether a path and a value are no deeper than any that a policy has. Deeper ones would overflow the stack of whoever
-/// walks through them.
+/// Checks that a path and a value are not deeper than those of a policy. Code that walks through deeper ones would
+/// overflow its stack.
 fn check_depth(path: &str, value: &Value) -> Result<(), String> {
     fn is_within(value: &Value, depth: usize) -> bool {
         match value {
@@ -117,7 +118,7 @@ fn set(table: &mut toml::Table, path: &str, value: &Value) -> Result<(), String>
     Ok(())
 }
 
-/// `routes.NAME.KEY`: the list's element of that name.
+/// `routes.NAME.KEY`: finds the element of the list that has this name.
 fn set_in_list(items: &mut [toml::Value], path: &str, list: &str, value: &toml::Value) -> Result<(), String> {
     let rest = path.split_once(&format!("{list}.")).map_or("", |(_, rest)| rest);
     let (name, key) = rest.rsplit_once('.').ok_or_else(|| format!("{list}.NAME.KEY"))?;

@@ -1,8 +1,8 @@
-//! The store in Redis: tokens on lease, Redis's own clock, and never a wait for a Redis that is away.
+//! The store in Redis: tokens on lease, the clock of Redis, and no waiting for a Redis that is unavailable.
 //!
-//! A background task connects and reconnects. A call without a connection fails at once; a call that takes longer
-//! than [`ANSWER`] fails and drops the connection, so that the requests after it do not wait either. What was spent
-//! meanwhile is told to Redis before any request is sent there again.
+//! A background task connects and reconnects. A call without a connection fails at once; a call that takes longer than
+//! [`ANSWER`] fails and drops the connection, so that the requests after it do not wait either. What was spent during
+//! an outage is reported to Redis before requests use it again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -28,35 +28,36 @@ use crate::clock;
 use crate::config::redis_address::RedisAddress;
 use crate::observe::clock_steps::STEP;
 use crate::observe::metrics::Metrics;
-use crate::state::leases::{Asking, Pots, Question};
-use crate::state::redis_connection::{Link, Linked};
+use crate::state::leases::{LeasedBuckets, PendingQuestion, Question};
+use crate::state::redis_connection::{Connected, RedisConnection};
 use crate::state::store::{Change, Failures, Put, Store, Topic};
 
-/// The longest that one answer of Redis is waited for.
+/// The longest wait for one answer of Redis.
 const ANSWER: Duration = Duration::from_millis(40);
 
-/// The longest that a request waits for Redis, whatever happens.
+/// The longest that a request waits for Redis in total.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// For subscribing, and for what is told to Redis after an outage.
+/// The timeout for subscribing, and for the report to Redis after an outage.
 const UNHURRIED: Duration = Duration::from_secs(1);
 
-/// How often a replica says that it is there, and for how long it is believed.
+/// How often a replica announces itself, and how long the announcement counts.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const PRESENCE: Duration = Duration::from_secs(10);
 
-/// After an outage the other replicas are waited for so long: twice a heartbeat, for those that were never away.
+/// The longest wait for the other replicas after an outage: two heartbeats, because replicas that kept their connection
+/// announce themselves within that time.
 const OTHERS: Duration = Duration::from_secs(4);
 
-/// How often leases are looked through for tokens that nobody spends.
+/// How often leases are searched for unused tokens.
 const LOOK_THROUGH: Duration = Duration::from_millis(100);
 
-/// Questions in flight at once, where nobody waits for them.
+/// The most questions in flight for which no request waits.
 const AT_ONCE: usize = 64;
 
 const RECONNECT: Backoff = Backoff { base: Duration::from_millis(50), max: Duration::from_millis(500) };
 
-/// Redis has not said its time yet.
+/// Marks that the time of Redis is not known yet.
 const UNKNOWN: i64 = i64::MIN;
 
 /// Every key begins with this.
@@ -65,7 +66,7 @@ const CHANGES: &str = "palisade:changes";
 const REFILLS: &str = "palisade:refills";
 const REPLICAS: &str = "palisade:replicas";
 
-/// What is heard from Redis.
+/// What Redis notifies us of.
 #[derive(Debug)]
 pub enum News {
     /// A replica changed something.
@@ -76,17 +77,17 @@ pub enum News {
 
 /// Limits, failures and changes in Redis.
 pub struct RedisStore {
-    places: RedisAddress,
-    link: ArcSwapOption<Link>,
+    address: RedisAddress,
+    connection: ArcSwapOption<RedisConnection>,
     lost: Notify,
-    pots: Pots,
+    leased_buckets: LeasedBuckets,
     scripts: Scripts,
-    /// Replicas that are believed to be there, and those that were at the last count.
+    /// The number of replicas that is used, and the number at the last count.
     replicas: AtomicU32,
     seen: AtomicU32,
-    away_since: AtomicU64,
+    unavailable_since: AtomicU64,
     was_up: AtomicBool,
-    /// By how many milliseconds Redis's clock is ahead of the steady one.
+    /// How many milliseconds the clock of Redis is ahead of the steady clock.
     clock_ahead_ms: AtomicI64,
     replica_id: String,
     metrics: Metrics,
@@ -101,13 +102,13 @@ struct Scripts {
 }
 
 impl RedisStore {
-    /// A store that connects once [`RedisStore::run`] runs.
-    pub fn new(places: RedisAddress, metrics: Metrics) -> Arc<Self> {
+    /// A store. It connects when [`RedisStore::run`] runs.
+    pub fn new(address: RedisAddress, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
-            places,
-            link: ArcSwapOption::empty(),
+            address,
+            connection: ArcSwapOption::empty(),
             lost: Notify::new(),
-            pots: Pots::default(),
+            leased_buckets: LeasedBuckets::default(),
             scripts: Scripts {
                 take: Script::new(include_str!("lua/take.lua")),
                 count_failure: Script::new(include_str!("lua/count_failure.lua")),
@@ -117,7 +118,7 @@ impl RedisStore {
             },
             replicas: AtomicU32::new(1),
             seen: AtomicU32::new(1),
-            away_since: AtomicU64::new(clock::steady().as_nanos()),
+            unavailable_since: AtomicU64::new(clock::steady().as_nanos()),
             was_up: AtomicBool::new(false),
             clock_ahead_ms: AtomicI64::new(UNKNOWN),
             replica_id: uuid::Uuid::now_v7().simple().to_string(),
@@ -125,47 +126,48 @@ impl RedisStore {
         })
     }
 
-    /// Replicas that were there when Redis last answered.
+    /// The number of replicas when Redis last answered.
     pub fn replicas(&self) -> u32 {
         self.replicas.load(Ordering::Relaxed)
     }
 
     /// Whether Redis answers.
     pub fn is_up(&self) -> bool {
-        self.link.load().is_some()
+        self.connection.load().is_some()
     }
 
-    /// Buckets of which something is known here.
+    /// Buckets that are known here.
     pub fn buckets(&self) -> usize {
-        self.pots.len()
+        self.leased_buckets.len()
     }
 
-    /// Takes a token from this replica's share of every bucket, while Redis is away.
+    /// Takes a token from this replica's share of every bucket, while Redis is unavailable.
     pub fn spend_alone(&self, charges: &[Charge], now: Timestamp) -> Readings {
-        self.pots.spend_alone(charges, self.replicas(), self.away_since(), now)
+        self.leased_buckets.spend_alone(charges, self.replicas(), self.unavailable_since(), now)
     }
 
-    /// Gives back what was taken.
+    /// Gives back tokens that were taken.
     pub fn refund_now(&self, charges: &[Charge]) {
-        self.pots.put_back(charges);
+        self.leased_buckets.put_back(charges);
     }
 
-    /// Gives back what was taken alone.
+    /// Gives back tokens that were taken from this replica's share.
     pub fn refund_alone(&self, charges: &[Charge], now: Timestamp) {
-        self.pots.put_back_alone(charges, self.replicas(), now);
+        self.leased_buckets.put_back_alone(charges, self.replicas(), now);
     }
 
-    /// Drops what says nothing any more.
+    /// Drops the buckets of which nothing is known any more.
     pub fn sweep(&self, now: Timestamp) {
-        self.pots.sweep(now);
+        self.leased_buckets.sweep(now);
     }
 
-    /// Gives back every token on lease, as when this replica leaves.
+    /// Gives back every token on lease; used when this replica shuts down.
     pub async fn return_leases(&self) {
-        let _ = timeout(UNHURRIED, self.ask_all(self.pots.returns(true, clock::steady()))).await;
+        let _ = timeout(UNHURRIED, self.ask_all(self.leased_buckets.returns(true, clock::steady()))).await;
     }
 
-    /// Keeps a connection, counts the replicas, gives back what nobody spends, and hands on what other replicas change.
+    /// Holds a connection, counts the replicas, gives back unused tokens, and passes on the changes of other replicas.
+    /// Runs forever.
     pub async fn run(self: Arc<Self>, news: mpsc::Sender<News>) {
         let (mut failures, mut said) = (0, String::new());
         loop {
@@ -181,8 +183,8 @@ impl RedisStore {
                         () = self.return_unused() => {}
                         () = self.listen(&node, &news) => {}
                     }
-                    self.drop_link();
-                    warn!("redis is away: limits do what their `on_store_failure` says");
+                    self.drop_connection();
+                    warn!("redis is unavailable: limits do what their `on_store_failure` says");
                 }
                 Err(error) => {
                     self.metrics.redis_errors.inc();
@@ -199,7 +201,7 @@ impl RedisStore {
         }
     }
 
-    /// Waits until the link is given up; what was given up before does not count.
+    /// Waits until the connection is dropped. Connections that were dropped before do not count.
     async fn lost(&self) {
         while self.is_up() {
             self.lost.notified().await;
@@ -207,94 +209,101 @@ impl RedisStore {
     }
 
     async fn connect(&self) -> anyhow::Result<Client> {
-        let Linked { mut link, node } = self.places.connect().await?;
+        let Connected { mut connection, node } = self.address.connect().await?;
         let Scripts { take, count_failure, put, forget, hello } = &self.scripts;
         for script in [take, count_failure, put, forget, hello] {
-            script.load_async(&mut link).await?;
+            script.load_async(&mut connection).await?;
         }
         if self.was_up.swap(true, Ordering::Relaxed) {
-            self.wait_for_others(&mut link, self.away_since()).await?;
+            self.wait_for_others(&mut connection, self.unavailable_since()).await?;
         } else {
-            self.say_hello(&mut link, None).await?;
+            self.say_hello(&mut connection, None).await?;
         }
-        self.report(&link).await?;
-        self.link.store(Some(Arc::new(link)));
+        self.report(&connection).await?;
+        self.connection.store(Some(Arc::new(connection)));
         self.metrics.redis_up.set(1);
         Ok(node)
     }
 
-    /// Tells Redis what is known here and what was spent while it was away; until then no request is sent there.
-    async fn report(&self, link: &Link) -> anyhow::Result<()> {
-        let told = futures_util::stream::iter(self.pots.reports(clock::steady()))
+    /// Reports to Redis what is known here and what was spent during the outage. Requests use Redis only after that.
+    async fn report(&self, connection: &RedisConnection) -> anyhow::Result<()> {
+        let reported = futures_util::stream::iter(self.leased_buckets.reports(clock::steady()))
             .map(|question| async move {
-                let asking = Asking::new(&self.pots, question);
-                let grant = self.take(link.clone(), asking.question()).await?;
-                asking.answer(grant);
+                let pending = PendingQuestion::new(&self.leased_buckets, question);
+                let grant = self.take(connection.clone(), pending.question()).await?;
+                pending.answer(grant);
                 RedisResult::Ok(())
             })
             .buffer_unordered(AT_ONCE);
-        told.fold(Ok(()), async |all: RedisResult<()>, one| all.and(one)).await?;
+        reported.fold(Ok(()), async |all: RedisResult<()>, one| all.and(one)).await?;
         Ok(())
     }
 
-    /// When Redis was lost, or this program began.
-    fn away_since(&self) -> Timestamp {
-        Timestamp::from_nanos(self.away_since.load(Ordering::Acquire))
+    /// When the connection to Redis was lost, or this program began.
+    fn unavailable_since(&self) -> Timestamp {
+        Timestamp::from_nanos(self.unavailable_since.load(Ordering::Acquire))
     }
 
-    fn drop_link(&self) {
+    fn drop_connection(&self) {
         if self.is_up() {
-            // Before: who finds no link asks since when.
-            self.away_since.store(clock::steady().as_nanos(), Ordering::Release);
-            self.link.store(None);
+            // Set first, because a request that finds no connection asks since when.
+            self.unavailable_since.store(clock::steady().as_nanos(), Ordering::Release);
+            self.connection.store(None);
         }
         self.metrics.redis_up.set(0);
     }
 
-    /// Gives up `link`, unless another has taken its place already.
-    fn lose(&self, link: &Arc<Link>) {
-        if self.link.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
-            self.drop_link();
+    /// Drops `connection`, unless another one has replaced it already.
+    fn lose(&self, connection: &Arc<RedisConnection>) {
+        if self.connection.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+            self.drop_connection();
             self.lost.notify_one();
         }
     }
 
-    /// Says that this replica is there and counts those that are. The count falls only after a whole presence time
-    /// with Redis, for a Redis that comes back empty has not heard from the others yet.
+    /// Announces this replica at intervals and counts the replicas. The count falls only after a whole presence time
+    /// with Redis, because a Redis that comes back empty has not received the announcements of the others yet.
     async fn count_replicas(&self) {
         let connected = Instant::now();
         loop {
             tokio::time::sleep(HEARTBEAT).await;
-            let Some(link) = self.link.load_full() else { return };
-            let hello = timeout(UNHURRIED, self.say_hello(&mut Link::clone(&link), None)).await;
+            let Some(connection) = self.connection.load_full() else { return };
+            let hello =
+                timeout(UNHURRIED, self.say_hello(&mut RedisConnection::clone(&connection), None)).await;
             let Ok(Ok(_)) = hello else { return };
             if connected.elapsed() > PRESENCE {
-                self.believe(self.seen.load(Ordering::Relaxed));
+                self.set_replicas(self.seen.load(Ordering::Relaxed));
             }
         }
     }
 
-    fn believe(&self, replicas: u32) {
+    fn set_replicas(&self, replicas: u32) {
         self.replicas.store(replicas.max(1), Ordering::Relaxed);
         self.metrics.replicas.set(i64::from(replicas.max(1)));
     }
 
-    /// Says that this replica is there; how long to wait before going on after an outage, if all are back.
-    async fn say_hello(&self, link: &mut Link, away: Option<Duration>) -> RedisResult<Option<Duration>> {
+    /// Announces this replica. After an outage, returns how long to wait before requests use Redis again, if all
+    /// replicas are back.
+    async fn say_hello(
+        &self,
+        connection: &mut RedisConnection,
+        unavailable: Option<Duration>,
+    ) -> RedisResult<Option<Duration>> {
         let mut call = self.scripts.hello.prepare_invoke();
-        let away = away.map_or(-1, |away| i64::try_from(away.as_millis()).unwrap_or(i64::MAX));
+        let unavailable =
+            unavailable.map_or(-1, |unavailable| i64::try_from(unavailable.as_millis()).unwrap_or(i64::MAX));
         call.key(REPLICAS).arg(&self.replica_id).arg(PRESENCE.as_millis().to_string());
-        call.arg(away).arg(self.replicas());
+        call.arg(unavailable).arg(self.replicas());
         let asked = Instant::now();
-        let (seen, wait, time_ms): (u32, i64, i64) = call.invoke_async(link).await?;
+        let (seen, wait, time_ms): (u32, i64, i64) = call.invoke_async(connection).await?;
         self.note_clock(time_ms, asked.elapsed());
         self.seen.store(seen, Ordering::Relaxed);
-        self.believe(seen.max(self.replicas()));
-        // Whatever it says, nobody waits for longer than it takes to be sure.
+        self.set_replicas(seen.max(self.replicas()));
+        // Whatever Redis answers, the wait has an upper bound.
         Ok(u64::try_from(wait).ok().map(|wait| Duration::from_millis(wait).min(OTHERS)))
     }
 
-    /// Tells of a step of Redis's clock, which it said to be at `time_ms` in an answer that took `took`.
+    /// Logs and counts a step of the clock of Redis. It was at `time_ms` in an answer that took `took`.
     fn note_clock(&self, time_ms: i64, took: Duration) {
         let ours = i64::try_from(clock::steady().as_nanos() / 1_000_000).unwrap_or(i64::MAX);
         let ahead = time_ms.saturating_sub(ours);
@@ -304,17 +313,21 @@ impl RedisStore {
             self.metrics.clock_steps.with_label_values(&["redis"]).inc();
             warn!(
                 step_ms = step,
-                "the clock of Redis was set: a shared limit that was in use goes on, one that nobody met in the meantime may \
+                "the clock of Redis was set: a shared limit that was in use continues; one not used in the meantime may \
                  refill late, or early after a step forward"
             );
         }
     }
 
-    /// Waits until the other replicas are back as well, for a while.
-    async fn wait_for_others(&self, link: &mut Link, away_since: Timestamp) -> RedisResult<()> {
+    /// Waits for a bounded time until the other replicas are back as well.
+    async fn wait_for_others(
+        &self,
+        connection: &mut RedisConnection,
+        unavailable_since: Timestamp,
+    ) -> RedisResult<()> {
         let begun = Instant::now();
         while begun.elapsed() < OTHERS {
-            match self.say_hello(link, Some(clock::steady().since(away_since))).await? {
+            match self.say_hello(connection, Some(clock::steady().since(unavailable_since))).await? {
                 Some(wait) => {
                     tokio::time::sleep(wait).await;
                     return Ok(());
@@ -325,11 +338,11 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Gives back what nobody spends, until Redis is lost.
+    /// Gives back unused tokens until the connection is lost.
     async fn return_unused(&self) {
         loop {
-            let _ = timeout(LOOK_THROUGH, self.pots.unused()).await;
-            self.ask_all(self.pots.returns(false, clock::steady())).await;
+            let _ = timeout(LOOK_THROUGH, self.leased_buckets.unused()).await;
+            self.ask_all(self.leased_buckets.returns(false, clock::steady())).await;
         }
     }
 
@@ -340,20 +353,20 @@ impl RedisStore {
         asked.await;
     }
 
-    /// Hands on what other replicas change until the subscription ends.
+    /// Passes on the changes of other replicas until the subscription ends.
     async fn listen(&self, node: &Client, news: &mpsc::Sender<News>) {
         let Ok(Ok(mut subscription)) = timeout(UNHURRIED, node.get_async_pubsub()).await else { return };
         if subscription.subscribe(&[CHANGES, REFILLS]).await.is_err() {
             return;
         }
-        // What was published between the connection and the subscription is in the hashes.
+        // Changes that were published between the connection and the subscription are in the hashes.
         if news.send(News::Missed).await.is_err() {
             return;
         }
         let mut messages = subscription.on_message();
         while let Some(message) = messages.next().await {
             if message.get_channel_name() == REFILLS {
-                self.pots
+                self.leased_buckets
                     .refilled_by_name(&String::from_utf8_lossy(message.get_payload_bytes()), clock::steady());
                 continue;
             }
@@ -364,9 +377,9 @@ impl RedisStore {
         }
     }
 
-    /// Asks about one bucket, and takes in the answer.
+    /// Asks about one bucket and notes the answer.
     async fn ask(&self, question: Question) -> Result<(), StoreUnavailable> {
-        let asking = Asking::new(&self.pots, question);
+        let pending = PendingQuestion::new(&self.leased_buckets, question);
         let span = info_span!(
             "redis",
             otel.name = "EVALSHA take",
@@ -374,13 +387,13 @@ impl RedisStore {
             db.system.name = "redis",
             palisade.stage = "limit"
         );
-        let taking = self.call(async |link| self.take(link, asking.question()).await);
+        let taking = self.call(async |connection| self.take(connection, pending.question()).await);
         let grant = taking.instrument(span).await?;
-        asking.answer(grant);
+        pending.answer(grant);
         Ok(())
     }
 
-    async fn take(&self, mut link: Link, question: &Question) -> RedisResult<Grant> {
+    async fn take(&self, mut connection: RedisConnection, question: &Question) -> RedisResult<Grant> {
         let Question { bucket, gcra, ask, .. } = question;
         let mut call = self.scripts.take.prepare_invoke();
         call.key(limit_key(bucket));
@@ -388,8 +401,8 @@ impl RedisStore {
         call.arg(ask.need).arg(ask.ahead).arg(ask.returned);
         call.arg(ask.known_debt.as_secs_f64() * 1e6).arg(u8::from(ask.after_outage)).arg(&self.replica_id);
         call.arg(LEASE.as_micros().to_string()).arg(gcra.most_on_lease());
-        let (tokens, debt): (u32, u64) = call.invoke_async(&mut link).await?;
-        // Never more than was asked for, nor a debt that no bucket has.
+        let (tokens, debt): (u32, u64) = call.invoke_async(&mut connection).await?;
+        // Never more tokens than were asked for, and no debt larger than a bucket can have.
         let tokens = tokens.min(ask.need.saturating_add(ask.ahead));
         Ok(Grant { tokens, debt: Duration::from_micros(debt).min(LONGEST_REFILL) })
     }
@@ -397,11 +410,11 @@ impl RedisStore {
     /// One exchange with Redis within [`ANSWER`].
     async fn call<T>(
         &self,
-        exchange: impl AsyncFnOnce(Link) -> RedisResult<T>,
+        exchange: impl AsyncFnOnce(RedisConnection) -> RedisResult<T>,
     ) -> Result<T, StoreUnavailable> {
-        let link = self.link.load_full().ok_or(StoreUnavailable)?;
+        let connection = self.connection.load_full().ok_or(StoreUnavailable)?;
         let started = Instant::now();
-        let result = timeout(ANSWER, exchange(Link::clone(&link))).await;
+        let result = timeout(ANSWER, exchange(RedisConnection::clone(&connection))).await;
         self.metrics.redis_round_trip.observe(started.elapsed().as_secs_f64());
         match result {
             Ok(Ok(value)) => return Ok(value),
@@ -409,14 +422,14 @@ impl RedisStore {
             Err(_) => warn!(after_ms = ANSWER.as_millis(), "redis did not answer"),
         }
         self.metrics.redis_errors.inc();
-        self.lose(&link);
+        self.lose(&connection);
         Err(StoreUnavailable)
     }
 
     async fn read_all(&self, topic: Topic) -> Result<Vec<String>, StoreUnavailable> {
-        let link = self.link.load_full().ok_or(StoreUnavailable)?;
+        let connection = self.connection.load_full().ok_or(StoreUnavailable)?;
         let command = redis::cmd("HVALS").arg(topic_key(topic)).to_owned();
-        let read = timeout(UNHURRIED, command.query_async(&mut Link::clone(&link))).await;
+        let read = timeout(UNHURRIED, command.query_async(&mut RedisConnection::clone(&connection))).await;
         read.map_err(|_| StoreUnavailable)?.map_err(|_| StoreUnavailable)
     }
 }
@@ -441,7 +454,7 @@ impl Store for RedisStore {
         if !self.is_up() {
             return Err(StoreUnavailable);
         }
-        let spent = self.pots.spend(charges, now, |question| self.ask(question));
+        let spent = self.leased_buckets.spend(charges, now, |question| self.ask(question));
         timeout(PATIENCE, spent).await.unwrap_or(Err(StoreUnavailable))
     }
 
@@ -451,12 +464,13 @@ impl Store for RedisStore {
     }
 
     async fn refill(&self, bucket: &Bucket) -> Result<bool, StoreUnavailable> {
-        let was_used_here = self.pots.refilled(bucket, clock::steady());
+        let was_used_here = self.leased_buckets.refilled(bucket, clock::steady());
         let mut pipe = redis::Pipeline::new();
         pipe.del(limit_key(bucket));
-        let (deleted,): (u64,) = self.call(async |mut link| pipe.query_async(&mut link).await).await?;
-        let told = redis::cmd("PUBLISH").arg(REFILLS).arg(bucket.to_string()).to_owned();
-        self.call(async |mut link| told.query_async::<()>(&mut link).await).await?;
+        let (deleted,): (u64,) =
+            self.call(async |mut connection| pipe.query_async(&mut connection).await).await?;
+        let notice = redis::cmd("PUBLISH").arg(REFILLS).arg(bucket.to_string()).to_owned();
+        self.call(async |mut connection| notice.query_async::<()>(&mut connection).await).await?;
         Ok(was_used_here || deleted > 0)
     }
 
@@ -469,13 +483,14 @@ impl Store for RedisStore {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let mut call = self.scripts.count_failure.prepare_invoke();
         call.key(failures_key(client)).arg(millis(rule.window)).arg(rule.failures).arg(millis(rule.memory()));
-        let (count, offences) = self.call(async |mut link| call.invoke_async(&mut link).await).await?;
+        let (count, offences) =
+            self.call(async |mut connection| call.invoke_async(&mut connection).await).await?;
         Ok(Failures { count, offences })
     }
 
     async fn clear_failures(&self, client: IpNet) -> Result<(), StoreUnavailable> {
         let command = redis::cmd("HDEL").arg(failures_key(client)).arg("count").arg("began").to_owned();
-        self.call(async |mut link| command.query_async(&mut link).await).await
+        self.call(async |mut connection| command.query_async(&mut connection).await).await
     }
 
     async fn put(&self, change: &Change) -> Result<Put, StoreUnavailable> {
@@ -483,7 +498,8 @@ impl Store for RedisStore {
         let mut call = self.scripts.put.prepare_invoke();
         call.key(topic_key(change.topic)).arg(&change.key).arg(text);
         call.arg(format!("{:0DIGITS$}", change.changed_at)).arg(CHANGES);
-        let known: String = self.call(async |mut link| call.invoke_async(&mut link).await).await?;
+        let known: String =
+            self.call(async |mut connection| call.invoke_async(&mut connection).await).await?;
         Ok(known.parse().map_or(Put::Stored, Put::Known))
     }
 
@@ -493,11 +509,11 @@ impl Store for RedisStore {
         let (texts, all): (Vec<String>, Vec<Change>) =
             texts.into_iter().filter_map(|text| Some((text.clone(), parse(&text)?))).unzip();
         let now = clock::wall();
-        // What says nothing any more is taken out by whoever sees it, unless it has changed meanwhile.
+        // Any replica that sees an entry without effect removes it, unless the entry has changed meanwhile.
         for (text, change) in texts.iter().zip(&all).filter(|(_, change)| !change.matters(now)) {
             let mut call = self.scripts.forget.prepare_invoke();
             call.key(topic_key(topic)).arg(&change.key).arg(text);
-            self.call(async |mut link| call.invoke_async::<()>(&mut link).await).await?;
+            self.call(async |mut connection| call.invoke_async::<()>(&mut connection).await).await?;
         }
         Ok(all.into_iter().filter(|change| change.matters(now)).collect())
     }

@@ -1,5 +1,5 @@
-//! The way to Redis: one server, the master that Sentinels name, or a Cluster. Which of them stands behind an address
-//! is asked of it, so that an operator names any node and nothing else.
+//! Connects to Redis: one server, the master that Sentinels name, or a Cluster. The node at an address says which of
+//! them it is, so an operator names any node and nothing else.
 //!
 //! `redis://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]...[/DB][?master=NAME]`, `rediss://` for TLS.
 
@@ -18,25 +18,25 @@ use tokio::time::timeout;
 
 use crate::config::redis_address::RedisAddress;
 
-/// For connecting, which no request waits for.
+/// The timeout for connecting. No request waits for it.
 const CONNECT: Duration = Duration::from_secs(1);
 
-/// For finding out what stands behind one address, and connecting to what it leads to.
+/// The timeout for finding out what one address is, and for connecting to the server that it leads to.
 const ONE_NODE: Duration = Duration::from_secs(3);
 
 /// A connection; cheap to clone.
 #[derive(Clone)]
-pub enum Link {
+pub enum RedisConnection {
     /// To one server.
     One(MultiplexedConnection),
     /// To a Cluster.
     Cluster(ClusterConnection),
 }
 
-/// A connection, and whom to ask for a subscription.
-pub struct Linked {
+/// A connection, and the node for subscriptions.
+pub struct Connected {
     /// For commands.
-    pub link: Link,
+    pub connection: RedisConnection,
     /// For subscriptions.
     pub node: Client,
 }
@@ -53,10 +53,10 @@ impl RedisAddress {
     }
 
     /// Connects to the first node that leads to a server that takes writes: a master, one that a Sentinel names, or a Cluster.
-    pub async fn connect(&self) -> anyhow::Result<Linked> {
+    pub async fn connect(&self) -> anyhow::Result<Connected> {
         let mut faults = Vec::new();
         for node in &self.nodes {
-            // Each has its own time: nodes that are gone do not use up that of the others.
+            // Each node has its own timeout, so that dead nodes do not use up the time of the others.
             match timeout(ONE_NODE, self.connect_through(node)).await {
                 Ok(Ok(linked)) => return Ok(linked),
                 Ok(Err(error)) => faults.push(format!("{}: {error:#}", node.addr())),
@@ -66,7 +66,7 @@ impl RedisAddress {
         bail!("{}", faults.join("; "))
     }
 
-    async fn connect_through(&self, node: &ConnectionInfo) -> anyhow::Result<Linked> {
+    async fn connect_through(&self, node: &ConnectionInfo) -> anyhow::Result<Connected> {
         let client = self.client(node.clone())?;
         match open(&client).await {
             Ok(mut connection) => match mode(&mut connection).await?.as_str() {
@@ -74,20 +74,20 @@ impl RedisAddress {
                 "sentinel" => self.connect_master(node, &mut connection).await,
                 _ => {
                     require_master(&mut connection).await?;
-                    Ok(Linked { link: Link::One(connection), node: client })
+                    Ok(Connected { connection: RedisConnection::One(connection), node: client })
                 }
             },
             Err(error) => self.connect_through_open_sentinel(node, error).await,
         }
     }
 
-    /// Sentinels often have no password where their master has one. A server that took none would be another one than the
-    /// settings mean: `refusal` is the answer then, as for every other reason than the password.
+    /// Sentinels often have no password where their master has one. A server without a password is not the one that the
+    /// settings mean: the result is `refusal` then, and also for every reason other than the password.
     async fn connect_through_open_sentinel(
         &self,
         node: &ConnectionInfo,
         refusal: redis::RedisError,
-    ) -> anyhow::Result<Linked> {
+    ) -> anyhow::Result<Connected> {
         if refusal.kind() != ErrorKind::AuthenticationFailed || node.redis_settings().password().is_none() {
             return Err(refusal.into());
         }
@@ -101,7 +101,7 @@ impl RedisAddress {
         }
     }
 
-    async fn connect_cluster(&self, node: Client) -> anyhow::Result<Linked> {
+    async fn connect_cluster(&self, node: Client) -> anyhow::Result<Connected> {
         let mut cluster: ClusterClientBuilder = ClusterClient::builder(self.nodes.clone())
             .connection_timeout(CONNECT)
             .response_timeout(CONNECT)
@@ -111,14 +111,14 @@ impl RedisAddress {
             cluster = cluster.certs(TlsCertificates { client_tls: None, root_cert });
         }
         let connection = cluster.build()?.get_async_connection().await?;
-        Ok(Linked { link: Link::Cluster(connection), node })
+        Ok(Connected { connection: RedisConnection::Cluster(connection), node })
     }
 
     async fn connect_master(
         &self,
         node: &ConnectionInfo,
         sentinel: &mut MultiplexedConnection,
-    ) -> anyhow::Result<Linked> {
+    ) -> anyhow::Result<Connected> {
         let masters: Vec<HashMap<String, String>> =
             redis::cmd("SENTINEL").arg("MASTERS").query_async(sentinel).await?;
         let wanted = |master: &&HashMap<String, String>| {
@@ -142,7 +142,7 @@ impl RedisAddress {
         let client = self.client(node.clone().set_addr(address))?;
         let mut connection = open(&client).await.context("the master that the Sentinel names")?;
         require_master(&mut connection).await.context("the master that the Sentinel names")?;
-        Ok(Linked { link: Link::One(connection), node: client })
+        Ok(Connected { connection: RedisConnection::One(connection), node: client })
     }
 }
 
@@ -176,7 +176,7 @@ async fn mode(connection: &mut MultiplexedConnection) -> redis::RedisResult<Stri
     Ok(mode.unwrap_or("standalone").trim().to_owned())
 }
 
-impl ConnectionLike for Link {
+impl ConnectionLike for RedisConnection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
         match self {
             Self::One(connection) => connection.req_packed_command(command),

@@ -1,5 +1,5 @@
-//! What was revoked: tokens by their id, subjects, and whatever was issued before a time. Asked for each request that
-//! proves who it is, so nothing is looked up while nothing is revoked.
+//! What was revoked: tokens by their id, subjects, and all tokens issued before a time. Every request with a token or
+//! an API key is checked, so the check costs no look-up while nothing is revoked.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::state::store::Change;
 /// By what a token is revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
-    /// Its id: this token, this API key.
+    /// Its id: one token, or one API key.
     Jti,
     /// Its subject: all tokens issued up to the revocation, and API keys while it holds. Where there are several issuers,
     /// `SUB@NAME` means that issuer's subject alone.
@@ -23,7 +23,7 @@ pub enum By {
 }
 
 impl By {
-    /// The one that an operator calls `word`.
+    /// The kind that an operator names `word`.
     pub fn parse(word: &str) -> Option<Self> {
         [Self::Jti, Self::Sub, Self::Iat].into_iter().find(|by| by.as_str() == word)
     }
@@ -62,9 +62,9 @@ pub struct Revocations {
 #[derive(Default)]
 struct All {
     tokens: HashMap<String, Ends>,
-    /// With the time up to which tokens of the subject are revoked.
+    /// Subjects, each with the time up to which its tokens are revoked.
     subjects: HashMap<String, (Timestamp, Ends)>,
-    /// Whatever was issued before, of all that hold the latest counts.
+    /// Tokens issued before this time are revoked. Of all such revocations that hold, the latest time counts.
     before: Vec<(Timestamp, Ends)>,
 }
 
@@ -76,7 +76,7 @@ fn holds(ends: Ends, now: Timestamp) -> bool {
 }
 
 impl Revocations {
-    /// Puts `changes` in the place of those that were in force.
+    /// Replaces the revocations in force by `changes`.
     pub fn replace(&self, changes: &[Change]) {
         let mut all = All::default();
         for change in changes {
@@ -97,7 +97,7 @@ impl Revocations {
         drop(current);
     }
 
-    /// Adds tokens to those that are revoked.
+    /// Adds revoked tokens.
     pub fn add_tokens<'c>(&self, changes: impl IntoIterator<Item = &'c Change>) {
         let mut all = self.all.write();
         for change in changes {
@@ -115,7 +115,8 @@ impl Revocations {
         }
         let all = self.all.read();
         let by_id = credential.jti.and_then(|jti| all.tokens.get(jti)).is_some_and(|ends| holds(*ends, now));
-        // A token counts its issue in whole seconds: one of the second of the revocation may be from before it.
+        // A token has its issue time in whole seconds, so a token from the second of the revocation may be older than
+        // it.
         let issued_by =
             |until: Timestamp| credential.issued_at.is_none_or(|issued| issued.as_secs() <= until.as_secs());
         let by_subject = || {

@@ -1,4 +1,4 @@
-//! A map from buckets to what is known of them: sharded locks, one hash for each look-up, and a bound.
+//! A bounded map from buckets to what is known of them, with sharded locks and one hash for each look-up.
 
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
@@ -9,7 +9,8 @@ use smallvec::SmallVec;
 /// So many locks share the buckets.
 const SHARDS: usize = 64;
 
-/// The most buckets a shard keeps. Beyond it those that say nothing are dropped, which loses nothing, and then any.
+/// The most buckets of a shard. Beyond it, buckets of which nothing is known are dropped first, which loses nothing,
+/// and then others.
 const MOST_IN_SHARD: usize = 20_000;
 
 type Table<V> = HashTable<(Bucket, V)>;
@@ -17,7 +18,7 @@ type Table<V> = HashTable<(Bucket, V)>;
 /// The map.
 pub(super) struct Shards<V> {
     shards: Vec<Mutex<Table<V>>>,
-    /// Keyed at random, so that nobody can make keys that collide.
+    /// Has a random key, so that an attacker cannot make keys that collide.
     hasher: ahash::RandomState,
 }
 
@@ -39,12 +40,12 @@ pub(super) struct Locked<'s, 'b, V> {
 /// The shards of several charges, each locked once.
 pub(super) struct LockedAll<'s, 'b, V> {
     tables: SmallVec<[MutexGuard<'s, Table<V>>; 4]>,
-    /// For each charge: the place of its table, its hash and its bucket.
+    /// For each charge: the index of its table, its hash and its bucket.
     places: SmallVec<[(usize, u64, &'b Bucket); 4]>,
     hasher: &'s ahash::RandomState,
 }
 
-/// The table takes the low bits of a hash, the shard others.
+/// The table uses the low bits of a hash, the choice of the shard uses others.
 fn shard_of(hash: u64) -> usize {
     usize::try_from(hash >> 40).unwrap_or(0) % SHARDS
 }
@@ -78,7 +79,7 @@ impl<V> Shards<V> {
         }
     }
 
-    /// Drops what `says_something` does not keep.
+    /// Drops the values for which `says_something` is false.
     pub(super) fn retain(&self, says_something: impl Fn(&V) -> bool) {
         for shard in &self.shards {
             shard.lock().retain(|(_, value)| says_something(value));
@@ -98,7 +99,7 @@ impl<V: Default> Locked<'_, '_, V> {
         entry.map(|(_, value)| value)
     }
 
-    /// The same; something is known afterwards.
+    /// The same; inserts an empty value if there is none.
     pub(super) fn find_or_insert(&mut self, says_something: impl Fn(&V) -> bool) -> &mut V {
         find_or_insert(&mut self.table, self.hash, self.bucket, self.hasher, says_something)
     }
@@ -117,7 +118,7 @@ impl<V: Default> LockedAll<'_, '_, V> {
         self.tables[place].find_mut(hash, |(other, _)| other == bucket).map(|(_, value)| value)
     }
 
-    /// The same; something is known afterwards.
+    /// The same; inserts an empty value if there is none.
     pub(super) fn find_or_insert(&mut self, at: usize, says_something: impl Fn(&V) -> bool) -> &mut V {
         let (place, hash, bucket) = self.places[at];
         find_or_insert(&mut self.tables[place], hash, bucket, self.hasher, says_something)
@@ -146,7 +147,7 @@ fn make_room<V>(table: &mut Table<V>, says_something: impl Fn(&V) -> bool) {
     }
     table.retain(|(_, value)| says_something(value));
     if table.len() >= MOST_IN_SHARD {
-        // Too many clients with debts at once. A quarter of them is forgiven: memory has a bound.
+        // Too many clients have debts at once. A quarter of them is dropped, because memory is bounded.
         let mut count = 0;
         table.retain(|_| {
             count += 1;

@@ -1,6 +1,6 @@
-//! Where the state lives that replicas share: limits, failed logins, and what they agree about (bans, overrides, revocations). In
-//! process by default, in Redis where it is configured. One trait, two stores, one test suite
-//! (`tests/tests/it/stores.rs`).
+//! The store of the state that replicas share: limits, failed logins, and what replicas agree about (bans, overrides,
+//! revocations). It is in process by default, and in Redis where that is configured. One trait, two stores, one test
+//! suite (`tests/tests/it/stores.rs`).
 
 use std::future::Future;
 use std::time::Duration;
@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Topic {
-    /// Who is banned: the key is a network.
+    /// Bans: the key is a network.
     Bans,
-    /// Settings on top of the policy file: the key is a path in it.
+    /// Overrides of the policy file: the key is a path in it.
     Overrides,
-    /// Tokens that are believed no more: the key is by what and its value, `jti/…`, `sub/…` or `iat/…`.
+    /// Tokens that are not accepted any more: the key is the kind and the value, `jti/…`, `sub/…` or `iat/…`.
     Revocations,
 }
 
@@ -39,24 +39,25 @@ impl Topic {
     }
 }
 
-/// What is true of `key` since `changed_at`. Of two changes of one key the later counts, so that replicas that were
-/// cut off from each other agree again.
+/// The state of `key` since `changed_at`. Of two changes of one key the later one wins, so that replicas that were cut
+/// off from each other agree again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// What it is about.
     pub topic: Topic,
-    /// Whom it concerns.
+    /// What exactly it is about, as the topic says.
     pub key: String,
-    /// What is so now; `None`: nothing any more.
+    /// The value now; `None`: removed.
     pub value: Option<serde_json::Value>,
-    /// Until when, in nanoseconds since the epoch; `None`: for ever.
+    /// When it ends, in nanoseconds since the epoch; `None`: never.
     pub until: Option<u64>,
     /// When it was changed, in nanoseconds since the epoch.
     pub changed_at: u64,
 }
 
 impl Change {
-    /// Whether it still matters at `now`: it holds, or it takes back what others may still believe.
+    /// Whether it still matters at `now`: it holds, or it takes back something that other replicas may still have in
+    /// force.
     pub fn matters(&self, now: Timestamp) -> bool {
         const REMEMBER_REMOVED: Duration = Duration::from_hours(24);
         match self.value {
@@ -65,7 +66,7 @@ impl Change {
         }
     }
 
-    /// Whether it was made at a time that another change can follow: not after the year 2262.
+    /// Whether a later change is possible: its time is before the year 2262.
     pub fn is_credible(&self) -> bool {
         i64::try_from(self.changed_at).is_ok()
     }
@@ -76,19 +77,19 @@ impl Change {
     }
 }
 
-/// What became of a change that was put into a store.
+/// The result of putting a change into a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
-    /// It counts now.
+    /// The change is in force.
     Stored,
-    /// Another counts, which was made at this time.
+    /// Another change wins, which was made at this time.
     Known(u64),
 }
 
 /// The failed logins of a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Failures {
-    /// Within the window.
+    /// How many there are within the window.
     pub count: u32,
     /// How often the count reached the number that makes a ban, within [`AutoBlock::memory`].
     pub offences: u32,
@@ -96,7 +97,7 @@ pub struct Failures {
 
 /// What a store can do.
 pub trait Store: Send + Sync + 'static {
-    /// Takes one token from every bucket, or none from any when one that enforces is empty.
+    /// Takes one token from every bucket; takes none at all when a bucket that enforces is empty.
     fn spend(
         &self,
         charges: &[Charge],
@@ -110,7 +111,7 @@ pub trait Store: Send + Sync + 'static {
         now: Timestamp,
     ) -> impl Future<Output = Result<(), StoreUnavailable>> + Send;
 
-    /// Makes a bucket full. Whether it was not.
+    /// Makes a bucket full. Returns whether it was not full.
     fn refill(&self, bucket: &Bucket) -> impl Future<Output = Result<bool, StoreUnavailable>> + Send;
 
     /// Counts a failed login.
@@ -124,7 +125,7 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets the failed logins of a client, but not its offences.
     fn clear_failures(&self, client: IpNet) -> impl Future<Output = Result<(), StoreUnavailable>> + Send;
 
-    /// Makes a change known to all replicas, unless one of the same key is known that is as new.
+    /// Sends a change to all replicas, unless a change of the same key is known that is as new.
     fn put(&self, change: &Change) -> impl Future<Output = Result<Put, StoreUnavailable>> + Send;
 
     /// Every change of a topic.

@@ -1,4 +1,4 @@
-//! What is made of PEM files, and made anew when they change: certificates with their keys, authorities.
+//! What is built from PEM files, and built again when they change: certificates with their keys, authorities.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use tracing::{error, info};
 
 use crate::observe::metrics::Metrics;
 
-/// How often the files are looked at: a mounted secret is swapped in ways that a watch of the file does not see.
+/// How often the files are checked. A watch would miss changes, because a mounted secret is swapped as a whole
+/// directory.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The largest file.
@@ -38,15 +39,15 @@ impl PemFile {
     }
 }
 
-/// What the files held, in their order.
+/// The contents of the files, in their order.
 type Held<const N: usize> = [Option<Vec<u8>>; N];
 
-/// Something made of `N` files, of which some need not be there.
+/// Something that is built from `N` files. Some of them are optional.
 pub struct Made<T>(ArcSwap<T>);
 
 impl<T: Send + Sync + 'static> Made<T> {
-    /// Reads the files and makes it, now and whenever they change. Those that do not fit together are refused, and what
-    /// was made before stays: a certificate and its key are rarely written in the same moment.
+    /// Reads the files and builds it, now and whenever they change. Files that do not fit together are refused, and the
+    /// last result stays in force, because a certificate and its key are rarely written at the same moment.
     pub fn of<const N: usize>(
         files: [Option<PemFile>; N],
         make: impl Fn(&Held<N>) -> anyhow::Result<T> + Send + Sync + 'static,

@@ -1,5 +1,5 @@
-//! TLS towards clients: a certificate that is read anew when its files change, and clients' certificates where they are
-//! asked for.
+//! TLS towards clients: a certificate that is read again when its files change, and the certificates of clients where
+//! the settings require them.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::config::settings::TlsSettings;
 use crate::observe::metrics::Metrics;
 use crate::tls::pem::{self, Made, PemFile};
 
-/// TLS, as the files say.
+/// TLS, as the certificate files say.
 pub struct Tls(Arc<Made<ServerConfig>>);
 
 impl Tls {
@@ -36,7 +36,7 @@ impl Tls {
         Ok(Some(Self(Made::of(files, make, metrics)?)))
     }
 
-    /// Shakes hands with a client.
+    /// Performs the TLS handshake with a client.
     pub async fn accept(&self, socket: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
         TlsAcceptor::from(self.0.current()).accept(socket).await
     }

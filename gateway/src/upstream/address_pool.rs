@@ -1,11 +1,11 @@
-//! Several addresses of one upstream: which one a request goes to, and which ones are ejected for a while.
+//! The addresses of one upstream: which one a request uses, and which ones are ejected for a while.
 //!
-//! Of two addresses by chance the one with fewer requests in flight is taken (Mitzenmacher, "The Power of Two Choices").
-//! An address that fails [`EJECT_AFTER`] times in a row is ejected, each time for longer; so is one whose health
-//! check fails. Never more than half of them are: when that many fail, it is not the addresses. An address to which no
-//! connection can be made is ejected sooner, and however many others are: the request goes to another one at once, and
-//! where all of them are ejected, all are tried. An upstream with one address is not balanced; its breaker is there for
-//! that.
+//! Two addresses are picked at random, and the one with fewer requests in flight is used (Mitzenmacher, "The Power of
+//! Two Choices"). An address that fails [`EJECT_AFTER`] times in a row is ejected, each time for longer. An address
+//! whose health checks fail is ejected, too. At most half of the addresses are ejected for these reasons: if more fail,
+//! the cause is not a single address. An address to which no connection can be made is ejected sooner, however many
+//! others are ejected, because the request goes to another address at once. If all addresses are ejected, all are
+//! tried. An upstream with one address is not balanced; its breaker protects it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,25 +14,25 @@ use parking_lot::Mutex;
 use policy::values::time::Timestamp;
 use smallvec::SmallVec;
 
-/// So many failures in a row.
+/// So many failures in a row eject an address.
 const EJECT_AFTER: u32 = 5;
 
-/// So many connections in a row that could not be made. Once it was ejected for that, the next one is enough.
+/// So many failed connections in a row eject an address. After the first ejection, one more failure is enough.
 const UNREACHABLE_AFTER: u32 = 3;
 
-/// An address is ejected for so long the first time, twice as long the second, and at most so long.
+/// How long an address is ejected the first time, and at most. Each time is twice as long as the one before.
 const EJECT_FOR: Duration = Duration::from_secs(10);
 const EJECT_AT_MOST: Duration = Duration::from_mins(5);
 
-/// So many health checks in a row, until an address is ejected.
+/// So many failed health checks in a row eject an address.
 const UNWELL_AFTER: u32 = 3;
 
-/// One address, as a number that no other one of its fleet ever has.
+/// The number of an address. A pool never uses a number twice.
 pub type Member = u64;
 
 /// The addresses of an upstream.
 #[derive(Debug)]
-pub struct Fleet<A>(Mutex<Addresses<A>>);
+pub struct AddressPool<A>(Mutex<Addresses<A>>);
 
 #[derive(Debug)]
 struct Addresses<A> {
@@ -80,35 +80,35 @@ impl<A> Addresses<A> {
         self.all.iter_mut().find(|known| known.member == member)
     }
 
-    /// Whether half of them would be ejected with one more.
+    /// Whether one more ejection would be too many.
     fn too_many_are_ejected(&self, now: Timestamp) -> bool {
         let ejected = self.all.iter().filter(|known| known.is_ejected(now)).count();
         (ejected + 1) * 2 > self.all.len()
     }
 }
 
-impl<A: Clone + PartialEq> Fleet<A> {
-    /// No addresses yet.
+impl<A: Clone + PartialEq> AddressPool<A> {
+    /// A pool without addresses.
     pub fn new() -> Arc<Self> {
         Arc::new(Self(Mutex::new(Addresses { all: Vec::new(), next: 0 })))
     }
 
-    /// From now on it is these addresses. What is known of one that stays is kept.
+    /// Replaces the addresses. What is known of an address that stays is kept.
     pub fn set(&self, addresses: &[A]) {
-        let mut fleet = self.0.lock();
-        fleet.all.retain(|known| addresses.contains(&known.address));
+        let mut pool = self.0.lock();
+        pool.all.retain(|known| addresses.contains(&known.address));
         for address in addresses {
-            if !fleet.all.iter().any(|known| known.address == *address) {
+            if !pool.all.iter().any(|known| known.address == *address) {
                 let known = Known {
-                    member: fleet.next,
+                    member: pool.next,
                     address: address.clone(),
                     in_flight: 0,
                     answers: Trouble::default(),
                     connections: Trouble::default(),
                     failed_checks: 0,
                 };
-                fleet.next += 1;
-                fleet.all.push(known);
+                pool.next += 1;
+                pool.all.push(known);
             }
         }
     }
@@ -118,19 +118,19 @@ impl<A: Clone + PartialEq> Fleet<A> {
         self.0.lock().all.iter().map(|known| (known.member, known.address.clone())).collect()
     }
 
-    /// Takes an address for a request: none of those that it has `tried`, and not the `last` one if there is another.
-    /// `chance` picks the two. `None` when there is no other.
+    /// Selects an address for a request: none of those that it has `tried`, and not the `last` one if there is another.
+    /// `chance` picks the two candidates. `None` when no address is left.
     pub fn take(
         self: &Arc<Self>,
         tried: &[Member],
         last: Option<Member>,
         now: Timestamp,
         chance: [usize; 2],
-    ) -> Option<Turn<A>> {
-        let mut fleet = self.0.lock();
+    ) -> Option<Selection<A>> {
+        let mut pool = self.0.lock();
         let fine = |wanted: &dyn Fn(&Known<A>) -> bool| -> SmallVec<[usize; 16]> {
             let untried = |(_, known): &(usize, &Known<A>)| !tried.contains(&known.member) && wanted(known);
-            fleet.all.iter().enumerate().filter(untried).map(|(at, _)| at).collect()
+            pool.all.iter().enumerate().filter(untried).map(|(at, _)| at).collect()
         };
         let is_other = |known: &Known<A>| Some(known.member) != last;
         let mut candidates = fine(&|known| is_other(known) && !known.is_ejected(now));
@@ -142,20 +142,20 @@ impl<A: Clone + PartialEq> Fleet<A> {
         }
         let pick = |chance: usize| candidates.get(chance.checked_rem(candidates.len())?).copied();
         let [one, other] = chance.map(pick);
-        let (one, other) = (fleet.all.get(one?)?, fleet.all.get(other?)?);
+        let (one, other) = (pool.all.get(one?)?, pool.all.get(other?)?);
         let member = if other.in_flight < one.in_flight { other.member } else { one.member };
-        let known = fleet.find(member)?;
+        let known = pool.find(member)?;
         known.in_flight += 1;
         let address = known.address.clone();
-        drop(fleet);
-        Some(Turn { fleet: Arc::clone(self), member, address, told: false })
+        drop(pool);
+        Some(Selection { pool: Arc::clone(self), member, address, reported: false })
     }
 
-    /// What a health check of an address found. Whether that changed anything.
+    /// Notes the result of a health check. Returns whether the state of the address changed.
     pub fn checked(&self, member: Member, well: bool, now: Timestamp) -> bool {
-        let mut fleet = self.0.lock();
-        let too_many = fleet.too_many_are_ejected(now);
-        let Some(known) = fleet.find(member) else { return false };
+        let mut pool = self.0.lock();
+        let too_many = pool.too_many_are_ejected(now);
+        let Some(known) = pool.find(member) else { return false };
         let before = known.failed_checks >= UNWELL_AFTER;
         if well {
             known.failed_checks = 0;
@@ -167,20 +167,16 @@ impl<A: Clone + PartialEq> Fleet<A> {
 
     /// The addresses with their requests in flight, and whether each is ejected.
     pub fn describe(&self, now: Timestamp) -> Vec<(A, u32, bool)> {
-        let fleet = self.0.lock();
-        fleet
-            .all
-            .iter()
-            .map(|known| (known.address.clone(), known.in_flight, known.is_ejected(now)))
-            .collect()
+        let pool = self.0.lock();
+        pool.all.iter().map(|known| (known.address.clone(), known.in_flight, known.is_ejected(now))).collect()
     }
 }
 
-impl<A> Fleet<A> {
+impl<A> AddressPool<A> {
     fn answered(&self, member: Member, failed: bool, now: Timestamp) -> Option<Duration> {
-        let mut fleet = self.0.lock();
-        let too_many = fleet.too_many_are_ejected(now);
-        let known = fleet.find(member)?;
+        let mut pool = self.0.lock();
+        let too_many = pool.too_many_are_ejected(now);
+        let known = pool.find(member)?;
         let is_ejected = known.is_ejected(now);
         let trouble = &mut known.answers;
         if !failed {
@@ -192,9 +188,9 @@ impl<A> Fleet<A> {
     }
 
     fn connected(&self, member: Member, failed: bool, now: Timestamp) -> Option<Duration> {
-        let mut fleet = self.0.lock();
-        let is_the_only_one = fleet.all.len() == 1;
-        let trouble = &mut fleet.find(member)?.connections;
+        let mut pool = self.0.lock();
+        let is_the_only_one = pool.all.len() == 1;
+        let trouble = &mut pool.find(member)?.connections;
         if !failed || is_the_only_one {
             *trouble = Trouble::default();
             return None;
@@ -205,17 +201,17 @@ impl<A> Fleet<A> {
     }
 }
 
-/// A request's turn at an address, which ends when this is dropped.
+/// An address that was selected for a request. The request counts as in flight there until this is dropped.
 #[derive(Debug)]
-pub struct Turn<A> {
-    fleet: Arc<Fleet<A>>,
+pub struct Selection<A> {
+    pool: Arc<AddressPool<A>>,
     member: Member,
     address: A,
-    told: bool,
+    reported: bool,
 }
 
-impl<A> Turn<A> {
-    /// Which address.
+impl<A> Selection<A> {
+    /// The number of the address.
     pub fn member(&self) -> Member {
         self.member
     }
@@ -225,30 +221,32 @@ impl<A> Turn<A> {
         &self.address
     }
 
-    /// Says how it went, once. For how long the address is ejected from now on, if it is.
+    /// Reports the result of the request; only the first report counts. Returns for how long the address is ejected, if
+    /// it is.
     pub fn tell(&mut self, failed: bool, now: Timestamp) -> Option<Duration> {
-        if std::mem::replace(&mut self.told, true) {
+        if std::mem::replace(&mut self.reported, true) {
             None
         } else {
-            self.fleet.answered(self.member, failed, now)
+            self.pool.answered(self.member, failed, now)
         }
     }
 
-    /// There is a connection to it.
+    /// Reports that a connection was made.
     pub fn reached(&self, now: Timestamp) {
-        self.fleet.connected(self.member, false, now);
+        self.pool.connected(self.member, false, now);
     }
 
-    /// No connection can be made to it; nothing was sent. For how long the address is ejected from now on, if it is.
+    /// Reports that no connection could be made and nothing was sent. Returns for how long the address is ejected, if
+    /// it is.
     pub fn unreachable(&mut self, now: Timestamp) -> Option<Duration> {
-        self.told = true;
-        self.fleet.connected(self.member, true, now)
+        self.reported = true;
+        self.pool.connected(self.member, true, now)
     }
 }
 
-impl<A> Drop for Turn<A> {
+impl<A> Drop for Selection<A> {
     fn drop(&mut self) {
-        if let Some(known) = self.fleet.0.lock().find(self.member) {
+        if let Some(known) = self.pool.0.lock().find(self.member) {
             known.in_flight = known.in_flight.saturating_sub(1);
         }
     }
@@ -260,92 +258,92 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_secs(1_000);
 
-    fn fleet(addresses: usize) -> Arc<Fleet<usize>> {
-        let fleet = Fleet::new();
-        fleet.set(&(0..addresses).collect::<Vec<_>>());
-        fleet
+    fn pool(addresses: usize) -> Arc<AddressPool<usize>> {
+        let pool = AddressPool::new();
+        pool.set(&(0..addresses).collect::<Vec<_>>());
+        pool
     }
 
-    fn available(fleet: &Fleet<usize>, now: Timestamp) -> usize {
-        fleet.describe(now).iter().filter(|(_, _, ejected)| !ejected).count()
+    fn available(pool: &AddressPool<usize>, now: Timestamp) -> usize {
+        pool.describe(now).iter().filter(|(_, _, ejected)| !ejected).count()
     }
 
-    fn fail(fleet: &Fleet<usize>, member: Member, now: Timestamp) -> bool {
-        fleet.answered(member, true, now).is_some()
+    fn fail(pool: &AddressPool<usize>, member: Member, now: Timestamp) -> bool {
+        pool.answered(member, true, now).is_some()
     }
 
     #[test]
     fn the_less_busy_of_two_is_taken_and_another_after_a_failure() {
-        let fleet = fleet(3);
-        let take = |last, chance| fleet.take(&[], last, NOW, chance).unwrap();
+        let pool = pool(3);
+        let take = |last, chance| pool.take(&[], last, NOW, chance).unwrap();
         let first = take(None, [0, 0]);
         assert_eq!((first.member(), *first.address()), (0, 0));
         assert_eq!(take(None, [0, 1]).member(), 1, "0 has a request in flight");
         drop(first);
         assert_eq!(take(None, [0, 1]).member(), 0);
         assert!((0..9).all(|chance| take(Some(1), [chance, chance]).member() != 1));
-        let alone = self::fleet(1);
+        let alone = self::pool(1);
         assert_eq!(alone.take(&[], Some(0), NOW, [0, 0]).unwrap().member(), 0, "there is no other");
     }
 
     #[test]
     fn an_address_that_keeps_failing_is_ejected_for_longer_each_time_and_never_too_many() {
-        let fleet = fleet(4);
-        let eject = |member, now| (0..EJECT_AFTER).any(|_| fail(&fleet, member, now));
+        let pool = pool(4);
+        let eject = |member, now| (0..EJECT_AFTER).any(|_| fail(&pool, member, now));
         assert!(eject(0, NOW) && eject(1, NOW));
         assert!(!eject(2, NOW), "half of them are already");
-        assert_eq!(available(&fleet, NOW), 2);
-        assert!((0..20).all(|chance| fleet.take(&[], None, NOW, [chance, chance]).unwrap().member() > 1));
+        assert_eq!(available(&pool, NOW), 2);
+        assert!((0..20).all(|chance| pool.take(&[], None, NOW, [chance, chance]).unwrap().member() > 1));
         let later = NOW + EJECT_FOR;
-        assert_eq!(available(&fleet, later), 4);
+        assert_eq!(available(&pool, later), 4);
         assert!(eject(0, later));
-        assert_eq!(available(&fleet, later + EJECT_FOR), 3, "twice as long");
-        fleet.answered(2, false, NOW);
-        assert!(!fail(&fleet, 2, later), "a success begins the count anew");
+        assert_eq!(available(&pool, later + EJECT_FOR), 3, "twice as long");
+        pool.answered(2, false, NOW);
+        assert!(!fail(&pool, 2, later), "a success begins the count anew");
     }
 
     #[test]
     fn health_checks_eject_and_bring_back() {
-        let fleet = fleet(2);
-        assert!((0..UNWELL_AFTER).any(|_| fleet.checked(0, false, NOW)));
-        assert!(!(0..9).any(|_| fleet.checked(1, false, NOW)), "one is always taken");
-        assert_eq!(fleet.take(&[], None, NOW, [0, 0]).unwrap().member(), 1);
-        assert!(fleet.checked(0, true, NOW));
-        assert_eq!(available(&fleet, NOW), 2);
+        let pool = pool(2);
+        assert!((0..UNWELL_AFTER).any(|_| pool.checked(0, false, NOW)));
+        assert!(!(0..9).any(|_| pool.checked(1, false, NOW)), "one is always taken");
+        assert_eq!(pool.take(&[], None, NOW, [0, 0]).unwrap().member(), 1);
+        assert!(pool.checked(0, true, NOW));
+        assert_eq!(available(&pool, NOW), 2);
     }
 
     #[test]
     fn an_address_that_cannot_be_reached_is_ejected_however_many_are_and_all_are_tried_then() {
-        let fleet = fleet(3);
-        let take = |tried: &[Member], now| fleet.take(tried, None, now, [0, 1]);
+        let pool = pool(3);
+        let take = |tried: &[Member], now| pool.take(tried, None, now, [0, 1]);
         for member in 0..3 {
-            let ejected = (0..UNREACHABLE_AFTER).filter_map(|_| fleet.connected(member, true, NOW));
+            let ejected = (0..UNREACHABLE_AFTER).filter_map(|_| pool.connected(member, true, NOW));
             assert_eq!(ejected.collect::<Vec<_>>(), [EJECT_FOR]);
         }
         let mut tried = Vec::new();
-        while let Some(turn) = take(&tried, NOW) {
-            tried.push(turn.member());
+        while let Some(selection) = take(&tried, NOW) {
+            tried.push(selection.member());
         }
         tried.sort_unstable();
         assert_eq!(tried, [0, 1, 2], "each once, and then there is no other");
         let later = NOW + EJECT_FOR;
-        assert_eq!(fleet.connected(0, true, later), Some(EJECT_FOR * 2), "one more is enough");
-        fleet.connected(1, false, later);
-        assert_eq!(fleet.connected(1, true, later), None, "a connection begins the count anew");
-        let alone = self::fleet(1);
+        assert_eq!(pool.connected(0, true, later), Some(EJECT_FOR * 2), "one more is enough");
+        pool.connected(1, false, later);
+        assert_eq!(pool.connected(1, true, later), None, "a connection begins the count anew");
+        let alone = self::pool(1);
         assert!((0..9).all(|_| alone.connected(0, true, NOW).is_none()), "there is no other");
     }
 
     #[test]
     fn what_is_known_of_an_address_that_stays_is_kept() {
-        let fleet = fleet(3);
-        assert!((0..EJECT_AFTER).any(|_| fail(&fleet, 1, NOW)));
-        let turn = fleet.take(&[], None, NOW, [0, 0]).unwrap();
-        fleet.set(&[1, 7]);
-        drop(turn); // of an address that is gone
-        assert_eq!(fleet.describe(NOW), [(1, 0, true), (7, 0, false)]);
-        assert_eq!(fleet.members(), [(1, 1), (3, 7)], "no number is used twice");
-        fleet.set(&[]);
-        assert!(fleet.take(&[], None, NOW, [0, 0]).is_none());
+        let pool = pool(3);
+        assert!((0..EJECT_AFTER).any(|_| fail(&pool, 1, NOW)));
+        let selection = pool.take(&[], None, NOW, [0, 0]).unwrap();
+        pool.set(&[1, 7]);
+        drop(selection); // its address was removed
+        assert_eq!(pool.describe(NOW), [(1, 0, true), (7, 0, false)]);
+        assert_eq!(pool.members(), [(1, 1), (3, 7)], "no number is used twice");
+        pool.set(&[]);
+        assert!(pool.take(&[], None, NOW, [0, 0]).is_none());
     }
 }

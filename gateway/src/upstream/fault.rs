@@ -1,5 +1,5 @@
 //! Which rule an upstream's answer broke: a word for the metric and a sentence for the logs. Both come from one table,
-//! so nothing of an answer is ever quoted. Clients are told neither.
+//! so no part of an answer is ever quoted. Clients see neither.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use pingora_core::{Error, ErrorType, ImmutStr};
 use tokio::time::Instant;
 use tracing::warn;
 
-/// The longest text of a fault in the log, in bytes: that of a connection that was not made names addresses and
+/// The longest text of a fault in the log, in bytes. A failed connection has the longest texts: they name addresses and
 /// certificates.
 const LONGEST: usize = 300;
 
-/// A line of the log about faults of one kind at one upstream, at most so often.
+/// The shortest time between two log lines about one kind of fault at one upstream.
 const QUIET: Duration = Duration::from_secs(10);
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $name:ident = $word:literal $says:literal;)+) => {
-        /// Which rule an answer broke.
+        /// The rule that an answer broke.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub(crate) enum UpstreamFault { $($(#[$doc])* $name,)+ }
 
@@ -40,17 +40,17 @@ macro_rules! faults {
 }
 
 faults! {
-    /// No connection, or no TLS on it.
+    /// No connection, or no TLS on it, could be made.
     Connect = "connect" "no connection could be made";
-    /// Nothing came in time.
-    Timeout = "timeout" "no sign of life in time";
-    /// It takes no more of the request.
-    WriteTimeout = "write_timeout" "it took nothing of the request in time";
+    /// Nothing arrived in time.
+    Timeout = "timeout" "nothing arrived from the upstream in time";
+    /// It stopped reading the request.
+    WriteTimeout = "write_timeout" "it read nothing of the request in time";
     /// It closed before the first byte.
     NoAnswer = "no_answer" "the connection ended before the first byte of an answer";
-    /// It closed in the header.
+    /// It closed within the header.
     HeaderCut = "header_cut" "the connection ended within the answer's header";
-    /// It closed in the body.
+    /// It closed within the body.
     BodyCut = "body_cut" "the connection ended before the answer's body did";
     /// The status line.
     StatusLine = "status_line" "the answer does not begin with the status line of HTTP/1.0 or HTTP/1.1";
@@ -65,7 +65,7 @@ faults! {
     /// Too many bytes.
     HeaderTooLarge = "header_too_large" "the answer's header, or its trailers, have too many bytes";
     /// No length.
-    LengthMalformed = "length_malformed" "the answer's Content-Length is no number";
+    LengthMalformed = "length_malformed" "the answer's Content-Length is not a number";
     /// More than one length.
     LengthsDiffer = "lengths_differ" "the answer has two different Content-Lengths";
     /// Both framings.
@@ -74,22 +74,22 @@ faults! {
     TransferEncoding = "transfer_encoding" "the answer's Transfer-Encoding is not one `chunked` of HTTP/1.1";
     /// The chunks.
     Chunks = "chunks" "the answer's body breaks the grammar of chunks";
-    /// What stands about the chunks.
+    /// The bytes around the chunks.
     ChunkOverhead = "chunk_overhead" "the answer's chunk extensions and trailers have too many bytes";
     /// The trailers.
     Trailers = "trailers" "the answer's trailers break the grammar";
-    /// 101 to what was no handshake.
+    /// 101 as the answer to a request that was not a handshake.
     Upgrade = "upgrade" "the answer changes to a protocol that was not asked for";
     /// HTTP/2 itself.
     Http2 = "http2" "the answer breaks the rules of HTTP/2, or its stream was reset";
-    /// What HTTP/2 agreed on.
+    /// HTTP/2 was required and not agreed on.
     Http2Refused = "http2_refused" "the upstream does not speak HTTP/2 on this connection";
-    /// Whatever else it is.
+    /// Any other fault.
     Other = "other" "the answer cannot be passed on";
 }
 
 impl UpstreamFault {
-    /// An answer that breaks this rule.
+    /// The error for an answer that breaks this rule.
     #[expect(clippy::unnecessary_box_returns, reason = "pingora's errors are boxed wherever they go")]
     pub(crate) fn error(self) -> Box<Error> {
         let kind = match self {
@@ -102,7 +102,7 @@ impl UpstreamFault {
         Error::explain(kind, self.says()).into_up()
     }
 
-    /// Which rule it is that `fault` is about.
+    /// The rule that `fault` is about.
     pub(crate) fn of(fault: &Error) -> Self {
         use ErrorType::{
             BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, ConnectionClosed,
@@ -126,7 +126,8 @@ impl UpstreamFault {
         said.copied().unwrap_or_else(kind)
     }
 
-    /// What the log says of `fault`. Of a connection that was not made all is said, for nothing was answered yet.
+    /// The text of `fault` for the log. A failed connection is described in full, because the upstream has not answered
+    /// anything that could be quoted.
     pub(crate) fn text(self, fault: &Error) -> String {
         let reason = fault.cause.as_ref().and_then(|cause| cause.downcast_ref::<h2::Error>()?.reason());
         match (self, reason) {
@@ -137,7 +138,7 @@ impl UpstreamFault {
     }
 }
 
-/// When the log last said something of a kind of fault at an upstream, and how often that came since.
+/// When a kind of fault at an upstream was last logged, and how often it came since.
 #[derive(Default)]
 pub struct FaultLog(Mutex<HashMap<(Arc<str>, UpstreamFault), Said>>);
 
@@ -148,7 +149,7 @@ struct Said {
 }
 
 impl FaultLog {
-    /// Logs a fault, unless one of its kind was logged a moment ago.
+    /// Logs a fault, unless one of the same kind was logged a moment ago.
     pub(crate) fn note(&self, upstream: &Arc<str>, fault: UpstreamFault, text: &str, request_id: &str) {
         let now = Instant::now();
         let unsaid = {

@@ -1,5 +1,5 @@
-//! The gateway's own questions over HTTP: key sets, permissions, changes, health. Over TCP or a Unix socket, with a
-//! bound on time and size.
+//! The HTTP client for the gateway's own requests: key sets, permissions, changes, health. It connects over TCP or a
+//! Unix socket, and bounds time and size.
 
 use std::fmt;
 use std::future::Future;
@@ -30,19 +30,19 @@ use crate::upstream::transport::{PING, Transport};
 /// The largest answer that is read.
 const LARGEST: usize = 1 << 20;
 
-/// For making a connection.
+/// The timeout for making a connection.
 const CONNECT: Duration = Duration::from_secs(1);
 
 /// Where connections are made to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Destination {
     /// An address over TCP.
     Tcp(SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
@@ -51,45 +51,45 @@ impl fmt::Display for Place {
     }
 }
 
-/// A client with connections to one place.
+/// A client with connections to one destination.
 #[derive(Clone)]
-pub struct Fetch {
+pub struct HttpClient {
     dial: Dial,
     base: String,
-    /// The client with its connections, and the group of the transport for which they were made.
+    /// The client with its connections, and the group of the transport with which they were made.
     pool: Arc<ArcSwap<Pool>>,
 }
 
 type Pool = (u64, Client<Dial, Full<Bytes>>);
 
-impl Fetch {
+impl HttpClient {
     /// A client of the service at `address`, whose name is looked up for each connection.
     pub fn of(address: &Address, transport: Arc<Transport>) -> Self {
         match address {
             Address::Tcp(host) => Self::dialling(None, host, transport),
-            Address::Unix(path) => Self::at(Place::Unix(path.clone()), "localhost", transport),
+            Address::Unix(path) => Self::at(Destination::Unix(path.clone()), "localhost", transport),
         }
     }
 
-    /// A client of the service at `place`, which is called `host`.
-    pub fn at(place: Place, host: &str, transport: Arc<Transport>) -> Self {
-        Self::dialling(Some(place), host, transport)
+    /// A client of the service at `destination`, whose name is `host`.
+    pub fn at(destination: Destination, host: &str, transport: Arc<Transport>) -> Self {
+        Self::dialling(Some(destination), host, transport)
     }
 
-    fn dialling(place: Option<Place>, host: &str, transport: Arc<Transport>) -> Self {
+    fn dialling(destination: Option<Destination>, host: &str, transport: Arc<Transport>) -> Self {
         let base = format!("{}://{host}", transport.scheme());
-        let dial = Dial { place, transport };
+        let dial = Dial { destination, transport };
         Self { base, pool: Arc::new(ArcSwap::from_pointee(dial.pool())), dial }
     }
 
-    /// Makes a connection and asks nothing.
+    /// Makes a connection and sends nothing.
     pub async fn connect(&self, patience: Duration) -> anyhow::Result<()> {
         let connect = self.dial.clone().dial(self.base.parse()?);
         tokio::time::timeout(patience, connect).await.context("no connection in time")??;
         Ok(())
     }
 
-    /// The client, whose connections were made with the files in force.
+    /// The client. All its connections were made with the certificate files in force.
     fn client(&self) -> Client<Dial, Full<Bytes>> {
         if self.pool.load().0 != self.dial.transport.group() {
             self.pool.store(Arc::new(self.dial.pool()));
@@ -97,12 +97,12 @@ impl Fetch {
         self.pool.load().1.clone()
     }
 
-    /// A client of whatever `http://…` and `https://…` addresses it is asked for.
+    /// A client of any `http://…` and `https://…` address.
     pub fn anywhere() -> Self {
         Self { base: String::new(), ..Self::of(&Address::Tcp(String::new()), Arc::default()) }
     }
 
-    /// Asks; `target` is a path, or an address for a client of anywhere.
+    /// Sends a request. `target` is a path, or a whole address for a client made by [`HttpClient::anywhere`].
     pub async fn send(
         &self,
         request: http::request::Builder,
@@ -120,7 +120,7 @@ impl Fetch {
         tokio::time::timeout(patience, exchange).await.context("no answer in time")?
     }
 
-    /// The body of a 200.
+    /// The body of a 200. Any other status is an error.
     pub async fn get(&self, target: &str, patience: Duration) -> anyhow::Result<Bytes> {
         let answer = self.send(Request::builder().method("GET"), target, Vec::new(), patience).await?;
         if answer.status() != http::StatusCode::OK {
@@ -130,7 +130,7 @@ impl Fetch {
     }
 }
 
-/// Whether `error` is that no connection could be made, so that nothing was sent.
+/// Whether `error` means that no connection could be made, so nothing was sent.
 pub fn is_unreachable(error: &anyhow::Error) -> bool {
     let client = error.downcast_ref::<hyper_util::client::legacy::Error>();
     client.is_some_and(hyper_util::client::legacy::Error::is_connect)
@@ -139,8 +139,8 @@ pub fn is_unreachable(error: &anyhow::Error) -> bool {
 /// Makes connections.
 #[derive(Clone)]
 struct Dial {
-    /// `None`: what the address of a request says.
-    place: Option<Place>,
+    /// `None`: the destination is in the address of each request.
+    destination: Option<Destination>,
     transport: Arc<Transport>,
 }
 
@@ -170,9 +170,9 @@ impl Dial {
             io::Result::Ok(Box::new(socket) as Box<dyn Duplex>)
         };
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let socket: Box<dyn Duplex> = match self.place {
-            Some(Place::Unix(path)) => Box::new(UnixStream::connect(path).await?),
-            Some(Place::Tcp(address)) => over_tcp(TcpStream::connect(address).await?)?,
+        let socket: Box<dyn Duplex> = match self.destination {
+            Some(Destination::Unix(path)) => Box::new(UnixStream::connect(path).await?),
+            Some(Destination::Tcp(address)) => over_tcp(TcpStream::connect(address).await?)?,
             None => over_tcp(TcpStream::connect((host, port)).await?)?,
         };
         if !secure {

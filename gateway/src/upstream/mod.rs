@@ -1,7 +1,7 @@
-//! Where requests go: each upstream's addresses, balanced and checked.
+//! Upstreams: the addresses of each one, balanced and checked.
 //!
-//! A name may mean several addresses, each of which is one of its own here: balanced, checked and ejected like those
-//! that stand in the settings one by one.
+//! A name may have several addresses. Each is treated like an address in the settings: balanced, checked and ejected by
+//! itself.
 
 pub mod address_pool;
 pub mod connection;
@@ -29,26 +29,26 @@ use crate::config::address::Address;
 use crate::config::health::Health;
 use crate::config::settings::UpstreamSettings;
 use crate::observe::metrics::Metrics;
-use crate::upstream::address_pool::{Fleet, Member};
-use crate::upstream::http_client::{Fetch, Place, is_unreachable};
+use crate::upstream::address_pool::{AddressPool, Member};
+use crate::upstream::http_client::{Destination, HttpClient, is_unreachable};
 use crate::upstream::resolver::{LookUp, Name};
 use crate::upstream::transport::Transport;
 
-/// For making a connection to an upstream.
+/// The timeout for making a connection to an upstream.
 const CONNECT: Duration = Duration::from_secs(3);
 
-/// An unused connection to an upstream is kept for so long.
+/// How long an unused connection to an upstream stays open.
 const KEEP: Duration = Duration::from_mins(1);
 
-/// How often addresses are asked how they are, and for how long each may think about it.
+/// How often the health of addresses is checked, and the timeout of one check.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 const CHECK: Duration = Duration::from_secs(1);
 
-/// Addresses that one request has tried; few upstreams have more.
-pub type Tried = SmallVec<[Member; 4]>;
+/// The addresses that one request has tried.
+pub type TriedAddresses = SmallVec<[Member; 4]>;
 
-/// A request's turn at an address of an upstream.
-pub type Turn = address_pool::Turn<Arc<Endpoint>>;
+/// An address of an upstream that was selected for a request.
+pub type Selection = address_pool::Selection<Arc<Endpoint>>;
 
 /// Every upstream by name; cheap to clone.
 #[derive(Clone)]
@@ -57,11 +57,11 @@ pub struct Upstreams {
     metrics: Metrics,
 }
 
-/// One address: a place, and what the settings call it.
+/// One address: where to connect, and its name in the settings.
 pub struct Endpoint {
-    place: Place,
+    destination: Destination,
     named: Arc<str>,
-    fetch: Fetch,
+    http_client: HttpClient,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -72,23 +72,23 @@ impl std::fmt::Debug for Endpoint {
 
 impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.place.fmt(f)
+        self.destination.fmt(f)
     }
 }
 
 impl PartialEq for Endpoint {
     fn eq(&self, other: &Self) -> bool {
-        self.place == other.place && self.named == other.named
+        self.destination == other.destination && self.named == other.named
     }
 }
 
 struct Upstream {
-    /// Addresses that are as they stand in the settings.
+    /// Addresses that the settings give directly, not by name.
     fixed: Vec<Arc<Endpoint>>,
     names: Vec<Arc<Name>>,
-    /// What the names meant when the fleet was last made.
+    /// The addresses of the names when the pool was last set.
     meant: Mutex<Vec<Arc<[std::net::SocketAddr]>>>,
-    fleet: Arc<Fleet<Arc<Endpoint>>>,
+    pool: Arc<AddressPool<Arc<Endpoint>>>,
     health: Health,
     transport: Arc<Transport>,
 }
@@ -104,28 +104,28 @@ impl Upstream {
         let setting = || format!("upstreams.{name}.addresses");
         let (mut fixed, mut names) = (Vec::new(), Vec::new());
         for text in &settings.addresses {
-            let endpoint = |place: Place, host: &str| {
-                let fetch = Fetch::at(place.clone(), host, Arc::clone(&transport));
-                Arc::new(Endpoint { place, named: text.as_str().into(), fetch })
+            let endpoint = |destination: Destination, host: &str| {
+                let http_client = HttpClient::at(destination.clone(), host, Arc::clone(&transport));
+                Arc::new(Endpoint { destination, named: text.as_str().into(), http_client })
             };
             match Address::parse(text).with_context(setting)? {
-                Address::Unix(path) => fixed.push(endpoint(Place::Unix(path), "localhost")),
+                Address::Unix(path) => fixed.push(endpoint(Destination::Unix(path), "localhost")),
                 Address::Tcp(host) => {
                     transport.check_name(&host).with_context(setting)?;
                     match host.parse() {
-                        Ok(address) => fixed.push(endpoint(Place::Tcp(address), &host)),
+                        Ok(address) => fixed.push(endpoint(Destination::Tcp(address), &host)),
                         Err(_) => names.push(Name::new(host, Arc::clone(look_up))),
                     }
                 }
             }
         }
         let health = Health::parse(&settings.health).with_context(|| format!("upstreams.{name}.health"))?;
-        let fleet = Fleet::new();
-        fleet.set(&fixed);
-        Ok(Self { fixed, names, meant: Mutex::default(), fleet, health, transport })
+        let pool = AddressPool::new();
+        pool.set(&fixed);
+        Ok(Self { fixed, names, meant: Mutex::default(), pool, health, transport })
     }
 
-    /// Looks names up whose addresses are too old to be used. An error when nothing is left to be used.
+    /// Looks up names whose addresses are too old to be used. An error when no address is left.
     async fn refresh(&self) -> anyhow::Result<()> {
         if self.names.is_empty() {
             return Ok(());
@@ -142,12 +142,13 @@ impl Upstream {
         if *before != meant {
             let named = self.names.iter().zip(&meant).flat_map(|(name, addresses)| {
                 addresses.iter().map(|address| {
-                    let (place, named) = (Place::Tcp(*address), Arc::<str>::from(name.as_str()));
-                    let fetch = Fetch::at(place.clone(), &named, Arc::clone(&self.transport));
-                    Arc::new(Endpoint { place, named, fetch })
+                    let (destination, named) = (Destination::Tcp(*address), Arc::<str>::from(name.as_str()));
+                    let http_client =
+                        HttpClient::at(destination.clone(), &named, Arc::clone(&self.transport));
+                    Arc::new(Endpoint { destination, named, http_client })
                 })
             });
-            self.fleet.set(&self.fixed.iter().cloned().chain(named).collect::<Vec<_>>());
+            self.pool.set(&self.fixed.iter().cloned().chain(named).collect::<Vec<_>>());
             *before = meant;
         }
         let nothing_is_left = self.fixed.is_empty() && before.iter().all(|addresses| addresses.is_empty());
@@ -156,9 +157,9 @@ impl Upstream {
     }
 
     fn peer(&self, endpoint: &Endpoint, patience: Duration) -> anyhow::Result<HttpPeer> {
-        let mut peer = match &endpoint.place {
-            Place::Unix(path) => self.transport.unix_peer(path)?,
-            Place::Tcp(address) => self.transport.peer(*address, &endpoint.named),
+        let mut peer = match &endpoint.destination {
+            Destination::Unix(path) => self.transport.unix_peer(path)?,
+            Destination::Tcp(address) => self.transport.peer(*address, &endpoint.named),
         };
         peer.options.connection_timeout = Some(CONNECT.min(patience));
         peer.options.total_connection_timeout = Some(CONNECT.min(patience));
@@ -171,13 +172,13 @@ impl Upstream {
 #[derive(Debug, serde::Serialize)]
 pub struct AddressState {
     upstream: String,
-    /// As the settings name it.
+    /// Its name in the settings.
     address: String,
-    /// What that means now.
+    /// The address that it resolves to now.
     resolved: String,
-    /// Requests to it that are not answered yet.
+    /// Requests to it that are not finished yet.
     in_flight: u32,
-    /// Whether it is ejected: it has failed too often, cannot be reached, or is not well.
+    /// Whether it is ejected: it failed too often, cannot be reached, or its health checks fail.
     left_alone: bool,
 }
 
@@ -212,7 +213,7 @@ impl Upstreams {
         self.all.get(name).ok_or_else(|| anyhow!("no upstream is called `{name}`"))
     }
 
-    /// Asks an upstream a question of our own; where an address cannot be reached, the next one.
+    /// Sends a request of the gateway itself to an upstream. If an address cannot be reached, the next one is tried.
     pub async fn ask(
         &self,
         name: &str,
@@ -224,18 +225,18 @@ impl Upstreams {
         let upstream = self.find(name)?;
         upstream.refresh().await?;
         let (head, ()) = request.body(())?.into_parts();
-        let mut tried = Tried::new();
+        let mut tried = TriedAddresses::new();
         let mut fault = anyhow!("it has no address");
-        while let Some(mut turn) = upstream.fleet.take(&tried, None, clock::steady(), chance()) {
+        while let Some(mut selection) = upstream.pool.take(&tried, None, clock::steady(), chance()) {
             let mut request = Request::builder().method(head.method.clone());
             for (name, value) in &head.headers {
                 request = request.header(name, value);
             }
-            match turn.address().fetch.send(request, target, body.to_vec(), patience).await {
+            match selection.address().http_client.send(request, target, body.to_vec(), patience).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if is_unreachable(&error) => {
-                    self.note_unreachable(name, &mut turn, &error);
-                    tried.push(turn.member());
+                    self.note_unreachable(name, &mut selection, &error);
+                    tried.push(selection.member());
                     fault = error;
                 }
                 Err(error) => return Err(error),
@@ -244,31 +245,34 @@ impl Upstreams {
         Err(fault)
     }
 
-    /// An address for a request and the request's turn at it; it must be reached within `patience`. None of those that
-    /// were `tried`, and not `last`, if there is another; `None` when there is none left.
+    /// Selects an address for a request; it must be reached within `patience`. It is none of those that were `tried`,
+    /// and not `last` if there is another. `None` when no address is left.
     pub async fn peer(
         &self,
         name: &str,
         patience: Duration,
         tried: &[Member],
         last: Option<Member>,
-    ) -> anyhow::Result<Option<(HttpPeer, Turn)>> {
+    ) -> anyhow::Result<Option<(HttpPeer, Selection)>> {
         let upstream = self.find(name)?;
         upstream.refresh().await?;
-        let Some(turn) = upstream.fleet.take(tried, last, clock::steady(), chance()) else { return Ok(None) };
-        Ok(Some((upstream.peer(turn.address(), patience)?, turn)))
+        let Some(selection) = upstream.pool.take(tried, last, clock::steady(), chance()) else {
+            return Ok(None);
+        };
+        Ok(Some((upstream.peer(selection.address(), patience)?, selection)))
     }
 
-    /// Asks the addresses of upstreams that have several how they are, forever, where the settings say how.
+    /// Checks the health of addresses, forever, for upstreams with several addresses and a health check in the
+    /// settings.
     pub async fn keep_checking(self) {
         loop {
             tokio::time::sleep(CHECK_EVERY).await;
             for (name, upstream) in self.all.iter().filter(|(_, upstream)| upstream.health.asks()) {
-                let _ = upstream.refresh().await; // which says itself what is wrong
-                let members = upstream.fleet.members();
+                let _ = upstream.refresh().await; // it logs its faults itself
+                let members = upstream.pool.members();
                 for (member, endpoint) in members.iter().filter(|_| members.len() > 1) {
-                    let well = probe::ask(&upstream.health, &endpoint.fetch, CHECK).await.is_ok();
-                    if upstream.fleet.checked(*member, well, clock::steady()) {
+                    let well = probe::ask(&upstream.health, &endpoint.http_client, CHECK).await.is_ok();
+                    if upstream.pool.checked(*member, well, clock::steady()) {
                         warn!(upstream = name, address = %endpoint, well, "an address changed its health");
                     }
                 }
@@ -281,7 +285,7 @@ impl Upstreams {
         let now = clock::steady();
         let mut all = Vec::new();
         for (name, upstream) in self.all.iter() {
-            for (endpoint, in_flight, left_alone) in upstream.fleet.describe(now) {
+            for (endpoint, in_flight, left_alone) in upstream.pool.describe(now) {
                 let (address, resolved) = (endpoint.named.to_string(), endpoint.to_string());
                 all.push(AddressState { upstream: name.clone(), address, resolved, in_flight, left_alone });
             }
@@ -289,15 +293,15 @@ impl Upstreams {
         all
     }
 
-    /// What each upstream says of its health, the first of its addresses that is well, and how long that took.
+    /// The health of each upstream: that of its first healthy address, or the last error, and how long the check took.
     pub async fn health(&self) -> Vec<(&str, Result<(), String>, Duration)> {
         let mut checks = Vec::new();
         for (name, upstream) in self.all.iter() {
             let started = Instant::now();
             let refreshed = upstream.refresh().await;
             let mut health = refreshed.map_err(|error| format!("{error:#}"));
-            for (_, endpoint) in upstream.fleet.members() {
-                let asked = probe::ask(&upstream.health, &endpoint.fetch, CHECK).await;
+            for (_, endpoint) in upstream.pool.members() {
+                let asked = probe::ask(&upstream.health, &endpoint.http_client, CHECK).await;
                 health = asked.map_err(|error| format!("{error:#}"));
                 if health.is_ok() {
                     break;
@@ -308,11 +312,12 @@ impl Upstreams {
         checks
     }
 
-    /// Notes that no connection can be made to the address of `turn`; the log says when it is ejected for that.
-    pub fn note_unreachable(&self, name: &str, turn: &mut Turn, fault: &dyn std::fmt::Display) {
+    /// Notes that no connection can be made to the address of `selection`. The log says when it is ejected because of
+    /// that.
+    pub fn note_unreachable(&self, name: &str, selection: &mut Selection, fault: &dyn std::fmt::Display) {
         self.metrics.connect_failures.with_label_values(&[name]).inc();
-        let ejected = turn.unreachable(clock::steady());
-        let address = Arc::clone(turn.address());
+        let ejected = selection.unreachable(clock::steady());
+        let address = Arc::clone(selection.address());
         if let Some(lasts) = ejected {
             let secs = lasts.as_secs();
             warn!(upstream = name, %address, %fault, ejected_for_secs = secs, "an address that cannot be reached is ejected");

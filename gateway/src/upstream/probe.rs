@@ -1,6 +1,6 @@
-//! How an address is asked whether it is well: a path that is answered with a 2xx, or gRPC's own health service
-//! (grpc/doc/health-checking.md, `grpc.health.v1`). A service that is not ours is asked nothing unless the settings say
-//! so.
+//! Checks the health of an address: a path must be answered with a 2xx, or gRPC's own health service must say so
+//! (grpc/doc/health-checking.md, `grpc.health.v1`). Without a setting only a connection is made, because not every
+//! service has a health check.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use anyhow::bail;
 use http::Request;
 
 use crate::config::health::Health;
-use crate::upstream::http_client::Fetch;
+use crate::upstream::http_client::HttpClient;
 
-/// Asks; an error says what is wrong.
-pub async fn ask(health: &Health, fetch: &Fetch, patience: Duration) -> anyhow::Result<()> {
+/// Checks an address. The error says what is wrong.
+pub async fn ask(health: &Health, http_client: &HttpClient, patience: Duration) -> anyhow::Result<()> {
     match health {
-        Health::Nothing => fetch.connect(patience).await,
+        Health::Nothing => http_client.connect(patience).await,
         Health::Path(path) => {
             let request = Request::builder().method("GET");
-            let answer = fetch.send(request, path, Vec::new(), patience).await?;
+            let answer = http_client.send(request, path, Vec::new(), patience).await?;
             if !answer.status().is_success() {
                 bail!("status {}", answer.status().as_u16());
             }
@@ -27,8 +27,9 @@ pub async fn ask(health: &Health, fetch: &Fetch, patience: Duration) -> anyhow::
                 .method("POST")
                 .header("content-type", "application/grpc")
                 .header("te", "trailers");
-            let answer =
-                fetch.send(request, "/grpc.health.v1.Health/Check", question(service), patience).await?;
+            let answer = http_client
+                .send(request, "/grpc.health.v1.Health/Check", question(service), patience)
+                .await?;
             if answer.body().as_ref() == SERVING {
                 return Ok(());
             }

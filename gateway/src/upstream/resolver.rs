@@ -1,9 +1,8 @@
-//! What an upstream's name means now: its addresses, and for how long they may be used.
+//! Looks up the names of upstreams: the addresses of a name, and for how long they may be used.
 //!
-//! An address may be somebody else's tomorrow. So none is used that was found more than [`OLDEST`] ago: a request that
-//! comes later waits for a new look-up, and while requests keep coming the name is looked up in the background. Where
-//! nobody can say what the name means, its last addresses serve for [`LAST_KNOWN`], which the log says, and then no
-//! longer.
+//! An address may belong to somebody else tomorrow. So no address is used that was found more than [`OLDEST`] ago: a
+//! later request waits for a new look-up. While requests arrive steadily, the name is looked up in the background. When
+//! look-ups fail, the last addresses are used for [`LAST_KNOWN`] and no longer; the log says so.
 
 use std::future::Future;
 use std::io;
@@ -17,22 +16,22 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
-/// Addresses older than this are looked up anew in the background, while they are used.
+/// Addresses older than this are looked up again in the background, and still used.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// Addresses older than this are not used before the name was looked up anew.
+/// Addresses older than this are not used; the name is looked up again first.
 const OLDEST: Duration = Duration::from_secs(5);
 
-/// While look-ups fail, the last addresses are used for so long.
+/// How long the last addresses are used while look-ups fail.
 const LAST_KNOWN: Duration = Duration::from_mins(1);
 
-/// For one look-up.
+/// The timeout of one look-up.
 const LOOK_UP: Duration = Duration::from_secs(2);
 
-/// After a failed look-up there is no other for so long.
+/// The pause after a failed look-up.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Addresses of one name that are used; a name has rarely more than a few.
+/// The most addresses of one name that are used.
 const MOST: usize = 64;
 
 type Found = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
@@ -40,7 +39,7 @@ type Found = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 /// How `HOST:PORT` is looked up.
 pub type LookUp = Arc<dyn Fn(String) -> Found + Send + Sync>;
 
-/// As the system looks names up.
+/// Looks names up with the system's resolver.
 pub fn system() -> LookUp {
     Arc::new(|name| Box::pin(async move { Ok(tokio::net::lookup_host(name).await?.collect()) }))
 }
@@ -50,7 +49,7 @@ pub struct Name {
     text: String,
     look_up: LookUp,
     known: Mutex<Known>,
-    /// Held while it is looked up: one look-up at a time.
+    /// Held during a look-up, so that there is one at a time.
     looking: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -58,19 +57,19 @@ pub struct Name {
 struct Known {
     addresses: Arc<[SocketAddr]>,
     found: Option<Instant>,
-    /// When the last look-up failed and why, if it did.
+    /// When and why the last look-up failed, if it did.
     failed: Option<(Instant, String)>,
 }
 
-/// What can be done with what is known.
+/// How the known addresses may be used.
 enum Use {
-    /// It is used.
+    /// They are used.
     Now(Arc<[SocketAddr]>),
-    /// It is used, and the name is looked up meanwhile.
+    /// They are used, and the name is looked up in the background.
     LookUpBeside(Arc<[SocketAddr]>),
-    /// It is not used any more, or there is none.
+    /// There are none, or they are too old: a look-up comes first.
     LookUpFirst,
-    /// The same, and the last look-up failed a moment ago.
+    /// There are none, or they are too old, and the last look-up failed a moment ago.
     Fail(String),
 }
 
@@ -94,13 +93,13 @@ impl Name {
         Arc::new(Self { text: name, look_up, known: Mutex::default(), looking: Arc::default() })
     }
 
-    /// As it stands in the settings.
+    /// The text in the settings.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Its addresses, none older than its bound; at least one. Waits where there are none, for at most [`LOOK_UP`] and
-    /// for as long again where a look-up is under way.
+    /// Its addresses: at least one, and none too old. Waits for a look-up if there are none: at most [`LOOK_UP`], and
+    /// as long again if another look-up is running.
     pub async fn addresses(self: &Arc<Self>) -> anyhow::Result<Arc<[SocketAddr]>> {
         let judged = self.known.lock().judge(Instant::now());
         match judged {
@@ -122,7 +121,7 @@ impl Name {
 
     async fn look_up_first(&self) -> anyhow::Result<Arc<[SocketAddr]>> {
         let _alone = self.looking.lock().await;
-        // Somebody else may have looked it up while this one waited.
+        // Another task may have looked it up while this one waited.
         let looked_up = !matches!(self.known.lock().judge(Instant::now()), Use::LookUpFirst);
         if !looked_up {
             self.look_up().await;
@@ -139,7 +138,7 @@ impl Name {
         anyhow!("`{}` cannot be looked up: {why}", self.text)
     }
 
-    /// Looks it up and keeps what was found, or that nothing was.
+    /// Looks the name up, and stores the addresses or the failure.
     async fn look_up(&self) {
         let looked = timeout(LOOK_UP, (self.look_up)(self.text.clone())).await;
         let looked = looked.context("no answer in time").and_then(|found| Ok(found?));
@@ -185,7 +184,7 @@ mod tests {
 
     use tokio::time::advance;
 
-    /// A resolver that says what it is told to, and counts.
+    /// A resolver that answers what the test sets, and counts.
     struct Resolver {
         says: Arc<Mutex<Option<&'static str>>>,
         asked: Arc<AtomicUsize>,
@@ -210,7 +209,7 @@ mod tests {
 
         async fn addresses(&self) -> Result<String, String> {
             let found = self.name.addresses().await.map_err(|error| error.to_string())?;
-            tokio::task::yield_now().await; // for a look-up beside it
+            tokio::task::yield_now().await; // lets a look-up in the background run
             Ok(found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
         }
     }

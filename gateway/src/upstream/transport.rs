@@ -1,7 +1,9 @@
-//! How an upstream is spoken to: in which HTTP, with TLS or without, whom we believe and what we show.
+//! How the gateway talks to an upstream: which HTTP version, with TLS or without, whose certificates we trust and which
+//! one we show.
 //!
-//! Requests go over pingora's connections ([`hop`](crate::upstream::connection)), our own questions through [`Fetch`](crate::upstream::http_client::Fetch): both take what they need from
-//! here, so that a health check says of a connection what a request would find.
+//! Requests use pingora's connections ([`connection`](crate::upstream::connection)); the gateway's own requests use
+//! [`HttpClient`](crate::upstream::http_client::HttpClient). Both take their settings from here, so a health check sees
+//! the same connection as a request.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,40 +25,41 @@ use crate::config::settings::{UpstreamProtocol, UpstreamSettings, UpstreamTlsSet
 use crate::observe::metrics::Metrics;
 use crate::tls::pem::{self, Made, PemFile};
 
-/// Streams of one connection to an upstream.
+/// The most streams of one connection to an upstream.
 const STREAMS: u16 = 64;
 
-/// Bytes that an upstream may send ahead of a client that reads slowly.
+/// The most bytes that an upstream may send ahead when a client reads slowly.
 const STREAM_WINDOW: u32 = 128 * 1024;
 
-/// Bytes of all streams together: no bound but theirs, so that clients that read slowly hold up nobody else's answers. h2
-/// also allows small pieces that wait by it, and would end the connection for all of them otherwise.
+/// The window of the whole connection, in bytes. It adds no bound to those of the streams, so that slow clients do not
+/// delay the answers of others. h2 also bounds small waiting pieces by it; with a smaller one it could end the
+/// connection for all streams.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
-/// A connection of HTTP/2 is asked so often whether it still lives.
+/// How often an HTTP/2 connection is pinged.
 pub(crate) const PING: Duration = Duration::from_secs(10);
 
-/// How an upstream is spoken to.
+/// How the gateway talks to an upstream.
 #[derive(Default)]
 pub struct Transport {
     protocol: UpstreamProtocol,
     tls: Option<Tls>,
-    /// Upstreams share no connections.
+    /// Different for each upstream, so that upstreams share no connections.
     group: u64,
 }
 
 struct Tls {
-    /// Whose certificate is expected; `None`: the address's host.
+    /// The name that the certificate must have; `None`: the host of the address.
     server_name: Option<String>,
-    believed: Arc<Made<Believed>>,
+    trusted: Arc<Made<Believed>>,
 }
 
-/// What the files hold, as pingora and as rustls want it.
+/// The contents of the certificate files, in the forms that pingora and rustls need.
 struct Believed {
     authorities: Option<Arc<CaType>>,
     identity: Option<Arc<CertKey>>,
     client: Arc<ClientConfig>,
-    /// A connection that was made with other files is not used again.
+    /// Changes with the files, so that connections made with other files are not used again.
     group: u64,
 }
 
@@ -66,7 +69,7 @@ fn new_group() -> u64 {
 }
 
 impl Transport {
-    /// As the settings of the upstream called `name` say.
+    /// The transport that the settings of the upstream `name` ask for.
     pub fn load(name: &str, settings: &UpstreamSettings, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
         let protocol = settings.protocol;
         let tls = settings.tls.as_ref().map(|tls| Tls::load(name, tls, protocol, metrics.clone()));
@@ -78,17 +81,17 @@ impl Transport {
         if self.tls.is_some() { "https" } else { "http" }
     }
 
-    /// Whether HTTP/2 is spoken without asking.
+    /// Whether HTTP/2 is used with prior knowledge.
     pub fn speaks_http2_alone(&self) -> bool {
         self.protocol == UpstreamProtocol::Http2
     }
 
-    /// Changes whenever connections that were made before are not to be used any more.
+    /// Changes when connections that were made before must not be used any more.
     pub fn group(&self) -> u64 {
-        self.tls.as_ref().map_or(self.group, |tls| tls.believed.current().group)
+        self.tls.as_ref().map_or(self.group, |tls| tls.trusted.current().group)
     }
 
-    /// Whether the certificate of `address`, `HOST:PORT`, can be checked: an error says what its name lacks.
+    /// Checks that the certificate of `address`, `HOST:PORT`, can be verified: with TLS it needs a valid host.
     pub fn check_name(&self, address: &str) -> anyhow::Result<()> {
         let Some(tls) = &self.tls else { return Ok(()) };
         let name = tls.name(host_of(address));
@@ -97,22 +100,22 @@ impl Transport {
             .map_err(|_| anyhow!("a host with a name or an address (got {address:?})"))
     }
 
-    /// What a connection of our own to `host`, without a port, needs for TLS.
+    /// The TLS configuration for a connection of our own to `host`, which has no port.
     pub fn tls_to(&self, host: &str) -> io::Result<(Arc<ClientConfig>, ServerName<'static>)> {
         let (config, name) = match &self.tls {
-            Some(tls) => (Arc::clone(&tls.believed.current().client), tls.name(host)),
+            Some(tls) => (Arc::clone(&tls.trusted.current().client), tls.name(host)),
             None => (machine_client()?, host),
         };
         Ok((config, ServerName::try_from(name.to_owned()).map_err(io::Error::other)?))
     }
 
-    /// A peer of pingora's over TCP; `named` is how the settings say `HOST:PORT`.
+    /// A pingora peer over TCP; `named` is the `HOST:PORT` of the settings.
     pub fn peer(&self, address: SocketAddr, named: &str) -> HttpPeer {
         let name = self.tls.as_ref().map(|tls| tls.name(host_of(named)).to_owned());
         self.finish(HttpPeer::new(address, name.is_some(), name.unwrap_or_default()))
     }
 
-    /// A peer of pingora's behind a Unix socket.
+    /// A pingora peer on a Unix socket.
     pub fn unix_peer(&self, path: &Path) -> anyhow::Result<HttpPeer> {
         let path = path.to_str().context("a socket's path is UTF-8")?;
         let name = self.tls.as_ref().map(|tls| tls.name("localhost").to_owned());
@@ -133,10 +136,10 @@ impl Transport {
         options.h2_connection_window_size = Some(CONNECTION_WINDOW);
         options.h2_ping_interval = Some(PING);
         if let Some(tls) = &self.tls {
-            let believed = tls.believed.current();
-            options.ca.clone_from(&believed.authorities);
-            peer.client_cert_key.clone_from(&believed.identity);
-            peer.group_key = believed.group; // of the same files, whatever has changed meanwhile
+            let trusted = tls.trusted.current();
+            options.ca.clone_from(&trusted.authorities);
+            peer.client_cert_key.clone_from(&trusted.identity);
+            peer.group_key = trusted.group; // from the same files, even if they have changed meanwhile
         }
         peer
     }
@@ -164,11 +167,11 @@ impl Tls {
             let identity = certificate.as_deref().zip(key.as_deref());
             Believed::new(ca.as_deref(), identity, protocol, &settings)
         };
-        let believed = Made::of(files, make, metrics)?;
-        Ok(Self { server_name: Some(server_name.clone()).filter(|name| !name.is_empty()), believed })
+        let trusted = Made::of(files, make, metrics)?;
+        Ok(Self { server_name: Some(server_name.clone()).filter(|name| !name.is_empty()), trusted })
     }
 
-    /// Whose certificate is expected of `host`, which has no port and no brackets.
+    /// The name that the certificate of `host` must have; `host` has no port and no brackets.
     fn name<'a>(&'a self, host: &'a str) -> &'a str {
         self.server_name.as_deref().unwrap_or(host)
     }
@@ -220,13 +223,13 @@ impl Believed {
     }
 }
 
-/// The bytes of a certificate that pingora's reader will be able to read, for it does not expect to be wrong.
+/// The bytes of a certificate. They are checked first, because the reader of pingora does not handle a malformed one.
 fn readable(certificate: &CertificateDer<'_>) -> anyhow::Result<Vec<u8>> {
     X509Certificate::from_der(certificate).map_err(|error| anyhow!("not a certificate: {error}"))?;
     Ok(certificate.to_vec())
 }
 
-/// The machine's certificate authorities, read when they are first needed.
+/// The certificate authorities of the machine, read at the first use.
 fn machine_roots() -> io::Result<Arc<RootCertStore>> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     if let Some(roots) = ROOTS.get() {

@@ -1,4 +1,4 @@
-//! What a client of HTTP/2 may do too much of.
+//! What ends an HTTP/2 connection when a client does too much of it.
 
 /// What ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,9 +1,9 @@
-//! What a client of HTTP/2 may do to a connection besides asking (RFC 9113, 10.5): its frames are counted as they pass.
+//! Counts the frames of an HTTP/2 client as they pass, to bound what costs us work (RFC 9113, 10.5).
 //!
-//! Much costs the client nothing and us work: requests that are reset before they are answered (CVE-2023-44487), pings,
-//! settings, window updates of one byte, empty frames (CVE-2019-9512 to 9518). A client that does its share of asking,
-//! sending and taking may do them as often as such clients do; beyond that its connection ends with
-//! `ENHANCE_YOUR_CALM`. A header that trickles has the same deadline as over HTTP/1.
+//! Some frames cost the client nothing and us work: requests that are reset before they are answered (CVE-2023-44487),
+//! pings, settings, window updates of one byte, empty frames (CVE-2019-9512 to 9518). A client that also sends requests
+//! and bodies and reads answers may send such frames as often as normal clients do. Beyond that its connection ends
+//! with `ENHANCE_YOUR_CALM`. A header that arrives slowly has the same deadline as over HTTP/1.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use tokio::time::Instant;
 use super::excess::Excess;
 use super::waiting::Waiting;
 
-/// Requests that are taken back before they are answered: a client has [`RESETS`] to begin with, each costs
-/// [`RESET_COSTS`], each request and each tenth of a second earns one. So half of all requests may be taken back, and five a
-/// second besides, without end.
+/// Requests that the client resets before they are answered. A client starts with [`RESETS`] points. Each reset costs
+/// [`RESET_COSTS`]; each request and each tenth of a second earns one. So half of all requests may be reset, and five a
+/// second besides, without limit.
 const RESETS: u32 = 200;
 const RESET_COSTS: u32 = 2;
 const RESETS_PER_SECOND: u32 = 10;
 
-/// Frames that ask for nothing: so many to begin with, and so many more each second, for each request, for each piece of a
-/// body, and for each piece of an answer: clients answer that with window updates, and some with a ping.
+/// Frames that ask for nothing: so many at the start, and so many more for each second, each request, each piece of a
+/// body and each piece of an answer. Clients answer a piece with window updates, and some with a ping.
 const IDLE: u32 = 1_000;
 const IDLE_PER_SECOND: u32 = 10;
 const IDLE_PER_REQUEST: u32 = 10;
@@ -35,22 +35,22 @@ pub(crate) struct Frames {
     from_client: Walk,
     to_client: Walk,
     header_timeout: std::time::Duration,
-    /// A header is on its way since it began; by then it must be there.
+    /// The deadline of a header that has begun to arrive.
     header_deadline: Option<Instant>,
-    /// The highest stream that the client has begun.
+    /// The highest stream number that the client has begun.
     last_stream: u32,
     resets: u32,
     idle: u32,
     counted_at: Instant,
     sent: u64,
-    /// Streams whose answer has begun and goes on; as many as may be open, at most.
+    /// Streams whose answer has begun and continues; at most as many as may be open.
     answered: BTreeSet<u32>,
     /// Headers of streams that are not accepted yet.
     waiting: Arc<Waiting>,
 }
 
 impl Frames {
-    /// Frames after the client's preface.
+    /// The frames that follow the client's preface.
     pub(crate) fn new(header_timeout: std::time::Duration, waiting: Arc<Waiting>, now: Instant) -> Self {
         Self {
             from_client: Walk { skip: PREFACE, ..Walk::default() },
@@ -67,7 +67,7 @@ impl Frames {
         }
     }
 
-    /// By when the header that is on its way must be there.
+    /// The deadline of the header that is arriving.
     pub(crate) fn header_deadline(&self) -> Option<Instant> {
         self.header_deadline
     }
@@ -89,14 +89,14 @@ impl Frames {
             let Some(frame) = self.from_client.next(&mut bytes) else { break };
             self.count(frame)?;
         }
-        // A frame has begun that may become a header: it has until then to be whole.
+        // A frame has begun that may be a header. It must be complete by this deadline.
         if !self.from_client.is_between_headers() {
             self.header_deadline.get_or_insert(now + self.header_timeout);
         }
         Ok(())
     }
 
-    /// Notes what the client was sent.
+    /// Notes what was sent to the client.
     pub(crate) fn wrote(&mut self, mut bytes: &[u8]) {
         self.sent += bytes.len() as u64;
         if self.sent >= 1024 {
@@ -121,7 +121,7 @@ impl Frames {
     }
 
     /// The frame with which the connection ends; `None` in the middle of another frame.
-    pub(crate) fn farewell(&self, why: Excess) -> Option<Vec<u8>> {
+    pub(crate) fn closing_frame(&self, why: Excess) -> Option<Vec<u8>> {
         let reason = why.to_string();
         let length = u8::try_from(8 + reason.len()).ok()?;
         let mut frame = vec![0, 0, length, GOAWAY, 0, 0, 0, 0, 0];
@@ -142,12 +142,12 @@ impl Frames {
                 self.resets = (self.resets + 1).min(RESETS);
                 self.earn(IDLE_PER_REQUEST);
             }
-            // What is padded may be nothing but padding.
+            // A padded frame may hold nothing but padding.
             DATA if frame.length > 0 && !frame.padded => self.earn(IDLE_PER_PIECE),
-            // Who has had enough of an answer may say so.
+            // A client may reset a request whose answer has begun.
             RST_STREAM if self.answered.remove(&frame.stream) => {}
             RST_STREAM => {
-                // The request that is reset has earned one, too.
+                // The request that is reset has earned a point, too.
                 self.resets = self.resets.checked_sub(RESET_COSTS).ok_or(Excess::Resets)?;
             }
             _ => self.idle = self.idle.checked_sub(1).ok_or(Excess::Idle)?,
@@ -187,7 +187,7 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// The header at the start of `bytes`, once it is whole.
+    /// The header at the start of `bytes`, once it is complete.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         bytes.first_chunk().map(Self::of)
     }
@@ -206,7 +206,7 @@ impl Frame {
     }
 }
 
-/// Goes from frame to frame through bytes that come in pieces of any size.
+/// Walks from frame to frame through bytes that arrive in pieces of any size.
 #[derive(Debug, Default)]
 struct Walk {
     header: [u8; FRAME_HEADER],
@@ -217,14 +217,14 @@ struct Walk {
 }
 
 impl Walk {
-    /// Goes to the end of the frame.
+    /// Moves to the end of the frame.
     fn skip(&mut self, bytes: &mut &[u8]) {
         let skipped = self.skip.min(bytes.len());
         self.skip -= skipped;
         *bytes = &bytes[skipped..];
     }
 
-    /// The next frame that begins in `bytes`, once its header is whole.
+    /// The next frame that begins in `bytes`, once its header is complete.
     fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
         self.skip(bytes);
         let taken = (FRAME_HEADER - self.have).min(bytes.len());
@@ -245,7 +245,7 @@ impl Walk {
         self.have == 0 && self.skip == 0
     }
 
-    /// Whether no header, nor what may become one, is only there in part.
+    /// Whether no header, and nothing that may become one, has arrived only in part.
     fn is_between_headers(&self) -> bool {
         let in_block = self.last.is_some_and(|last| {
             let carries = matches!(last.kind, HEADERS | CONTINUATION);
@@ -336,7 +336,7 @@ mod tests {
         frames.wrote(&frame(DATA, 0, 1, &[0; 16_384]));
         let earned = 16 * IDLE_PER_KIB + IDLE_PER_PIECE_TAKEN;
         assert_eq!(count(&mut frames, later), earned, "window updates for what was taken");
-        // A client that tells of each small piece, in both windows, and pings as well.
+        // A client that updates both windows after each small piece, and pings as well.
         let (update, mut frames) = (frame(8, 0, 0, &[0; 4]), opened(now));
         for _ in 0..100_000 {
             frames.wrote(&frame(DATA, 0, 1, b"small"));
@@ -378,16 +378,16 @@ mod tests {
     }
 
     #[test]
-    fn the_farewell_stands_between_frames() {
+    fn the_closing_frame_stands_between_frames() {
         let now = Instant::now();
         let mut frames = opened(now);
         frames.received(&request(3), now).unwrap();
         let answer = frame(DATA, 1, 7, b"hello");
         frames.wrote(&answer[..11]);
-        assert_eq!(frames.farewell(Excess::Resets), None);
+        assert_eq!(frames.closing_frame(Excess::Resets), None);
         frames.wrote(&answer[11..]);
-        let farewell = frames.farewell(Excess::Resets).unwrap();
-        assert_eq!(farewell[..17], [0, 0, 36, GOAWAY, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0xb]);
-        assert_eq!(&farewell[17..], b"too many requests were reset");
+        let closing = frames.closing_frame(Excess::Resets).unwrap();
+        assert_eq!(closing[..17], [0, 0, 36, GOAWAY, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0xb]);
+        assert_eq!(&closing[17..], b"too many requests were reset");
     }
 }

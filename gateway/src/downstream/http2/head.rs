@@ -1,5 +1,5 @@
-//! The strict reading of a request's header in HTTP/2 (RFC 9113, 8.2 and 8.3): what is true of a header over HTTP/1.1 is true
-//! here. It becomes the same as one of HTTP/1.1: `:authority` is its Host, and the crumbs of its cookie are one field.
+//! Reads a request's header in HTTP/2 strictly (RFC 9113, 8.2 and 8.3). The same rules hold as over HTTP/1.1, and the
+//! result has the same form: `:authority` becomes Host, and the parts of a cookie become one field.
 
 use http::Version;
 use http::header::{HeaderName, HeaderValue};
@@ -12,20 +12,20 @@ use crate::downstream::head::{HeadFault, check_target, is_host, malformed, too_m
 /// What a field costs besides its bytes (RFC 9113, 6.5.2).
 const FIELD: usize = 32;
 
-/// Fields of one connection, which HTTP/2 has other means for (RFC 9113, 8.2.2).
+/// Hop-by-hop fields; HTTP/2 has other means for them (RFC 9113, 8.2.2).
 const OF_A_CONNECTION: [&str; 5] =
     ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
 
 /// How large a header may be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadBounds {
-    /// The most fields; a cookie in crumbs is one.
+    /// The most fields; a cookie in several parts counts as one.
     pub(crate) fields: usize,
     /// The most bytes, with [`FIELD`] for each field.
     pub(crate) bytes: usize,
 }
 
-/// The fields of a block, as they came. What is beyond the bounds is counted and not kept.
+/// The fields of a block, as they arrived. Fields beyond the bounds are counted and not stored.
 #[derive(Debug)]
 pub(super) struct FieldList {
     bounds: HeadBounds,
@@ -42,7 +42,7 @@ impl FieldList {
         Self { bounds, text: Vec::new(), ends: Vec::new(), fields: 0, bytes: 0, has_cookie: false }
     }
 
-    /// Takes in the next field.
+    /// Adds the next field.
     pub(super) fn push(&mut self, name: &[u8], value: &[u8]) {
         let is_crumb = name == b"cookie" && self.has_cookie;
         self.has_cookie |= name == b"cookie";
@@ -76,8 +76,8 @@ impl FieldList {
     }
 }
 
-/// The header of a request, with or without a body. One that is refused has the [`HeadFault`] among its extensions, and what
-/// could be read of its method and target, for the log.
+/// The header of a request, with or without a body. A refused header has the [`HeadFault`] among its extensions, and
+/// the readable part of its method and target, for the log.
 pub(super) fn request(fields: &FieldList, ends_stream: bool) -> Box<RequestHeader> {
     let mut header = read(fields, ends_stream).unwrap_or_else(|fault| {
         let mut header = what_is_readable(fields);
@@ -205,7 +205,7 @@ fn append(header: &mut RequestHeader, name: &[u8], value: &[u8]) -> Result<(), H
     header.append_header(name, value).map(drop).map_err(|_| too_many_fields())
 }
 
-/// Whom the request is for: one authority, in one place or the same in both.
+/// The authority of the request: in one place, or the same in both.
 fn name_host(header: &mut RequestHeader, authority: Option<&str>) -> Result<(), HeadFault> {
     let mut hosts = header.headers.get_all("host").iter();
     let (host, another) = (hosts.next(), hosts.next());
@@ -239,7 +239,7 @@ fn check_length(header: &RequestHeader, ends_stream: bool) -> Result<(), HeadFau
     }
 }
 
-/// Of a header that is refused.
+/// What can be read of a header that is refused.
 fn what_is_readable(fields: &FieldList) -> RequestHeader {
     let text = |wanted: &[u8]| {
         let (_, value) = fields.iter().find(|(name, _)| *name == wanted)?;
@@ -252,7 +252,7 @@ fn what_is_readable(fields: &FieldList) -> RequestHeader {
         .expect("GET of / is a request")
 }
 
-/// Checks the trailers of a request, which go no further: no pseudo fields, and with them the body ends.
+/// Checks the trailers of a request, which are not passed on: they have no pseudo-header fields, and they end the body.
 pub(super) fn check_trailers(fields: &FieldList, ends_stream: bool) -> Result<(), HeadFault> {
     if !ends_stream {
         return Err(malformed("a second header that does not end the request"));

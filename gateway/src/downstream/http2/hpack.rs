@@ -1,7 +1,7 @@
-//! Reading header blocks of HTTP/2 (HPACK, RFC 7541).
+//! Reads header blocks of HTTP/2 (HPACK, RFC 7541).
 //!
-//! Fields are handed on one by one, borrowed. So a block that unfolds to a thousand times its size costs no memory: whoever
-//! takes the fields counts them.
+//! Fields are passed on one by one, borrowed. So a block that expands to a thousand times its size costs no memory: the
+//! receiver of the fields counts them.
 
 use std::collections::VecDeque;
 
@@ -9,13 +9,14 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::huffman;
 
-/// Bytes of the table that the client may fill (RFC 7541, 4.2): what a peer assumes that is told nothing else.
+/// The size in bytes of the table that the client may fill (RFC 7541, 4.2). It is the default, which a peer assumes
+/// without a setting.
 const TABLE_SIZE: usize = 4096;
 
 /// What an entry costs besides its bytes (RFC 7541, 4.1).
 const ENTRY: usize = 32;
 
-/// The block cannot be read, and none after it: the connection is lost (RFC 9113, 4.3).
+/// The block cannot be read, and so no block after it: the connection must end (RFC 9113, 4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BlockFault;
 
@@ -25,9 +26,9 @@ pub(super) struct Decoder {
     /// The newest entry first.
     table: VecDeque<(Bytes, Bytes)>,
     size: usize,
-    /// What the client lets itself use of [`TABLE_SIZE`].
+    /// The part of [`TABLE_SIZE`] that the client chose to use.
     limit: usize,
-    /// Where what is coded is unfolded.
+    /// The buffer for decoded text.
     unfolded: Vec<u8>,
 }
 
@@ -38,7 +39,7 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// Reads a whole block and hands on each field, its name and its value, in order.
+    /// Reads a whole block and passes on the name and value of each field, in order.
     pub(super) fn decode(
         &mut self,
         mut block: &[u8],
@@ -53,7 +54,7 @@ impl Decoder {
                     field(name, value);
                 }
                 0x20..=0x3f => {
-                    // A change of the table's size stands before the fields.
+                    // A change of the table's size comes before the fields.
                     let limit = integer(&mut block, 5)?;
                     if begun || limit > TABLE_SIZE {
                         return Err(BlockFault);
@@ -74,7 +75,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Reads a field whose value is spelt out, and keeps it in the table if it is to be.
+    /// Reads a field with a literal value, and adds it to the table if the block says so.
     fn literal(
         &mut self,
         index: usize,
@@ -113,7 +114,7 @@ impl Decoder {
         let size = name.len() + value.len() + ENTRY;
         self.make_room(size);
         if size > self.limit {
-            return; // RFC 7541, 4.4: it empties the table and is not kept
+            return; // RFC 7541, 4.4: it empties the table and is not stored
         }
         let mut both = BytesMut::with_capacity(name.len() + value.len());
         both.put_slice(name);
@@ -154,7 +155,7 @@ fn integer(block: &mut &[u8], bits: u32) -> Result<usize, BlockFault> {
     Ok(value)
 }
 
-/// A string, coded or not (RFC 7541, 5.2).
+/// A string, with Huffman coding or without (RFC 7541, 5.2).
 fn string(block: &mut &[u8], text: &mut Vec<u8>) -> Result<(), BlockFault> {
     let coded = block.first().is_some_and(|first| first & 0x80 != 0);
     let length = integer(block, 7)?;

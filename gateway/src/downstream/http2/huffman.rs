@@ -1,9 +1,9 @@
-//! The Huffman code of HPACK (RFC 7541, appendix B). It is canonical: symbols of one length have consecutive codes, in the
-//! order of the symbols, so that the lengths alone say everything.
+//! The Huffman code of HPACK (RFC 7541, appendix B). It is canonical: symbols of one length have consecutive codes, in
+//! the order of the symbols. So the lengths alone define the code.
 
 use std::sync::LazyLock;
 
-/// The length of each symbol's code in bits; the last symbol is the end of the string, which never stands in one.
+/// The length of each symbol's code in bits. The last symbol is the end of the string; it never appears in a string.
 const LENGTHS: [u8; SYMBOLS] = [
     13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28, 28, 28,
     28, 28, 28, 28, 28, 28, 6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6, 5, 5, 5, 6, 6, 6, 6, 6,
@@ -21,10 +21,10 @@ const SYMBOLS: usize = 257;
 const END_OF_STRING: u16 = 256;
 const LONGEST: u32 = 30;
 
-/// Codes of at most so many bits, which are those of all ordinary characters, are found in one look.
+/// Codes of at most so many bits are found in one look-up. All ordinary characters have such codes.
 const SHORT: u32 = 10;
 
-/// How to read the code.
+/// The tables that decode the code.
 struct Decoder {
     /// By the next [`SHORT`] bits: the symbol and its length, or no length where the code is longer.
     short: Vec<(u8, u8)>,
@@ -82,8 +82,8 @@ impl Decoder {
     }
 }
 
-/// Decodes `coded` to the end of `text`; `None` when it is no such code: it holds the end of the string, or does not end
-/// with less than a byte of that symbol's first bits (RFC 7541, 5.2).
+/// Decodes `coded` and appends it to `text`; `None` when the code is malformed: it holds the end of the string, or its
+/// padding is not less than a byte of that symbol's first bits (RFC 7541, 5.2).
 pub(super) fn decode(coded: &[u8], text: &mut Vec<u8>) -> Option<()> {
     let decoder = &*DECODER;
     let (mut bits, mut have) = (0_u64, 0_u32);
@@ -95,7 +95,7 @@ pub(super) fn decode(coded: &[u8], text: &mut Vec<u8>) -> Option<()> {
             bits |= u64::from(*byte) << (56 - have);
             have += 8;
         }
-        // What is missing behind the last byte is filled with ones, as the padding is.
+        // The bits missing after the last byte are filled with ones, like the padding.
         let filled = if have < 32 { bits | (u64::MAX >> have) } else { bits };
         let (symbol, length) = decoder.next(u32::try_from(filled >> 32).unwrap_or(u32::MAX));
         if length > have {

@@ -1,8 +1,9 @@
-//! What a client of HTTP/2 sends, on its way to the `h2` crate, which keeps the streams and their windows.
+//! Prepares what an HTTP/2 client sends for the `h2` crate, which manages the streams and their windows.
 //!
-//! Header blocks are read here and not there: `h2` resets a stream whose header it does not like, so that nobody could say
-//! why, and takes less in a target than HTTP/1.1 does. In the place of a block `h2` gets one that says nothing, and the
-//! header waits until its stream is accepted. The trailers of a request are checked and end its body.
+//! Header blocks are read here and not by `h2`, for two reasons: `h2` resets a stream whose header it refuses, so that
+//! we could not answer with a reason, and it accepts fewer targets than HTTP/1.1 does. Instead of a block, `h2`
+//! receives a dummy block, and the header waits until its stream is accepted. The trailers of a request are checked and
+//! end its body.
 
 use std::sync::Arc;
 
@@ -19,27 +20,27 @@ use super::waiting::Waiting;
 /// The largest frame that a client may send (RFC 9113, 4.2): we allow no larger ones, and `h2` refuses them.
 const LARGEST_FRAME: usize = 16_384;
 
-/// Bytes of a block before it is unfolded, at least; more where the policy lets a header have more than half of it. One that
-/// is too large for the policy is still read to its end, so that it can be refused by name.
+/// The least bound of a block in bytes, before it is decoded; more where the policy allows a header more than half of
+/// it. A block that is too large for the policy is still read to its end, so that the refusal can name the reason.
 const LARGEST_BLOCK: usize = 128 * 1024;
 
 /// GET of `/` over `http`, all from the static table: `h2` accepts a stream for it.
 const NOTHING_SAID: [u8; 3] = [0x82, 0x86, 0x84];
 
-/// A field of index 0, at which every reader of blocks gives up.
+/// A field of index 0, which is an error for every reader of blocks.
 const UNREADABLE: [u8; 1] = [0x80];
 
 /// Bytes of a stream's priority (RFC 9113, 6.2).
 const PRIORITY_LENGTH: usize = 5;
 
-/// From the socket's bytes to those that `h2` reads.
+/// Turns the bytes of the socket into those that `h2` reads.
 #[derive(Debug)]
 pub(crate) struct Inbound {
-    /// So many bytes pass as they are: the preface, or the rest of a frame.
+    /// So many bytes pass unchanged: the preface, or the rest of a frame.
     passing: usize,
     decoder: Decoder,
     block: Option<Block>,
-    /// The highest stream that the client has begun.
+    /// The highest stream number that the client has begun.
     last_stream: u32,
     bounds: HeadBounds,
     waiting: Arc<Waiting>,
@@ -55,22 +56,22 @@ struct Block {
 }
 
 impl Inbound {
-    /// The client's preface comes first. What is read of headers goes to `waiting`.
+    /// Begins with the client's preface. Headers that are read go to `waiting`.
     pub(crate) fn new(bounds: HeadBounds, waiting: Arc<Waiting>) -> Self {
         Self { passing: PREFACE, decoder: Decoder::default(), block: None, last_stream: 0, bounds, waiting }
     }
 
-    /// So many bytes pass whatever they are.
+    /// So many bytes may pass without being looked at.
     pub(crate) fn passes_unseen(&self) -> u64 {
         self.passing as u64
     }
 
-    /// So many of them have passed.
+    /// Notes that so many of them have passed.
     pub(crate) fn passed(&mut self, count: u64) {
         self.passing = self.passing.saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
     }
 
-    /// Turns what came into what `h2` reads, at most about `room` bytes of it.
+    /// Turns what arrived into what `h2` reads, at most about `room` bytes.
     pub(crate) fn pass(
         &mut self,
         inbox: &mut BytesMut,
@@ -140,14 +141,15 @@ impl Inbound {
         Ok(true)
     }
 
-    /// Something else came before a block's end. `h2` sees such a block, and then what came.
+    /// Another frame arrived before the end of a block. `h2` receives the unfinished block and then that frame, and
+    /// reports the error.
     fn give_up_block(&mut self, outbox: &mut BytesMut) {
         if let Some(block) = self.block.take() {
             put(outbox, HEADERS, 0, block.stream, &NOTHING_SAID);
         }
     }
 
-    /// A block is there as a whole.
+    /// A block is complete.
     fn end(&mut self, outbox: &mut BytesMut) -> Result<(), Excess> {
         let Some(Block { stream, ends_stream, priority, bytes }) = self.block.take() else { return Ok(()) };
         let mut fields = FieldList::new(self.bounds);
@@ -201,7 +203,7 @@ mod tests {
         literal(&[(":method", "GET"), (":scheme", "http"), (":authority", "h"), (":path", path)])
     }
 
-    /// What `h2` reads of `bytes`, which come in pieces of `piece`, and the headers that wait.
+    /// What `h2` reads when `bytes` arrive in pieces of `piece`, and the headers that wait.
     fn pass(bytes: &[u8], piece: usize) -> (Vec<u8>, Arc<Waiting>) {
         let waiting = Arc::<Waiting>::default();
         let mut inbound = Inbound::new(HeadBounds { fields: 100, bytes: 64_000 }, Arc::clone(&waiting));

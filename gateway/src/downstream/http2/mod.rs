@@ -1,5 +1,5 @@
-//! Bytes of HTTP/2 from a client, read as strictly as those of HTTP/1.1 and by the same rules, before the `h2` crate sees
-//! them: what frames a client may send, and the header of each request.
+//! Reads the HTTP/2 bytes of a client before the `h2` crate sees them, as strictly as HTTP/1.1 and by the same rules:
+//! which frames a client may send, and the header of each request.
 
 pub(crate) mod excess;
 mod frames;

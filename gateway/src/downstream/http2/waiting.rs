@@ -1,4 +1,4 @@
-//! Headers that have been read and whose streams `h2` has not handed on yet; and what was wrong with trailers.
+//! Headers that have been read and whose streams `h2` has not passed on yet; and what was wrong with trailers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,24 +8,24 @@ use pingora_http::RequestHeader;
 use super::excess::Excess;
 use crate::downstream::head::HeadFault;
 
-/// Headers of one connection that may wait. `h2` hands on as many streams as may be open; beyond that it resets them, and
-/// what waits for those is dropped when the reset goes out.
+/// The most headers of one connection that may wait. `h2` passes on as many streams as may be open. It resets those
+/// beyond that, and their headers are dropped when the reset is sent.
 const MOST: usize = 1_024;
 
-/// Of one connection.
+/// The waiting headers of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     headers: BTreeMap<u32, Box<RequestHeader>>,
-    /// Streams that are accepted and not over.
+    /// Streams that are accepted and not finished.
     served: BTreeSet<u32>,
     faults: BTreeMap<u32, HeadFault>,
 }
 
 impl Waiting {
-    /// Keeps a header until its stream is accepted.
+    /// Stores a header until its stream is accepted.
     pub(crate) fn put(&self, stream: u32, header: Box<RequestHeader>) -> Result<(), Excess> {
         let mut state = self.0.lock();
         if state.headers.len() >= MOST {
@@ -35,7 +35,8 @@ impl Waiting {
         Ok(())
     }
 
-    /// The header of a stream that is accepted. Streams are accepted in order: those before it never will be.
+    /// Takes the header of an accepted stream. Streams are accepted in order, so an earlier stream that still waits
+    /// will never be accepted.
     pub(crate) fn take(&self, stream: u32) -> Option<Box<RequestHeader>> {
         let mut state = self.0.lock();
         let mut later = state.headers.split_off(&stream);
@@ -50,7 +51,7 @@ impl Waiting {
     /// Notes what is wrong with a stream's trailers.
     pub(crate) fn note_fault(&self, stream: u32, fault: HeadFault) {
         let mut state = self.0.lock();
-        // Nobody asks about a stream that is over.
+        // No code asks about a stream that is finished.
         if state.served.contains(&stream) || state.headers.contains_key(&stream) {
             state.faults.insert(stream, fault);
         }

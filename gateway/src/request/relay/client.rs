@@ -41,8 +41,8 @@ impl Listens {
 /// Gives a client what it was told, and listens to it meanwhile: one that takes nothing before it has sent everything is
 /// not waited for. Over HTTP/2 there is nothing left to give. Nothing is lost when this is dropped before it is done.
 pub(super) async fn client_event(session: &mut Session, listens: Listens) -> Result<FromClient> {
-    let told = !session.has_pending_downstream_proxy_tasks();
-    if let (true, Listens::No, Some(connection)) = (told, listens, connection(session)) {
+    let flushed = !session.has_pending_downstream_proxy_tasks();
+    if let (true, Listens::No, Some(connection)) = (flushed, listens, connection(session)) {
         connection.reset().await;
         return Err(Error::new_down(ErrorType::ConnectionClosed));
     }
@@ -67,7 +67,7 @@ pub(super) async fn client_event(session: &mut Session, listens: Listens) -> Res
 }
 
 /// Tells a client something: it takes it when it is [listened to](client_event), over HTTP/2 at once.
-pub(super) async fn tell(session: &mut Session, task: HttpTask) -> Result<()> {
+pub(super) async fn send_to_client(session: &mut Session, task: HttpTask) -> Result<()> {
     if session.supports_proxy_task_api() {
         session.send_downstream_proxy_task(task);
         return Ok(());

@@ -9,7 +9,7 @@ use http::header::{AGE, HeaderName};
 pub(super) struct Directives(Vec<(String, String)>);
 
 impl Directives {
-    /// Reads all fields called `name`. One that is not text counts as the strictest word.
+    /// Reads all fields named `name`. A field that is not text counts as the strictest word.
     pub(super) fn read(headers: &HeaderMap, name: HeaderName) -> Self {
         let mut words = Vec::new();
         for value in headers.get_all(name) {
@@ -32,7 +32,7 @@ impl Directives {
         self.0.iter().map(|(word, _)| word.as_str())
     }
 
-    /// The value in seconds; nothing that is no number.
+    /// The value in seconds; `None` if it is not a number.
     fn seconds(&self, wanted: &str) -> Option<Duration> {
         let (_, value) = self.0.iter().find(|(word, _)| word == wanted)?;
         Some(Duration::from_secs(value.parse().unwrap_or(0)))
@@ -62,12 +62,12 @@ fn pair(element: &str) -> (String, String) {
     (word.trim().to_ascii_lowercase(), value.trim().trim_matches('"').to_ascii_lowercase())
 }
 
-/// For how long an answer is fresh to many. Without a word about it: not at all.
+/// For how long an answer is fresh in a shared cache; zero if the answer does not say.
 pub(super) fn freshness(says: &Directives) -> Duration {
     says.seconds("s-maxage").or_else(|| says.seconds("max-age")).unwrap_or_default()
 }
 
-/// How old an answer was when it came.
+/// How old an answer was when it arrived.
 pub(super) fn age(headers: &HeaderMap) -> Duration {
     let age = headers.get(AGE).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     Duration::from_secs(age.unwrap_or(0))

@@ -1,9 +1,10 @@
-//! The last good answers of routes that say `when_open = "stale"`: given again while the breaker is open, and never to
-//! anybody but those for whom the service made them.
+//! The last good answers of routes that say `when_open = "stale"`. They are given again while the breaker is open, and
+//! only to those for whom the service made them.
 //!
-//! RFC 9111, sections 3, 3.5 and 4, decides what is kept and who is given it. On a route with `auth` an answer belongs
-//! to the subject that asked. On a route without, nobody here knows who asks: an answer to a request that shows who it
-//! is to the service, by `Authorization` or a cookie, is kept only if the service says that it is for everybody.
+//! RFC 9111, sections 3, 3.5 and 4, decides what is stored and who receives it. On a route with `auth`, an answer
+//! belongs to the subject that asked. On a route without `auth`, the gateway does not know who asks. If such a request
+//! identifies itself to the service by `Authorization` or a cookie, its answer is stored only if the service says that
+//! it is for everybody.
 
 mod directives;
 
@@ -28,41 +29,42 @@ use directives::{Directives, age, freshness};
 use crate::collections::s3_fifo::Cache;
 use crate::http::fields;
 
-/// Answers that are kept, and the bytes of all of them with their headers.
+/// The most stored answers, and their bytes together with their headers.
 const MOST: usize = 1_024;
 const MOST_BYTES: usize = 32 * 1024 * 1024;
 
-/// The body and the header of one, in bytes.
+/// The largest body and the largest header of one answer, in bytes.
 const LARGEST: usize = 64 * 1024;
 const LARGEST_HEADER: usize = 16 * 1024;
 
-/// What a field of a header costs in memory besides its text.
+/// The memory of a header field besides its text, in bytes.
 const FIELD: usize = 128;
 
-/// Fields that an answer may vary by, and their names in bytes.
+/// The most fields that an answer may vary by, and the bytes of their names.
 const MOST_VARYING: usize = 16;
 const LONGEST_VARYING: usize = 512;
 
-/// An answer is given again for so long.
+/// The longest time for which an answer is given again.
 const OLDEST: Duration = Duration::from_hours(24);
 
-/// Who asks for what, as a digest: nobody can make two that are alike, and each is as long as any other.
+/// Who asks for what, as a digest: nobody can make two requests with the same digest, and all digests have the same
+/// length.
 type Key = [u8; 32];
 
 /// An answer that was good.
 #[derive(Clone, Debug)]
-pub struct Kept {
-    /// Its status and fields, without those that every answer gets from us.
+pub struct CachedResponse {
+    /// Its status and fields, without those that the gateway adds to every answer.
     pub header: Arc<ResponseHeader>,
     /// Its body.
     pub body: Bytes,
     at: Timestamp,
-    /// How old it was when it came.
+    /// How old it was when it arrived.
     born: Duration,
-    may: May,
+    reuse: Reuse,
 }
 
-impl Kept {
+impl CachedResponse {
     /// How old it is (RFC 9111, 4.2.3).
     pub fn age(&self, now: Timestamp) -> Duration {
         self.born + now.since(self.at)
@@ -71,22 +73,21 @@ impl Kept {
 
 /// Who may be given an answer, and for how long.
 #[derive(Clone, Copy, Debug)]
-struct May {
-    /// Whether it may be given to requests that show who they are by `Authorization`.
+struct Reuse {
+    /// Whether it may be given to requests with `Authorization`.
     authorized: bool,
-    /// The same, by a cookie.
+    /// Whether it may be given to requests with a cookie.
     with_cookie: bool,
-    /// Until it has this age; the service forbids that it is given when it is no longer fresh, or this is our own
-    /// bound.
+    /// The age up to which it may be given: the end of its freshness if the service forbids more, else our own bound.
     until: Duration,
 }
 
-/// What stands under a key.
+/// What is stored under a key.
 #[derive(Clone)]
 enum Entry {
-    /// The fields by which answers to this vary, in lower case: their values are in the keys of the answers.
+    /// The fields by which answers to this request vary, in lower case. Their values are in the keys of the answers.
     Varies(Arc<[String]>),
-    Answer(Kept),
+    Answer(CachedResponse),
 }
 
 /// The last good answers.
@@ -101,13 +102,13 @@ impl Default for LastGood {
     }
 }
 
-/// A request, as far as kept answers ask about it.
+/// The parts of a request that decide which stored answer it may receive.
 #[derive(Clone, Copy)]
-pub struct Asking<'r> {
+pub struct CacheLookup<'r> {
     /// The route.
     pub route: &'r Route,
     /// Who asks.
-    pub who: Who<'r>,
+    pub subject: CacheSubject<'r>,
     /// Whether the client came over TLS.
     pub encrypted: bool,
     /// The normal path and the query.
@@ -116,8 +117,8 @@ pub struct Asking<'r> {
     pub header: &'r RequestHeader,
 }
 
-impl Asking<'_> {
-    /// Whether an answer to it may be kept, and whether it may be given one, as far as it says so itself.
+impl CacheLookup<'_> {
+    /// Whether the request itself allows that its answer is stored, and that it receives a stored one.
     fn allows(&self) -> bool {
         let method = &self.header.method;
         let directives = Directives::read(&self.header.headers, CACHE_CONTROL);
@@ -133,10 +134,10 @@ impl Asking<'_> {
 
     /// Whether the gateway knows who asks.
     fn is_known(&self) -> bool {
-        self.who.id.is_some()
+        self.subject.id.is_some()
     }
 
-    /// Everything by which requests for different things, or of different people, differ.
+    /// The digest of everything in which requests for different things, or of different people, differ.
     fn key(&self, varying: &[String]) -> Key {
         let mut digest = Sha256::new();
         let mut push = |part: &[u8]| {
@@ -157,10 +158,10 @@ impl Asking<'_> {
         digest.finalize().into()
     }
 
-    /// Besides what the gateway knows, everything that the service is told: behind one API key there may be many
-    /// people, whom the service tells apart.
+    /// Adds who asks: what the gateway knows, and what the service receives besides. Behind one API key there may be
+    /// many people whom the service can distinguish.
     fn push_who(&self, push: &mut impl FnMut(&[u8])) {
-        let Who { method, id, key } = self.who;
+        let CacheSubject { method, id, key } = self.subject;
         for part in [method, id, key] {
             push(part.unwrap_or_default().as_bytes());
         }
@@ -174,7 +175,7 @@ impl Asking<'_> {
 
 /// Who asks, as far as the gateway knows. Two people differ in one of these.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Who<'r> {
+pub struct CacheSubject<'r> {
     /// How that was proved.
     pub method: Option<&'static str>,
     /// The subject.
@@ -183,48 +184,48 @@ pub struct Who<'r> {
     pub key: Option<&'r str>,
 }
 
-impl<'r> Who<'r> {
+impl<'r> CacheSubject<'r> {
     /// A subject.
     pub fn of(subject: &'r Subject) -> Self {
         Self { method: subject.method(), id: subject.identity(), key: subject.key() }
     }
 }
 
-/// An answer that is on its way to a client and may be worth keeping.
-pub struct Keeping {
-    /// The key without what it varies by, what that is, and the key with it.
+/// An answer that is being sent to a client and may be stored when it is complete.
+pub struct PendingEntry {
+    /// The key without the fields that the answer varies by; these fields; and the key with them.
     request: Key,
     varying: Vec<String>,
     key: Key,
     header: Arc<ResponseHeader>,
     body: BytesMut,
     at: Timestamp,
-    may: May,
+    reuse: Reuse,
 }
 
-impl Keeping {
-    /// Begins to keep an answer, if it may be.
-    pub fn begin(asking: &Asking<'_>, answer: &ResponseHeader, at: Timestamp) -> Option<Self> {
-        if asking.header.method != Method::GET || !asking.allows() || answer.status != StatusCode::OK {
+impl PendingEntry {
+    /// Begins to collect an answer, if it may be stored.
+    pub fn begin(lookup: &CacheLookup<'_>, answer: &ResponseHeader, at: Timestamp) -> Option<Self> {
+        if lookup.header.method != Method::GET || !lookup.allows() || answer.status != StatusCode::OK {
             return None;
         }
-        let may = may(asking, &answer.headers)?;
+        let reuse = reuse_rule(lookup, &answer.headers)?;
         let varying = varying(&answer.headers)?;
         let length = answer.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let is_small = length.is_none_or(|length: usize| length <= LARGEST)
             && header_bytes(&answer.headers) <= LARGEST_HEADER;
         is_small.then(|| Self {
-            request: asking.key(&[]),
-            key: asking.key(&varying),
+            request: lookup.key(&[]),
+            key: lookup.key(&varying),
             varying,
             header: Arc::new(answer.clone()),
             body: BytesMut::new(),
             at,
-            may,
+            reuse,
         })
     }
 
-    /// Takes in a piece of the body; `false` when it is too large to be kept.
+    /// Adds a piece of the body; `false` when the body is too large to be stored.
     pub fn take_in(&mut self, piece: &[u8]) -> bool {
         let fits = self.body.len() + piece.len() <= LARGEST;
         if fits {
@@ -234,34 +235,35 @@ impl Keeping {
     }
 }
 
-/// Who may be given an answer; `None` when it is not kept (RFC 9111, 3 and 3.5).
-fn may(asking: &Asking<'_>, answer: &HeaderMap) -> Option<May> {
+/// Who may receive an answer; `None` when it may not be stored (RFC 9111, 3 and 3.5).
+fn reuse_rule(lookup: &CacheLookup<'_>, answer: &HeaderMap) -> Option<Reuse> {
     let says = Directives::read(answer, CACHE_CONTROL);
-    let is_another_s = says.has("private") && !asking.is_known();
+    let is_another_s = says.has("private") && !lookup.is_known();
     let never = says.has("no-store") || says.has("no-cache") || is_another_s;
     if never || answer.contains_key(SET_COOKIE) || answer.contains_key(CONTENT_RANGE) {
         return None;
     }
     let ends_when_stale =
         ["must-revalidate", "proxy-revalidate", "s-maxage"].iter().any(|word| says.has(word));
-    let with_cookie = asking.is_known() || says.has("public");
+    let with_cookie = lookup.is_known() || says.has("public");
     let authorized = with_cookie || says.has("must-revalidate") || says.has("s-maxage");
     let until = if ends_when_stale { freshness(&says).min(OLDEST) } else { OLDEST };
-    let may = May { authorized, with_cookie, until };
-    (may.be_given_to(asking) && age(answer) < until).then_some(may)
+    let reuse = Reuse { authorized, with_cookie, until };
+    (reuse.be_given_to(lookup) && age(answer) < until).then_some(reuse)
 }
 
-/// A proof as good as `Authorization`, which a service may take where the gateway asks for none.
+/// An API key identifies a client like `Authorization`; a service may accept it where the gateway requires nothing.
 const API_KEY: HeaderName = HeaderName::from_static(KEY_FIELD);
 
-impl May {
-    fn be_given_to(self, asking: &Asking<'_>) -> bool {
-        let shows_a_proof = asking.shows(AUTHORIZATION) || asking.shows(API_KEY);
-        (self.authorized || !shows_a_proof) && (self.with_cookie || !asking.shows(COOKIE))
+impl Reuse {
+    fn be_given_to(self, lookup: &CacheLookup<'_>) -> bool {
+        let shows_a_proof = lookup.shows(AUTHORIZATION) || lookup.shows(API_KEY);
+        (self.authorized || !shows_a_proof) && (self.with_cookie || !lookup.shows(COOKIE))
     }
 }
 
-/// The fields by which an answer varies, sorted; `None` when that is nothing that a request says, or too much.
+/// The fields by which an answer varies, sorted; `None` when it varies by something outside the request (`*`), or by
+/// too many fields.
 fn varying(answer: &HeaderMap) -> Option<Vec<String>> {
     let says = Directives::read(answer, VARY);
     let mut names: Vec<String> = says.names().map(str::to_owned).collect();
@@ -272,16 +274,16 @@ fn varying(answer: &HeaderMap) -> Option<Vec<String>> {
     fine.then_some(names)
 }
 
-/// What a header costs in memory.
+/// The memory of a header, in bytes.
 fn header_bytes(fields: &HeaderMap) -> usize {
     fields.iter().map(|(name, value)| FIELD + name.as_str().len() + value.len()).sum()
 }
 
 impl LastGood {
-    /// Keeps an answer that has arrived whole.
-    pub fn keep(&self, keeping: Keeping) {
-        let Keeping { request, varying, key, header, body, at, may } = keeping;
-        // As large as it is and no larger: the buffer has room for more.
+    /// Stores a complete answer.
+    pub fn store(&self, entry: PendingEntry) {
+        let PendingEntry { request, varying, key, header, body, at, reuse } = entry;
+        // Copied to its exact size, because the buffer has room for more.
         let body = Bytes::copy_from_slice(&body);
         let heap = size_of::<ResponseHeader>() + header_bytes(&header.headers) + body.len();
         let born = age(&header.headers);
@@ -291,26 +293,26 @@ impl LastGood {
             let varies = Entry::Varies(varying.into());
             cache.insert(self.hasher.hash_one(request), &request, varies, heap);
         }
-        let kept = Entry::Answer(Kept { header, body, at, born, may });
+        let kept = Entry::Answer(CachedResponse { header, body, at, born, reuse });
         cache.insert(self.hasher.hash_one(key), &key, kept, heap);
     }
 
-    /// The last good answer that will do for a request.
-    pub fn find(&self, asking: &Asking<'_>, now: Timestamp) -> Option<Kept> {
-        if !asking.allows() {
+    /// The last good answer that fits a request.
+    pub fn find(&self, lookup: &CacheLookup<'_>, now: Timestamp) -> Option<CachedResponse> {
+        if !lookup.allows() {
             return None;
         }
         let mut cache = self.cache.lock();
         let mut get = |key: Key| cache.get(self.hasher.hash_one(key), &key).cloned();
-        let entry = match get(asking.key(&[]))? {
-            Entry::Varies(names) => get(asking.key(&names))?,
+        let entry = match get(lookup.key(&[]))? {
+            Entry::Varies(names) => get(lookup.key(&names))?,
             entry @ Entry::Answer(_) => entry,
         };
         let Entry::Answer(kept) = entry else { return None };
-        (kept.may.be_given_to(asking) && kept.age(now) < kept.may.until).then_some(kept)
+        (kept.reuse.be_given_to(lookup) && kept.age(now) < kept.reuse.until).then_some(kept)
     }
 
-    /// Bytes of the answers that are kept.
+    /// Bytes of the stored answers.
     pub fn bytes(&self) -> usize {
         self.cache.lock().bytes()
     }

@@ -27,18 +27,18 @@ fn answer(fields: &[(&'static str, &'static str)]) -> ResponseHeader {
 
 type Fields<'f> = &'f [(&'static str, &'static str)];
 
-/// Whether the answer to the first request is given to the second, `later` on.
+/// Whether the answer to the first request is given to the second one, `later`.
 fn given(first: Fields<'_>, says: Fields<'_>, second: Fields<'_>, later: u64) -> bool {
-    let (store, route, who) = (LastGood::default(), route(), Who::default());
-    let ask = |header: &RequestHeader, work: &mut dyn FnMut(&Asking<'_>) -> bool| {
-        work(&Asking { route: &route, who, encrypted: false, target: "/a", header })
+    let (store, route, subject) = (LastGood::default(), route(), CacheSubject::default());
+    let ask = |header: &RequestHeader, work: &mut dyn FnMut(&CacheLookup<'_>) -> bool| {
+        work(&CacheLookup { route: &route, subject, encrypted: false, target: "/a", header })
     };
-    let kept = ask(&request(first), &mut |asking| {
-        let keeping = Keeping::begin(asking, &answer(says), NOW);
-        keeping.map(|keeping| store.keep(keeping)).is_some()
+    let kept = ask(&request(first), &mut |lookup| {
+        let entry = PendingEntry::begin(lookup, &answer(says), NOW);
+        entry.map(|entry| store.store(entry)).is_some()
     });
-    kept && ask(&request(second), &mut |asking| {
-        store.find(asking, NOW + Duration::from_secs(later)).is_some()
+    kept && ask(&request(second), &mut |lookup| {
+        store.find(lookup, NOW + Duration::from_secs(later)).is_some()
     })
 }
 
@@ -97,28 +97,28 @@ fn nobody_is_given_what_was_made_for_one_who_shows_who_it_is() {
 #[test]
 fn a_known_subject_is_given_its_own_and_nobody_else_s() {
     let (store, route) = (LastGood::default(), route());
-    let ann = Who { method: Some("jwt"), id: Some("ann"), key: None };
+    let ann = CacheSubject { method: Some("jwt"), id: Some("ann"), key: None };
     let header = request(&[("authorization", "Bearer a"), ("cookie", "theme=dark")]);
-    let asking = Asking { route: &route, who: ann, encrypted: true, target: "/a", header: &header };
+    let lookup = CacheLookup { route: &route, subject: ann, encrypted: true, target: "/a", header: &header };
     let says = answer(&[("cache-control", "private, max-age=60")]);
-    store.keep(Keeping::begin(&asking, &says, NOW).unwrap());
-    let found = |asking: &Asking<'_>| store.find(asking, NOW).is_some();
-    assert!(found(&asking));
+    store.store(PendingEntry::begin(&lookup, &says, NOW).unwrap());
+    let found = |lookup: &CacheLookup<'_>| store.find(lookup, NOW).is_some();
+    assert!(found(&lookup));
     let renewed = request(&[("authorization", "Bearer b"), ("cookie", "theme=dark")]);
     assert!(
-        found(&Asking { header: &renewed, ..asking }),
-        "the token says who it is, and is another one each time"
+        found(&CacheLookup { header: &renewed, ..lookup }),
+        "the token proves who it is, and is another one each time"
     );
-    for who in [
-        Who { id: Some("bob"), ..ann },
-        Who { method: Some("api_key"), key: Some("1"), ..ann },
-        Who { method: Some("api_key"), ..ann },
-        Who::default(),
+    for subject in [
+        CacheSubject { id: Some("bob"), ..ann },
+        CacheSubject { method: Some("api_key"), key: Some("1"), ..ann },
+        CacheSubject { method: Some("api_key"), ..ann },
+        CacheSubject::default(),
     ] {
-        assert!(!found(&Asking { who, ..asking }), "{who:?}");
+        assert!(!found(&CacheLookup { subject, ..lookup }), "{subject:?}");
     }
     let session = request(&[("authorization", "Bearer a"), ("cookie", "session=2")]);
-    assert!(!found(&Asking { header: &session, ..asking }), "the service may know somebody else");
+    assert!(!found(&CacheLookup { header: &session, ..lookup }), "the service may know somebody else");
 }
 
 #[test]
@@ -152,26 +152,26 @@ fn an_answer_is_for_those_who_say_the_same_in_all_fields_by_which_it_varies() {
 
 #[test]
 fn other_hosts_schemes_and_targets_are_other_things() {
-    let (store, route, who) = (LastGood::default(), route(), Who::default());
+    let (store, route, subject) = (LastGood::default(), route(), CacheSubject::default());
     let header = request(&[("host", "a.test")]);
-    let asking = Asking { route: &route, who, encrypted: false, target: "/a", header: &header };
-    store.keep(Keeping::begin(&asking, &answer(&[]), NOW).unwrap());
-    let found = |asking: &Asking<'_>| store.find(asking, NOW).is_some();
-    assert!(found(&asking) && found(&Asking { header: &request(&[("host", "A.TEST")]), ..asking }));
-    assert!(!found(&Asking { encrypted: true, ..asking }));
-    assert!(!found(&Asking { target: "/b", ..asking }));
-    assert!(!found(&Asking { header: &request(&[("host", "b.test")]), ..asking }));
+    let lookup = CacheLookup { route: &route, subject, encrypted: false, target: "/a", header: &header };
+    store.store(PendingEntry::begin(&lookup, &answer(&[]), NOW).unwrap());
+    let found = |lookup: &CacheLookup<'_>| store.find(lookup, NOW).is_some();
+    assert!(found(&lookup) && found(&CacheLookup { header: &request(&[("host", "A.TEST")]), ..lookup }));
+    assert!(!found(&CacheLookup { encrypted: true, ..lookup }));
+    assert!(!found(&CacheLookup { target: "/b", ..lookup }));
+    assert!(!found(&CacheLookup { header: &request(&[("host", "b.test")]), ..lookup }));
     let mut http2 = request(&[]);
     http2.set_version(http::Version::HTTP_2);
     http2.set_uri("http://b.test/a".parse().unwrap());
-    assert!(!found(&Asking { header: &http2, ..asking }), "over HTTP/2 the host stands elsewhere");
+    assert!(!found(&CacheLookup { header: &http2, ..lookup }), "over HTTP/2 the host stands elsewhere");
     http2.set_uri("http://a.test/a".parse().unwrap());
-    assert!(found(&Asking { header: &http2, ..asking }));
+    assert!(found(&CacheLookup { header: &http2, ..lookup }));
 }
 
 #[test]
 fn the_largest_answers_stay_within_their_bytes() {
-    let (store, route, who) = (LastGood::default(), route(), Who::default());
+    let (store, route, subject) = (LastGood::default(), route(), CacheSubject::default());
     let header = request(&[]);
     let fields: Vec<_> = (0..100).map(|n| (format!("x-field-{n}"), "v".repeat(20))).collect();
     let mut large = answer(&[]);
@@ -180,10 +180,11 @@ fn the_largest_answers_stay_within_their_bytes() {
     }
     for number in 0..2_000 {
         let target = format!("/{number}?{}", "q".repeat(30_000));
-        let asking = Asking { route: &route, who, encrypted: false, target: &target, header: &header };
-        let mut keeping = Keeping::begin(&asking, &large, NOW).unwrap();
-        assert!(keeping.take_in(&vec![b'x'; LARGEST]) && !keeping.take_in(b"x"));
-        store.keep(keeping);
+        let lookup =
+            CacheLookup { route: &route, subject, encrypted: false, target: &target, header: &header };
+        let mut entry = PendingEntry::begin(&lookup, &large, NOW).unwrap();
+        assert!(entry.take_in(&vec![b'x'; LARGEST]) && !entry.take_in(b"x"));
+        store.store(entry);
     }
     assert!((MOST_BYTES / 2..=MOST_BYTES).contains(&store.bytes()), "{}", store.bytes());
 }

@@ -37,7 +37,7 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 const SMALL_PIECES: usize = 4 * 1024 * 1024;
 
 /// For a client that says nothing more, when we have said that we leave and all is answered.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a connection was ended.
 pub(crate) struct Ended {
@@ -113,13 +113,13 @@ impl Streams<'_> {
             .handshake::<_, Bytes>(connection)
             .await?;
         let mut shutdown = self.shutdown.clone();
-        let mut leaving = false;
+        let mut draining = false;
         loop {
-            let patience = if leaving { FAREWELL } else { rule.idle_timeout };
+            let patience = if draining { CLOSE_TIMEOUT } else { rule.idle_timeout };
             tokio::select! {
                 biased;
-                _ = shutdown.wait_for(|leaving| *leaving), if !leaving => {
-                    leaving = true;
+                _ = shutdown.wait_for(|draining| *draining), if !draining => {
+                    draining = true;
                     connection.graceful_shutdown();
                 }
                 accepted = connection.accept() => match accepted {
@@ -130,11 +130,11 @@ impl Streams<'_> {
                     None => return Ok(()),
                 },
                 // Who is told so knows that what it asks from now on was not looked at (RFC 9113, 6.8).
-                () = self.active.idle_for(patience), if !leaving => {
-                    leaving = true;
+                () = self.active.idle_for(patience), if !draining => {
+                    draining = true;
                     connection.graceful_shutdown();
                 }
-                () = self.active.idle_for(patience), if leaving => return Ok(()),
+                () = self.active.idle_for(patience), if draining => return Ok(()),
             }
         }
     }

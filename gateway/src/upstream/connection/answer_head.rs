@@ -1,5 +1,5 @@
-//! The header of an answer in HTTP/1, and how its body ends (RFC 9112, 6.3). Its lines may end in a bare line feed
-//! (2.2); what frames a body is read strictly.
+//! Reads the header of an answer in HTTP/1, and how its body ends (RFC 9112, 6.3). Its lines may end in a bare line
+//! feed (2.2); the fields that frame the body are read strictly.
 
 use std::mem::MaybeUninit;
 
@@ -9,15 +9,15 @@ use pingora_http::ResponseHeader;
 
 use crate::upstream::fault::UpstreamFault;
 
-/// Fields of a header, and its bytes.
+/// The most fields of a header, and the most bytes.
 const MAX_FIELDS: usize = 256;
 const MAX_LENGTH: usize = 256 * 1024;
 
-/// A header.
+/// A header that was read.
 #[derive(Debug)]
 pub(super) struct AnswerHead {
     pub(super) header: ResponseHeader,
-    /// Its bytes, with the empty line.
+    /// Its length in bytes, with the empty line.
     pub(super) length: usize,
     pub(super) body: Body,
     /// Whether the connection can be used again after it.
@@ -27,17 +27,17 @@ pub(super) struct AnswerHead {
 /// How the body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Body {
-    /// There is another header to come: this one is informational.
+    /// This header is informational; another one follows.
     Later,
     None,
     Length(u64),
     Chunked,
     UntilClose,
-    /// What follows is another protocol.
-    Tunnel,
+    /// Another protocol follows.
+    Upgraded,
 }
 
-/// Which rule of the grammar a header breaks.
+/// The rule of the grammar that a header breaks.
 fn broken_rule(error: httparse::Error) -> UpstreamFault {
     match error {
         httparse::Error::HeaderName => UpstreamFault::FieldName,
@@ -50,7 +50,7 @@ fn broken_rule(error: httparse::Error) -> UpstreamFault {
     }
 }
 
-/// Reads the header at the start of `bytes`, of an answer to HEAD or to something else: `None` while it is not complete.
+/// Reads the header at the start of `bytes`; `None` while it is not complete. An answer to HEAD has no body.
 pub(super) fn parse(bytes: &[u8], head_only: bool) -> Result<Option<AnswerHead>> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut answer = httparse::Response::new(&mut []);
@@ -66,7 +66,7 @@ pub(super) fn parse(bytes: &[u8], head_only: bool) -> Result<Option<AnswerHead>>
         .map_err(|_| UpstreamFault::StatusLine.error())?;
     let http_11 = answer.version == Some(1);
     header.set_version(if http_11 { Version::HTTP_11 } else { Version::HTTP_10 });
-    // An unusual one is passed on; one that cannot be is no loss.
+    // An unusual reason phrase is passed on; one that pingora does not accept is dropped, which loses nothing.
     let _ = header.set_reason_phrase(answer.reason);
     for field in answer.headers.iter() {
         if header.append_header(field.name.to_owned(), field.value).is_err() {
@@ -78,7 +78,8 @@ pub(super) fn parse(bytes: &[u8], head_only: bool) -> Result<Option<AnswerHead>>
     Ok(Some(AnswerHead { header, length, body, keeps }))
 }
 
-/// Whether the connection is kept: in HTTP/1.1 unless it says `close`, in HTTP/1.0 only if it says `keep-alive`.
+/// Whether the connection stays open: in HTTP/1.1 unless the header says `close`, in HTTP/1.0 only if it says
+/// `keep-alive`.
 fn is_kept(header: &ResponseHeader) -> bool {
     let says = |wanted: &str| {
         let mut values = header.headers.get_all("connection").iter();
@@ -98,7 +99,7 @@ fn body(header: &mut ResponseHeader, head_only: bool) -> Result<Body> {
         return Err(UpstreamFault::LengthAndChunks.error());
     }
     Ok(match (status, length) {
-        (101, _) => Body::Tunnel,
+        (101, _) => Body::Upgraded,
         (100..=199, _) => Body::Later,
         (204 | 304, _) => Body::None,
         _ if head_only => Body::None,
@@ -109,13 +110,13 @@ fn body(header: &mut ResponseHeader, head_only: bool) -> Result<Body> {
     })
 }
 
-/// Whether a header or trailers of HTTP/2 have more than those of HTTP/1 may.
+/// Whether a header or trailers of HTTP/2 exceed the bounds of HTTP/1.
 pub(super) fn is_too_large(fields: &HeaderMap) -> bool {
     let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     fields.len() > MAX_FIELDS || bytes > MAX_LENGTH
 }
 
-/// The length, if there is one. The same one said twice is said once from here on (RFC 9110, 8.6).
+/// The length, if there is one. A repeated equal length is reduced to one (RFC 9110, 8.6).
 pub(super) fn content_length(header: &mut ResponseHeader) -> Result<Option<u64>> {
     let mut length = None;
     let mut times = 0;
@@ -140,7 +141,7 @@ pub(super) fn content_length(header: &mut ResponseHeader) -> Result<Option<u64>>
     Ok(length)
 }
 
-/// Whether it comes in chunks; nothing but one plain `chunked` is understood.
+/// Whether the body is in chunks. Only one plain `chunked` is accepted.
 fn is_chunked(header: &ResponseHeader) -> Result<bool> {
     let mut codings = header.headers.get_all("transfer-encoding").iter();
     match (codings.next(), codings.next()) {
@@ -178,7 +179,7 @@ mod tests {
             ("HTTP/1.1 204 None\r\nContent-Length: 5\r\n\r\n", Body::None, true),
             ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", Body::None, true),
             ("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", Body::Later, true),
-            ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n", Body::Tunnel, true),
+            ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n", Body::Upgraded, true),
             ("HTTP/1.1 200 OK\nContent-Length: 5\nConnection: close\n\n", Body::Length(5), false),
             ("HTTP/1.1 200 OK\nTransfer-Encoding: chunked\r\n\n", Body::Chunked, true),
         ] {

@@ -1,4 +1,4 @@
-//! A hop in HTTP/1.1 (RFC 9112), on a stream of pingora's.
+//! An upstream connection in HTTP/1.1 (RFC 9112), on a pingora stream.
 
 use std::collections::VecDeque;
 use std::future::Future as _;
@@ -19,36 +19,36 @@ use super::answer_head::{self, AnswerHead, Body};
 use crate::http::chunked::{ChunkFault, Chunks, Part};
 use crate::upstream::fault::UpstreamFault;
 
-/// Bytes that are read of an answer at a time, at first and when they keep coming.
+/// The size of a read of an answer, in bytes: at first, and when bytes arrive quickly.
 const FIRST_PIECE: usize = 4 * 1024;
 const PIECE: usize = 32 * 1024;
 
-/// Bytes of chunk extensions and trailers in an answer.
+/// The most bytes of chunk extensions and trailers in an answer.
 const OVERHEAD: usize = 64 * 1024;
 
 /// One request and its answer.
 pub(super) struct Http1 {
     stream: Stream,
-    /// Not sent yet.
+    /// Bytes that are not sent yet.
     outgoing: VecDeque<Bytes>,
-    /// Whether the request's body goes out in chunks.
+    /// Whether the request's body is sent in chunks.
     chunked: bool,
     sending: bool,
-    /// Whether the whole request is out.
+    /// Whether the whole request is sent.
     sent: bool,
-    /// Whether nothing more is sent, ever.
+    /// Whether sending is closed.
     closes: bool,
-    /// Why no more can be sent.
+    /// The error that ended sending.
     broken: Option<io::Error>,
     head_only: bool,
-    /// Read, not yet understood.
+    /// Bytes that are read and not parsed yet.
     inbox: BytesMut,
-    /// So much is read next.
+    /// The size of the next read.
     piece: usize,
     reading: Reading,
-    /// Whether any byte of an answer came.
+    /// Whether any byte of an answer arrived.
     heard: bool,
-    /// Whether the upstream lets the connection be used again.
+    /// Whether the upstream allows another request on the connection.
     keeps: bool,
 }
 
@@ -57,7 +57,7 @@ enum Reading {
     Length(u64),
     Chunks(Chunks),
     UntilClose,
-    Tunnel,
+    Upgraded,
     Over,
 }
 
@@ -123,7 +123,7 @@ impl Http1 {
         (self.closes, self.sending) = (true, true);
     }
 
-    /// Whether any byte of an answer came.
+    /// Whether any byte of an answer arrived.
     pub(super) fn heard(&self) -> bool {
         self.heard
     }
@@ -138,7 +138,7 @@ impl Http1 {
         if self.sending
             && let Poll::Ready(sent) = self.poll_send(cx)
         {
-            // An upstream that takes no more of a request may have answered already.
+            // An upstream that stops reading a request may have answered already.
             if let Err(error) = sent {
                 self.outgoing.clear();
                 self.broken = Some(error);
@@ -147,7 +147,7 @@ impl Http1 {
             return Poll::Ready(Ok(Event::Sent));
         }
         if !room || matches!(self.reading, Reading::Over) {
-            return Poll::Pending; // the rest of the request is on its way
+            return Poll::Pending; // the rest of the request is still being sent
         }
         loop {
             if let Some(event) = self.understand()? {
@@ -190,7 +190,7 @@ impl Http1 {
         Poll::Ready(Ok(filled))
     }
 
-    /// What the bytes that are there mean, if there are enough of them.
+    /// Parses the bytes that are there, if they are enough for an event.
     fn understand(&mut self) -> Result<Option<Event>> {
         match &mut self.reading {
             Reading::Head => {
@@ -207,10 +207,10 @@ impl Http1 {
                     Body::Length(length) => Reading::Length(length),
                     Body::Chunked => Reading::Chunks(Chunks::keeping_trailers(OVERHEAD)),
                     Body::UntilClose => Reading::UntilClose,
-                    Body::Tunnel => {
-                        // What follows is not HTTP, in either direction.
+                    Body::Upgraded => {
+                        // From here on it is not HTTP, in either direction.
                         (self.chunked, self.sent) = (false, false);
-                        Reading::Tunnel
+                        Reading::Upgraded
                     }
                 };
                 Ok(Some(Event::Head(Box::new(header), matches!(self.reading, Reading::Over))))
@@ -241,19 +241,19 @@ impl Http1 {
                     Some(Part::Size(_) | Part::ChunkEnd) => {}
                 }
             },
-            Reading::UntilClose | Reading::Tunnel => {
+            Reading::UntilClose | Reading::Upgraded => {
                 let piece = self.inbox.split().freeze();
                 Ok((!piece.is_empty()).then_some(Event::Piece(piece, false)))
             }
-            // What comes after an answer belongs to no request.
+            // Bytes after an answer belong to no request.
             Reading::Over => Ok(None),
         }
     }
 
-    /// The upstream closes.
+    /// The upstream has closed.
     fn closed(&mut self) -> Result<Event> {
         match self.reading {
-            Reading::UntilClose | Reading::Tunnel => {
+            Reading::UntilClose | Reading::Upgraded => {
                 self.reading = Reading::Over;
                 Ok(Event::End(None))
             }
@@ -261,7 +261,7 @@ impl Http1 {
         }
     }
 
-    /// The connection ended before the answer did. What went wrong first is why.
+    /// The connection ended before the answer did. The first error is the cause.
     fn lost(&mut self, error: io::Error) -> Result<Event> {
         let rule = match self.reading {
             _ if !self.heard => UpstreamFault::NoAnswer,
@@ -273,7 +273,7 @@ impl Http1 {
     }
 }
 
-/// Which rule a body in chunks breaks.
+/// The rule that a body in chunks breaks.
 fn broken_rule(fault: ChunkFault) -> UpstreamFault {
     if fault == ChunkFault::TOO_LARGE { UpstreamFault::ChunkOverhead } else { UpstreamFault::Chunks }
 }

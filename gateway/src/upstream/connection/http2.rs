@@ -1,4 +1,4 @@
-//! A hop in HTTP/2: a stream of one of pingora's connections.
+//! An upstream connection in HTTP/2: a stream of a pingora connection.
 
 use std::future::Future as _;
 use std::pin::pin;
@@ -19,11 +19,11 @@ use crate::upstream::fault::UpstreamFault;
 pub(super) struct Http2 {
     stream: Http2Session,
     body: Option<SendStream<Bytes>>,
-    /// Not sent yet, and whether it is the end.
+    /// The piece that is not sent yet, and whether it is the last.
     outgoing: Bytes,
     ends: bool,
     sending: bool,
-    /// Whether the whole request is out.
+    /// Whether the whole request is sent.
     sent: bool,
     broken: bool,
     head_only: bool,
@@ -53,7 +53,7 @@ impl Http2 {
         }
     }
 
-    /// Sends the header, and with it the end of a request that has no body.
+    /// Sends the header. If the request has no body, this ends it.
     pub(super) fn begin(&mut self, mut request: Box<RequestHeader>, scheme: &str, ends: bool) -> Result<()> {
         self.head_only = request.method == Method::HEAD;
         name_authority(&mut request, scheme).map_err(Error::into_down)?;
@@ -77,8 +77,8 @@ impl Http2 {
         !self.broken
     }
 
-    /// Ends the stream and hands it back to its connection. Whoever has not finished is told that nobody listens any
-    /// more; a connection on which nothing came in time takes no further requests.
+    /// Ends the stream and gives it back to its connection. A stream that has not finished is reset. A connection that
+    /// timed out takes no further requests.
     pub(super) fn end(mut self, timed_out: bool) -> Http2Session {
         if !(self.sent && self.reading == Reading::Over)
             && let Some(body) = &mut self.body
@@ -95,13 +95,13 @@ impl Http2 {
         if self.sending
             && let Poll::Ready(sent) = self.poll_send(cx)
         {
-            // What is wrong with the stream is said when the answer is read.
+            // The error of the stream is reported when the answer is read.
             self.broken = sent.is_err();
             (self.sending, self.sent) = (false, self.ends && !self.broken);
             return Poll::Ready(Ok(Event::Sent));
         }
         if !room {
-            return Poll::Pending; // the rest of the request is on its way
+            return Poll::Pending; // the rest of the request is still being sent
         }
         loop {
             match self.reading {
@@ -112,7 +112,7 @@ impl Http2 {
                     let header = header.filter(|header| !answer_head::is_too_large(&header.headers));
                     let mut header = header.ok_or_else(|| UpstreamFault::HeaderTooLarge.error())?;
                     answer_head::content_length(&mut header)?;
-                    // What follows such an answer is no part of it.
+                    // Bytes after such an answer are not part of it.
                     let has_no_body = self.head_only || matches!(header.status.as_u16(), 204 | 304);
                     let end = self.is_over()? || has_no_body;
                     self.reading = if end { Reading::Over } else { Reading::Body };
@@ -174,7 +174,7 @@ impl Http2 {
     }
 }
 
-/// `Host` goes where HTTP/2 has it.
+/// Moves `Host` to `:authority`.
 fn name_authority(request: &mut RequestHeader, scheme: &str) -> Result<()> {
     let host = request.remove_header("host");
     let host = host.as_ref().map(HeaderValue::as_bytes).unwrap_or_default();

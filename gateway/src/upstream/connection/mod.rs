@@ -1,8 +1,8 @@
-//! The hop to an upstream: one request and its answer on one connection.
+//! A connection to an upstream: one request and its answer.
 //!
-//! Both directions move at once. While a body waits until the upstream takes more of it, the answer is read on; so an
-//! upstream that answers while it reads holds up nobody. Of an answer one piece is read at a time, and the next one when
-//! the client has taken it: a client that does not read holds that piece and no more.
+//! Both directions move at once. The answer is read even while a body waits for the upstream, so an upstream that
+//! answers while it reads does not block. One piece of an answer is read at a time, and the next one after the client
+//! has taken it: a client that does not read costs the memory of one piece and no more.
 
 mod answer_head;
 mod http1;
@@ -20,10 +20,10 @@ use http1::Http1;
 use http2::Http2;
 pub use pool::Pool;
 
-/// What happens on a hop.
+/// What happens on an upstream connection.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// What was to be sent is sent, or cannot be.
+    /// The piece was sent, or it cannot be sent.
     Sent,
     /// A header, informational or not, and whether nothing follows it.
     Head(Box<ResponseHeader>, bool),
@@ -34,9 +34,9 @@ pub(crate) enum Event {
 }
 
 /// One request and its answer on one connection.
-pub(crate) struct Hop {
+pub(crate) struct UpstreamConnection {
     wire: Wire,
-    /// Whether the connection served others before.
+    /// Whether the connection served other requests before.
     reused: bool,
 }
 
@@ -45,7 +45,7 @@ enum Wire {
     Http2(Box<Http2>),
 }
 
-impl Hop {
+impl UpstreamConnection {
     fn http1(stream: Stream, reused: bool) -> Self {
         Self { wire: Wire::Http1(Box::new(Http1::new(stream))), reused }
     }
@@ -54,84 +54,86 @@ impl Hop {
         Self { wire: Wire::Http2(Box::new(Http2::new(stream))), reused }
     }
 
-    /// Whether it is one of HTTP/2.
+    /// Whether it uses HTTP/2.
     pub(crate) fn is_http2(&self) -> bool {
         matches!(self.wire, Wire::Http2(_))
     }
 
-    /// Begins with the request's header; `ends` when there is no body, not even an empty one.
+    /// Begins with the request's header; `ends` if there is no body, not even an empty one.
     pub(crate) fn begin(&mut self, request: Box<RequestHeader>, scheme: &str, ends: bool) -> Result<()> {
         match &mut self.wire {
-            Wire::Http1(hop) => {
-                hop.begin(&request)?;
+            Wire::Http1(connection) => {
+                connection.begin(&request)?;
                 if ends {
-                    hop.send(Bytes::new(), true);
+                    connection.send(Bytes::new(), true);
                 }
                 Ok(())
             }
-            Wire::Http2(hop) => hop.begin(request, scheme, ends),
+            Wire::Http2(connection) => connection.begin(request, scheme, ends),
         }
     }
 
-    /// Gives it a piece of the request's body, when the one before is [sent](Event::Sent).
+    /// Sends a piece of the request's body. The piece before must be [sent](Event::Sent).
     pub(crate) fn send(&mut self, piece: Bytes, end: bool) {
         match &mut self.wire {
-            Wire::Http1(hop) => hop.send(piece, end),
-            Wire::Http2(hop) => hop.send(piece, end),
+            Wire::Http1(connection) => connection.send(piece, end),
+            Wire::Http2(connection) => connection.send(piece, end),
         }
     }
 
     /// Whether something waits to be sent.
     pub(crate) fn is_sending(&self) -> bool {
         match &self.wire {
-            Wire::Http1(hop) => hop.is_sending(),
-            Wire::Http2(hop) => hop.is_sending(),
+            Wire::Http1(connection) => connection.is_sending(),
+            Wire::Http2(connection) => connection.is_sending(),
         }
     }
 
-    /// Whether the upstream still takes what is sent to it; it may answer nevertheless.
+    /// Whether the upstream still reads the request. It may answer even if it does not.
     pub(crate) fn takes_more(&self) -> bool {
         match &self.wire {
-            Wire::Http1(hop) => hop.takes_more(),
-            Wire::Http2(hop) => hop.takes_more(),
+            Wire::Http1(connection) => connection.takes_more(),
+            Wire::Http2(connection) => connection.takes_more(),
         }
     }
 
-    /// Moves what can be moved until something happens; of the answer only where there is `room` for more of it. Nothing
-    /// is lost when it is dropped before.
+    /// Sends and receives until the next event. Reads the answer only if there is `room` for more of it. Nothing is
+    /// lost when this future is dropped early.
     pub(crate) async fn next(&mut self, room: bool) -> Result<Event> {
         std::future::poll_fn(|cx| match &mut self.wire {
-            Wire::Http1(hop) => hop.poll_next(cx, room),
-            Wire::Http2(hop) => hop.poll_next(cx, room),
+            Wire::Http1(connection) => connection.poll_next(cx, room),
+            Wire::Http2(connection) => connection.poll_next(cx, room),
         })
         .await
     }
 
-    /// Tells the other end of a tunnel that nothing more is sent to it.
+    /// Closes the sending side of a WebSocket.
     pub(crate) fn close_sending(&mut self) {
-        if let Wire::Http1(hop) = &mut self.wire {
-            hop.close_sending();
+        if let Wire::Http1(connection) = &mut self.wire {
+            connection.close_sending();
         }
     }
 
-    /// Whether `fault` is that of a kept connection which the upstream closed at the moment when the request came, most
-    /// likely.
+    /// Whether `fault` most likely means that the upstream closed a reused connection at the moment when the request
+    /// was sent.
     pub(crate) fn is_stale(&self, fault: &Error) -> bool {
         self.reused
             && match &self.wire {
-                Wire::Http1(hop) => !hop.heard() && *fault.etype() == ErrorType::ConnectionClosed,
+                Wire::Http1(connection) => {
+                    !connection.heard() && *fault.etype() == ErrorType::ConnectionClosed
+                }
                 Wire::Http2(_) => matches!(fault.retry, RetryType::ReusedOnly),
             }
     }
 
-    /// Whether `fault` says that the upstream did not look at the request (RFC 9113, 6.8 and 8.7).
+    /// Whether `fault` says that the upstream did not process the request (RFC 9113, 6.8 and 8.7).
     pub(crate) fn is_untouched(&self, fault: &Error) -> bool {
         let says_so = *fault.etype() == ErrorType::H2Error && matches!(fault.retry, RetryType::Decided(true));
         self.is_http2() && says_so
     }
 }
 
-/// An answer's head, see [`crate::fuzz`]: its length is within the bytes.
+/// For [`crate::fuzz`]: the length of an answer's head is within the bytes.
 pub fn fuzz_answer_head(bytes: &[u8]) {
     for head_only in [false, true] {
         if let Ok(Some(head)) = answer_head::parse(bytes, head_only) {

@@ -1,4 +1,5 @@
-//! Connections to upstreams, which are pingora's: made, kept while nobody uses them, and shared where they speak HTTP/2.
+//! The pool of connections to upstreams, which are pingora's: made, stored while they are unused, and shared where they
+//! use HTTP/2.
 
 use std::sync::Arc;
 
@@ -8,46 +9,46 @@ use pingora_core::protocols::{ALPN, Stream};
 use pingora_core::upstreams::peer::{HttpPeer, Peer as _};
 use pingora_core::{Error, ErrorType, OkOrErr as _, Result};
 
-use super::{Hop, Wire};
+use super::{UpstreamConnection, Wire};
 
-/// The connections of all upstreams.
+/// The connections to all upstreams.
 #[derive(Clone)]
 pub struct Pool(Arc<Connector>);
 
 impl Pool {
-    /// Keeps at most so many that nobody uses, all upstreams together.
+    /// Stores at most so many unused connections, for all upstreams together.
     pub fn new(kept: usize) -> Self {
         Self(Arc::new(Connector::new(Some(ConnectorOptions::new(kept)))))
     }
 
-    /// A connection to `peer`, or a stream of one; a new one if `fresh`.
-    pub(crate) async fn connect(&self, peer: &HttpPeer, fresh: bool) -> Result<Hop> {
+    /// A connection to `peer`, or a stream of one; always a new one if `fresh`.
+    pub(crate) async fn connect(&self, peer: &HttpPeer, fresh: bool) -> Result<UpstreamConnection> {
         let (http1, http2) = match peer.options.alpn {
             ALPN::H1 => (true, false),
             ALPN::H2 => (false, true),
             _ => (true, true),
         };
         if !fresh {
-            // One that broke meanwhile is as good as none.
+            // A connection that broke meanwhile is not used.
             if http2 && let Ok(Some(stream)) = self.0.reused_http_session(peer).await {
-                return Ok(Hop::http2(stream, true));
+                return Ok(UpstreamConnection::http2(stream, true));
             }
             if http1 && let Some(stream) = self.0.transport().reused_stream(peer).await {
-                return Ok(Hop::http1(stream, true));
+                return Ok(UpstreamConnection::http1(stream, true));
             }
         }
         let stream = self.0.transport().new_stream(peer).await?;
         match stream.selected_alpn_proto() {
             Some(ALPN::H2) => self.open(stream, peer).await,
-            // Without TLS nobody is asked.
+            // Without TLS there is no ALPN, so the setting decides.
             None if !http1 && !peer.is_tls() => self.open(stream, peer).await,
-            _ if http1 => Ok(Hop::http1(stream, false)),
+            _ if http1 => Ok(UpstreamConnection::http1(stream, false)),
             _ => Error::e_explain(ErrorType::H2Error, "the upstream agreed on HTTP/1.1"),
         }
     }
 
-    /// Begins to speak HTTP/2.
-    async fn open(&self, stream: Stream, peer: &HttpPeer) -> Result<Hop> {
+    /// Begins HTTP/2 on a new connection.
+    async fn open(&self, stream: Stream, peer: &HttpPeer) -> Result<UpstreamConnection> {
         let options = &peer.options;
         let mut settings = H2HandshakeSettings::new();
         settings.max_streams = options.max_h2_streams;
@@ -60,23 +61,24 @@ impl Pool {
         if connection.more_streams_allowed() {
             self.0.in_use_pool().insert(peer.reuse_hash(), connection);
         }
-        Ok(Hop::http2(stream, false))
+        Ok(UpstreamConnection::http2(stream, false))
     }
 
-    /// Takes a hop back: what can serve another request is kept.
-    pub(crate) fn release(&self, hop: Hop, peer: &HttpPeer, timed_out: bool) {
+    /// Takes a connection back, and stores it if it can serve another request.
+    pub(crate) fn release(&self, connection: UpstreamConnection, peer: &HttpPeer, timed_out: bool) {
         let idle = peer.options.idle_timeout;
-        match hop.wire {
-            Wire::Http1(hop) => {
-                if let Some(stream) = hop.into_kept() {
+        match connection.wire {
+            Wire::Http1(connection) => {
+                if let Some(stream) = connection.into_kept() {
                     self.0.transport().release_stream(stream, peer.reuse_hash(), idle);
                 }
             }
-            Wire::Http2(hop) => self.0.release_http_session(hop.end(timed_out), peer, idle),
+            Wire::Http2(connection) => self.0.release_http_session(connection.end(timed_out), peer, idle),
         }
     }
 
-    /// Whether `fault` shows that the upstream is unfit for HTTP/2, and may be asked in HTTP/1.1: it is from now on.
+    /// Whether `fault` shows that the upstream does not handle HTTP/2 and may be asked in HTTP/1.1. It is asked in
+    /// HTTP/1.1 from then on.
     pub(crate) fn learn(&self, peer: &HttpPeer, fault: &Error) -> bool {
         let unfit = matches!(fault.etype(), ErrorType::H2Downgrade | ErrorType::InvalidH2);
         let may = matches!(peer.options.alpn, ALPN::H2H1);

@@ -1,7 +1,7 @@
 //! Leases: how replicas share a bucket without asking for every token.
 //!
 //! The shared bucket is one number, as in [`crate::rules::limits::gcra`], and for each replica the number of tokens
-//! that it has on lease. A replica holds those tokens in a [`Pot`] and spends them without asking. When its pot is
+//! that it has on lease. A replica holds those tokens in a [`LeasedBucket`] and spends them without asking. When its pot is
 //! empty it asks for as many as it will need soon. When an answer says that the bucket is empty, the replica does not
 //! ask again until the bucket has refilled.
 //!
@@ -129,7 +129,7 @@ impl SharedBucket {
 
 /// What one replica knows of a shared bucket, and the tokens that it holds.
 #[derive(Clone, Debug, Default)]
-pub struct Pot {
+pub struct LeasedBucket {
     tokens: u32,
     /// When the lease of the tokens ends. From then on they must not be spent.
     ends: Timestamp,
@@ -161,7 +161,7 @@ pub enum Level {
     Unknown,
 }
 
-impl Pot {
+impl LeasedBucket {
     /// Whether there is a token.
     pub fn level(&self, now: Timestamp) -> Level {
         if self.tokens > 0 && now < self.ends {

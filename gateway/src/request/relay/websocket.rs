@@ -7,9 +7,9 @@ use pingora_core::protocols::http::{HttpTask, ServerSession as Session};
 use pingora_core::{Error, ErrorType, Result};
 use tokio::time::{self, sleep};
 
-use super::client::{FromClient, Listens, client_event, tell};
+use super::client::{FromClient, Listens, client_event, send_to_client};
 use crate::engine::websockets::Open;
-use crate::upstream::connection::{Event, Hop};
+use crate::upstream::connection::{Event, UpstreamConnection};
 
 /// One through which nothing passes for so long is closed.
 const QUIET: Duration = Duration::from_hours(1);
@@ -18,7 +18,11 @@ const QUIET: Duration = Duration::from_hours(1);
 const HALF_CLOSED: Duration = Duration::from_secs(5);
 
 /// Passes bytes until either side ends it or what let it in is taken back.
-pub(super) async fn tunnel(session: &mut Session, hop: &mut Hop, open: Option<&Open>) -> Result<()> {
+pub(super) async fn relay_websocket(
+    session: &mut Session,
+    connection: &mut UpstreamConnection,
+    open: Option<&Open>,
+) -> Result<()> {
     let closed = async {
         match open {
             Some(open) => open.closed().await,
@@ -26,20 +30,20 @@ pub(super) async fn tunnel(session: &mut Session, hop: &mut Hop, open: Option<&O
         }
     };
     tokio::select! {
-        passed = pass_both_ways(session, hop) => passed,
+        passed = pass_both_ways(session, connection) => passed,
         () = closed => Err(Error::new_down(ErrorType::ConnectionClosed)),
     }
 }
 
-async fn pass_both_ways(session: &mut Session, hop: &mut Hop) -> Result<()> {
+async fn pass_both_ways(session: &mut Session, connection: &mut UpstreamConnection) -> Result<()> {
     let (mut listens, mut patience) = (true, QUIET);
     let mut alarm = pin!(sleep(patience));
     loop {
-        let told = !session.has_pending_downstream_proxy_tasks();
-        let listens_now = if listens && !hop.is_sending() { Listens::ForBody } else { Listens::No };
+        let flushed = !session.has_pending_downstream_proxy_tasks();
+        let listens_now = if listens && !connection.is_sending() { Listens::ForBody } else { Listens::No };
         tokio::select! {
-            event = hop.next(told), if hop.is_sending() || told => match event? {
-                Event::Piece(piece, _) => tell(session, HttpTask::UpgradedBody(Some(piece), false)).await?,
+            event = connection.next(flushed), if connection.is_sending() || flushed => match event? {
+                Event::Piece(piece, _) => send_to_client(session, HttpTask::UpgradedBody(Some(piece), false)).await?,
                 Event::End(_) => {
                     session.response_duplex_vec(vec![HttpTask::Done]).await.map_err(Error::into_down)?;
                     return Ok(());
@@ -48,9 +52,9 @@ async fn pass_both_ways(session: &mut Session, hop: &mut Hop) -> Result<()> {
             },
             event = client_event(session, listens_now) => match event? {
                 FromClient::Took => {}
-                FromClient::Sent(Some(piece)) => hop.send(piece, false),
+                FromClient::Sent(Some(piece)) => connection.send(piece, false),
                 FromClient::Sent(None) => {
-                    hop.close_sending();
+                    connection.close_sending();
                     (listens, patience) = (false, HALF_CLOSED);
                 }
             },
