@@ -1,10 +1,12 @@
 //! Authorize: what the subject may do.
 //!
-//! First the roles, any of those that the route names: those that the subject has now, by the permission service, which
-//! counts more than what its token says. Then, for an API key that is limited, its scopes: such a key is good only where
-//! the route asks for a permission. Then the permission, asked of the service. Answers are cached for a while. Nobody is
-//! let through because a question could not be answered, unless the policy says that the last known answer counts
-//! (`on_failure = "stale"`).
+//! 1. Roles: the subject needs one of the roles that the route names. The current roles from the permission service
+//!    count, not those in the token.
+//! 2. Scopes, for an API key that is limited: it is accepted only where the route requires a permission.
+//! 3. The permission: the permission service is asked.
+//!
+//! Answers are cached for a while. When a question cannot be answered, the request is refused, unless the policy says
+//! that the last known answer counts (`on_failure = "stale"`).
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,41 +26,42 @@ pub struct Question<'a> {
     pub rule: &'a str,
     /// The subject.
     pub user: &'a str,
-    /// Whose word that is, where there are several issuers: the token's `iss`.
+    /// The token's `iss`, which vouches for the subject, where there are several issuers.
     pub issuer: Option<&'a str>,
-    /// What it wants to do.
+    /// What the subject wants to do.
     pub permission: &'a str,
-    /// To what.
+    /// On which resource.
     pub resource: &'a str,
 }
 
 /// A permission question that nobody answered.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PermissionUnavailable {
-    /// The last answer that was known, however old.
+    /// The last known answer, of any age.
     pub last_known: Option<bool>,
 }
 
-/// The roles that somebody has now; `None`: nobody whom the permission service knows, so that the token's word counts.
+/// The current roles of a user. `None` when the permission service does not know the user; then the token's roles
+/// count.
 pub type Roles = Option<Arc<[String]>>;
 
-/// A question for somebody's roles that nobody answered.
+/// A question about the roles of a user that nobody answered.
 #[derive(Clone, Debug, Default)]
 pub struct RolesUnavailable {
-    /// The last answer that was known, however old.
+    /// The last known answer, of any age.
     pub last_known: Option<Roles>,
 }
 
 /// What authorization asks of the outside. An implementation never waits without a bound.
 pub trait Permissions: Sync {
-    /// Whether the user may.
+    /// Whether the user has the permission.
     fn permitted(
         &self,
         rule: &PermissionRule,
         question: &Question<'_>,
     ) -> impl Future<Output = Result<bool, PermissionUnavailable>> + Send;
 
-    /// The roles that the user, of that issuer where there are several, has now.
+    /// The current roles of the user. `issuer` is given where there are several issuers.
     fn roles(
         &self,
         rule: &PermissionRule,
@@ -67,12 +70,12 @@ pub trait Permissions: Sync {
     ) -> impl Future<Output = Result<Roles, RolesUnavailable>> + Send;
 }
 
-/// How it is known that a request may go on.
+/// How it is known that a request is permitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Permission {
-    /// The permission was granted, or the route asks for none.
+    /// The permission was granted, or the route requires none.
     Granted,
-    /// It was granted when it was last known; nobody can say whether it still is.
+    /// The last known answer granted it. Whether that is still true is unknown.
     LastKnown,
 }
 
@@ -84,10 +87,10 @@ fn covers(scopes: &[(String, String)], permission: &str, resource: &str) -> bool
     })
 }
 
-/// A subject that may, with the roles that it has now, and how that is known.
+/// A subject that is permitted, with its current roles, and how that is known.
 #[derive(Debug)]
 pub struct Allowed {
-    /// Who.
+    /// The subject.
     pub subject: Subject,
     /// How it is known.
     pub permission: Permission,
@@ -98,7 +101,7 @@ pub struct Allowed {
 pub struct AccessRule {
     /// The route's name.
     pub route: Arc<str>,
-    /// Any of these roles; anybody when empty.
+    /// The subject needs one of these roles; none when empty.
     pub roles: Vec<String>,
     /// The permission that the subject needs, and on what.
     pub permission: Option<RequiredPermission>,
@@ -109,7 +112,7 @@ pub struct AccessRule {
 pub struct RequiredPermission {
     /// `records:read`.
     pub permission: Arc<str>,
-    /// What it is wanted on.
+    /// The resource on which it is needed.
     pub resource: Template,
 }
 
@@ -123,8 +126,8 @@ impl AccessRule {
             .retry_after(Some(Duration::from_secs(1)))
     }
 
-    /// Checks the roles, then the scopes of an API key, then the permission. `service` is the permission service, where the
-    /// policy names one.
+    /// Checks the roles, then the scopes of an API key, then the permission. `service` is the permission service, where
+    /// the policy names one.
     pub async fn authorize<W: Permissions>(
         &self,
         service: Option<&PermissionRule>,
@@ -140,7 +143,9 @@ impl AccessRule {
             let detail = format!("needs one of the roles {}", self.roles.join(", "));
             return Err(self.refuse(Code::RoleMissing, detail));
         }
-        let beyond = || self.refuse(Code::ScopeMissing, "this API key is not for that".to_owned());
+        let beyond = || {
+            self.refuse(Code::ScopeMissing, "the scopes of this API key do not cover this request".to_owned())
+        };
         let Some(needed) = &self.permission else {
             let limited = !subject.scopes().is_empty();
             return if limited { Err(beyond()) } else { Ok(Allowed { subject, permission }) };
@@ -149,7 +154,7 @@ impl AccessRule {
         if !subject.scopes().is_empty() && !covers(subject.scopes(), &needed.permission, &resource) {
             return Err(beyond());
         }
-        // A route with a permission has `auth`, and its policy a permission service: it is refused otherwise.
+        // Always there: a policy with a `permission` has a permission service. Its route has `auth`, so there is an id.
         let rule = service.ok_or_else(|| self.unavailable("permission"))?;
         let question = Question {
             rule: &self.route,
@@ -172,8 +177,9 @@ impl AccessRule {
         Err(self.refuse(Code::PermissionDenied, detail))
     }
 
-    /// The subject with the roles that it has now: one that was taken away opens nothing, whatever the token says. Where
-    /// the permission service does not know somebody, the token's word counts. Nobody is asked where no roles count.
+    /// The subject with its current roles. A role that was taken away opens nothing, even if the token still has it. If
+    /// the permission service does not know the subject, the token's roles count. Nobody is asked when roles have no
+    /// use.
     async fn with_current_roles<W: Permissions>(
         &self,
         rule: &PermissionRule,
@@ -189,7 +195,7 @@ impl AccessRule {
             Err(unavailable) => match (rule.on_failure, unavailable.last_known) {
                 (OnPermissionFailure::Stale, Some(roles)) => (roles, Permission::LastKnown),
                 _ if !self.roles.is_empty() => return Err(self.unavailable("role")),
-                // The route asks for none: the service is told none that nobody can vouch for.
+                // The route requires no role. Roles that nobody can confirm are not sent to the service.
                 _ => (Some([].into()), Permission::Granted),
             },
         };

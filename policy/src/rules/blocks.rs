@@ -1,8 +1,8 @@
-//! Block list: a client on `deny`, or banned for its failures, gets 403 before anything else is looked at.
+//! Block list: a client that is on `deny`, or banned because of its failures, gets 403 before anything else is judged.
 //!
-//! `allow` comes first: a client on it is never blocked and never counted. A client with `failures` answers that the
-//! route counts (`counts_failed_logins`) within `window` is banned for `duration`, for longer each time it offends
-//! again; a success clears its failures.
+//! `allow` comes first: a client on it is never blocked, and its failures are never counted. A client is banned for
+//! `duration` when it gets `failures` answers within `window` that its route counts (`counts_failed_logins`). Each
+//! further ban lasts longer. A success clears the client's failures.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -20,35 +20,36 @@ use crate::values::refusal::{Code, Refusal};
 use crate::values::stage::Stage;
 use crate::values::time::Timestamp;
 
-/// The most deny files, and the most networks in all of them together.
+/// The most deny files, and the most denied networks in total.
 const MOST_FILES: usize = 64;
 const MOST_DENIED: usize = 2_000_000;
 
-/// The faults of a deny file that are listed; the others are counted.
+/// How many faults of a deny file are listed at most. The others are counted.
 const MOST_LIST_FAULTS: usize = 10;
 
-/// `[blocks]`: who may not come in.
+/// `[blocks]`: which clients are refused.
 #[derive(Clone, Debug, Default)]
 pub struct BlockRule {
     allow: Arc<NetworkTable<()>>,
     denied: Vec<IpNet>,
     deny: Arc<NetworkTable<()>>,
-    /// Files with more to deny, as written; who can read files calls [`BlockRule::deny_also`] with what they hold.
+    /// Files with more networks to deny, as written. The gateway reads them and calls [`BlockRule::deny_also`].
     pub deny_files: Vec<String>,
-    /// Bans made by the gateway itself; `None` when the policy has no `[blocks.auto]`.
+    /// Automatic bans; `None` when the policy has no `[blocks.auto]`.
     pub auto: Option<AutoBlock>,
 }
 
 /// `[blocks.auto]`: how many failed logins make a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AutoBlock {
-    /// So many failures, at least one.
+    /// The number of failures, at least one.
     pub failures: u32,
-    /// Within this time.
+    /// The time within which they count.
     pub window: Duration,
-    /// Ban for this time.
+    /// How long the first ban lasts.
     pub duration: Duration,
-    /// Each further ban of the same client lasts so many times as long; 1: they all last as long.
+    /// Each further ban of the same client lasts this many times as long as the one before; with 1 all last equally
+    /// long.
     pub escalation: u32,
     /// The longest ban.
     pub max_duration: Duration,
@@ -61,7 +62,7 @@ impl AutoBlock {
         self.duration.saturating_mul(factor).min(self.max_duration.max(self.duration))
     }
 
-    /// For how long a ban counts against its client: twice the longest.
+    /// How long a ban is remembered for the escalation: twice the longest ban.
     pub fn memory(&self) -> Duration {
         self.max_duration.max(self.duration).saturating_mul(2)
     }
@@ -87,13 +88,13 @@ impl AutoBlock {
 
 /// What blocking asks of the outside. An implementation never waits without a bound.
 pub trait Bans: Sync {
-    /// The ban that this client is under, if any, by the wall clock.
+    /// The ban that is in force for this client, if any. `now` is of the wall clock.
     fn banned(&self, client: &Client, now: Timestamp) -> Option<Ban>;
 
-    /// Counts a failed login of this client, which may ban it.
+    /// Counts a failed login of this client. This may ban the client.
     fn login_failed(&self, client: &Client, rule: AutoBlock, now: Timestamp);
 
-    /// Forgets the failed logins of this client.
+    /// Clears the failed logins of this client.
     fn login_succeeded(&self, client: &Client);
 }
 
@@ -112,7 +113,7 @@ impl BlockRule {
         rule
     }
 
-    /// Denies the networks of `lists` as well. An error when they are too many together.
+    /// Also denies the networks of `lists`. It is an error when there are too many networks in total.
     pub fn deny_also<'l>(&mut self, lists: impl IntoIterator<Item = &'l [IpNet]>) -> Result<(), String> {
         for list in lists {
             if self.denied.len() + list.len() > MOST_DENIED {
@@ -124,17 +125,17 @@ impl BlockRule {
         Ok(())
     }
 
-    /// Networks that are denied.
+    /// The number of denied networks.
     pub fn denied(&self) -> usize {
         self.deny.len()
     }
 
-    /// Whether `address` is never blocked and never counted.
+    /// Whether `address` is on `allow`, so that it is never blocked and never counted.
     pub fn exempts(&self, address: IpAddr) -> bool {
         self.allow.find(address).is_some()
     }
 
-    /// Lets the client pass, or says for how long it may not.
+    /// Lets the client pass, or refuses it and says for how long.
     pub fn pass<W: Bans>(&self, client: &Client, world: &W, now: Timestamp) -> Result<(), Refusal> {
         if self.exempts(client.address) {
             return Ok(());
@@ -150,9 +151,10 @@ impl BlockRule {
     }
 }
 
-/// The networks that a deny file holds, in `text`, which is called `file`: an address or a CIDR a line; `#` and `;` begin a
-/// comment, as in lists that others publish. A fault has the place and not what stands there, unless that is an address:
-/// the file may be one that was not meant.
+/// Reads the networks of a deny file: `text` is its contents, `file` its name. Each line has an address or a CIDR. `#`
+/// and
+/// `;` begin a comment, as in published lists. A fault gives the place but does not quote the text, unless the text is
+/// an address, because the file may be the wrong one and contain secrets.
 pub fn read_list(file: &str, text: &str) -> Result<Vec<IpNet>, Vec<Fault>> {
     let faults = Faults::new(file, text).at_most(MOST_LIST_FAULTS);
     let (mut networks, mut at) = (Vec::new(), 0);
@@ -180,22 +182,22 @@ pub fn read_list(file: &str, text: &str) -> Result<Vec<IpNet>, Vec<Fault>> {
 /// A ban in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ban {
-    /// When it ends; never when `None`.
+    /// When it ends; `None`: never.
     pub until: Option<Timestamp>,
 }
 
 impl Ban {
-    /// How long it still lasts.
+    /// The time until it ends.
     pub fn ends_in(&self, now: Timestamp) -> Option<Duration> {
         self.until.map(|until| until.since(now))
     }
 
-    /// Whether it still holds.
+    /// Whether it is still in force.
     pub fn holds(&self, now: Timestamp) -> bool {
         self.until.is_none_or(|until| until > now)
     }
 
-    /// Of two bans the one that lasts longer.
+    /// The ban of the two that lasts longer.
     #[must_use]
     pub fn longer(self, other: Self) -> Self {
         let until = self.until.zip(other.until).map(|(one, other)| one.max(other));
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_read_as_others_publish_them() {
+    fn published_lists_are_read_as_they_are() {
         let spamhaus =
             "\u{feff}; Spamhaus DROP List\r\n1.10.16.0/20 ; SBL256894\r\n; end\r\n2.56.192.0/22 ; SBL459831";
         let networks = read_list("drop.txt", spamhaus).unwrap();

@@ -1,8 +1,9 @@
-//! Circuit breaker: an upstream that keeps failing is left alone for a while.
+//! Circuit breaker: stops sending requests to an upstream that fails too often.
 //!
-//! Closed lets through; open refuses; half-open probes, one trial at a time. It opens after `failures` in a row within
-//! `window`, or when the share of failures within `window` passes `error_rate` with at least `min_requests` seen.
-//! Source of the states: Nygard, "Release It!", circuit breaker.
+//! A closed breaker lets requests through, an open one refuses them, and a half-open one probes with one trial at a
+//! time. It opens after `failures` failures in a row within `window`. It also opens when the share of failures within
+//! `window` exceeds `error_rate`, if there were at least `min_requests` requests. Source of the states: Nygard,
+//! "Release It!", circuit breaker.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,17 +18,17 @@ use crate::values::time::{Timestamp, nanos};
 pub struct BreakerRule {
     /// The name in the policy: the upstream's.
     pub name: Arc<str>,
-    /// Opens after so many failures in a row.
+    /// Opens after this many failures in a row.
     pub failures: u32,
-    /// Opens above this share of failures, from 0 to 1; `None` does not look at the share.
+    /// Opens above this share of failures, from 0 to 1. `None`: the share does not count.
     pub error_rate: Option<f64>,
-    /// The least requests in the window for which the share means something.
+    /// The share counts only with at least this many requests in the window.
     pub min_requests: u32,
     /// How far back failures count.
     pub window: Duration,
     /// How long it stays open before it probes.
     pub cooldown: Duration,
-    /// So many successful trials close it.
+    /// It closes after this many successful trials.
     pub half_open_successes: u32,
     /// The statuses that are failures.
     pub statuses: Vec<u32>,
@@ -74,20 +75,20 @@ impl BreakerRule {
 pub enum Outcome {
     /// It answered with this status.
     Answered(u16),
-    /// It could not be reached or broke off.
+    /// It could not be reached, or closed the connection before its answer was complete.
     Unreachable,
     /// It took too long.
     TimedOut,
-    /// The client went away first, which says nothing about the upstream.
+    /// The client closed the connection first. This says nothing about the upstream.
     ClientLeft,
-    /// It was refused here after it had been admitted, or something broke here.
+    /// The gateway refused it after it had been admitted, or failed itself.
     NotSent,
-    /// The service is read-only and would not change anything. It is well.
+    /// The service refused a change because it is read-only. This is not a failure.
     ReadOnly,
 }
 
 impl Outcome {
-    /// Whether the upstream failed; `None` when nothing can be said of it.
+    /// Whether the upstream failed; `None` when the outcome says nothing about it.
     pub fn failed(self, rule: &BreakerRule) -> Option<bool> {
         match self {
             Self::Answered(status) => Some(rule.statuses.contains(&u32::from(status))),
@@ -99,13 +100,13 @@ impl Outcome {
 
 /// What the breaker stage asks of the outside. An implementation never waits without a bound.
 pub trait Breakers: Sync {
-    /// Proof that the breaker lets a request through; dropped unused, it frees its place.
+    /// Proof that the breaker lets a request through. When it is dropped without `settle`, its trial is free again.
     type Pass: Send;
 
-    /// Asks the breaker, if there is one; refused with the time after which to try again.
+    /// Asks the breaker, if there is one. A refusal gives the time after which to try again.
     fn enter(&self, breaker: Option<&Arc<BreakerRule>>, now: Timestamp) -> Result<Self::Pass, Duration>;
 
-    /// Tells the breaker how the request ended.
+    /// Notifies the breaker how the request ended.
     fn settle(&self, pass: Self::Pass, outcome: Outcome, now: Timestamp);
 }
 
@@ -140,8 +141,8 @@ impl State {
     }
 }
 
-/// Permission to send one request. It belongs to the state in which it was given: an answer that comes after the
-/// breaker has moved on changes nothing.
+/// Permission to send one request. It belongs to the state in which it was given: an answer that arrives after the
+/// breaker has changed its state is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pass {
     generation: u64,
@@ -149,13 +150,13 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// Whether others wait for how this request ends.
+    /// Whether this request is the trial, so that other requests wait for its outcome.
     pub const fn is_trial(&self) -> bool {
         self.trial
     }
 }
 
-/// One breaker: rule apart, clock apart.
+/// The state of one breaker. Rule and clock are arguments.
 #[derive(Clone, Debug, Default)]
 pub struct Breaker {
     phase: Phase,
@@ -186,7 +187,7 @@ struct Run {
 #[derive(Clone, Debug, Default)]
 struct Window {
     slots: [Slot; SLOTS],
-    /// The window that the slots are a tenth of.
+    /// The length of the whole window.
     length: Duration,
 }
 
@@ -200,7 +201,7 @@ struct Slot {
 }
 
 impl Breaker {
-    /// The state now; an open breaker whose cooldown is over counts as half-open.
+    /// The state now. An open breaker whose cooldown is over counts as half-open.
     pub fn state(&self, rule: &BreakerRule, now: Timestamp) -> State {
         match self.phase {
             Phase::Closed { .. } => State::Closed,
@@ -209,7 +210,8 @@ impl Breaker {
         }
     }
 
-    /// The state that it last moved to: an open breaker stays open until a trial is let through, however late.
+    /// The state that it last changed to. An open breaker stays open until a trial is let through, even long after its
+    /// cooldown.
     pub fn moved_to(&self) -> State {
         match self.phase {
             Phase::Closed { .. } => State::Closed,
@@ -218,17 +220,17 @@ impl Breaker {
         }
     }
 
-    /// Asks to send a request; refused with the time after which it is worth asking again.
+    /// Asks to send a request. A refusal gives the time after which to ask again.
     pub fn enter(&mut self, rule: &BreakerRule, now: Timestamp) -> Result<Pass, Duration> {
         match &mut self.phase {
             Phase::Closed { .. } => Ok(Pass { generation: self.generation, trial: false }),
-            // By the rule that holds now: a cooldown that was made shorter is over sooner.
+            // By the rule in force now: a cooldown that was made shorter ends sooner.
             Phase::Open { since } if *since + rule.cooldown > now => Err((*since + rule.cooldown).since(now)),
             Phase::Open { .. } => {
                 self.move_to(Phase::HalfOpen { trial: true, successes: 0 });
                 Ok(self.trial())
             }
-            // A trial under way will soon have opened or closed it; nobody knows when.
+            // The trial in flight will open or close the breaker soon, at an unknown time.
             Phase::HalfOpen { trial: true, .. } => Err(rule.cooldown.min(Duration::from_secs(1))),
             Phase::HalfOpen { trial, .. } => {
                 *trial = true;
@@ -237,7 +239,7 @@ impl Breaker {
         }
     }
 
-    /// Says how the request of `pass` ended.
+    /// Notes how the request of `pass` ended.
     pub fn settle(&mut self, rule: &BreakerRule, pass: Pass, outcome: Outcome, now: Timestamp) {
         if pass.generation != self.generation {
             return;
@@ -264,7 +266,7 @@ impl Breaker {
         }
     }
 
-    /// The share of failures in the window while closed; 1 while open.
+    /// The share of failures in the window while closed; 1 while open or half-open.
     pub fn error_rate(&self, rule: &BreakerRule, now: Timestamp) -> f64 {
         match &self.phase {
             Phase::Closed { window, .. } => window.error_rate(rule, now),
@@ -272,7 +274,7 @@ impl Breaker {
         }
     }
 
-    /// Closes it by hand.
+    /// Closes it, for an operator.
     pub fn reset(&mut self) {
         self.move_to(Phase::default());
     }
@@ -306,7 +308,7 @@ impl Window {
 
     fn count(&mut self, failed: bool, rule: &BreakerRule, now: Timestamp) {
         if self.length != rule.window {
-            *self = Self { length: rule.window, ..Self::default() }; // tenths of another window say nothing
+            *self = Self { length: rule.window, ..Self::default() }; // slots of another window have another length
         }
         let number = Self::number(rule, now);
         let slot = &mut self.slots[usize::try_from(number % SLOTS as u64).unwrap_or(0)];
@@ -372,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_in_a_row_open_it_and_a_success_starts_anew() {
+    fn failures_in_a_row_open_it_and_a_success_resets_the_count() {
         let mut breaker = Breaker::default();
         (0..4).for_each(|_| request(&mut breaker, BROKEN, START));
         request(&mut breaker, FINE, START);
@@ -405,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_trial_opens_it_again_and_one_whose_client_left_frees_the_place() {
+    fn a_failed_trial_opens_it_again_and_one_whose_client_left_allows_another() {
         let later = START + Duration::from_secs(31);
         let mut breaker = open_breaker();
         request(&mut breaker, Outcome::ClientLeft, later);
@@ -414,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_from_an_earlier_state_changes_nothing() {
+    fn a_late_answer_from_an_earlier_state_is_ignored() {
         let mut breaker = Breaker::default();
         let late = breaker.enter(&rule(), START).unwrap();
         (0..5).for_each(|_| request(&mut breaker, BROKEN, START));
@@ -434,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_changes_counts_from_then_on() {
+    fn a_changed_rule_applies_at_once() {
         let mut breaker = Breaker::default();
         let rule = BreakerRule { cooldown: Duration::from_hours(1), failures: 1, ..rule() };
         let pass = breaker.enter(&rule, START).unwrap();
@@ -447,6 +449,6 @@ mod tests {
         let mut window = Window::default();
         (0..30).for_each(|_| window.count(true, &shorter, START));
         let other = BreakerRule { window: Duration::from_mins(10), ..shorter };
-        assert_eq!(window.sums(&other, START), (0, 0), "of another window nothing is known");
+        assert_eq!(window.sums(&other, START), (0, 0), "slots of another window do not count");
     }
 }

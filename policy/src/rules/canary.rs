@@ -1,20 +1,20 @@
-//! Canary: a policy that has just come into force is on trial for a while. When more of the requests are refused, or end
-//! in a 5xx, than was usual before it, by more than the band that is left to it, the policy before it is put back.
+//! Canary: a new policy is on trial for a while. If the share of refused requests, or of requests that end in a 5xx,
+//! rises by more than the policy allows, compared with the time before, the previous policy is restored.
 //!
-//! Only a rise counts: that fewer requests are refused may mean that an attack is over. Off unless `[canary]` is there,
-//! for an attack that begins just after a reload rolls back a good policy.
+//! Only a rise counts, because a fall may mean that an attack is over. It is off unless `[canary]` is there, because an
+//! attack that begins just after a reload would roll back a good policy.
 
 use std::time::Duration;
 
 use crate::document::Section;
 use crate::document::units::Span;
 
-/// `[canary]`
+/// `[canary]`: how a new policy is watched.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CanaryRule {
-    /// How long a policy is on trial, and how far back what is usual is looked up.
+    /// How long a policy is on trial, and the length of the time before it to compare with.
     pub window: Duration,
-    /// Fewer requests say nothing, before the reload as after it.
+    /// With fewer requests than these, before the reload or after it, nothing is compared.
     pub min_requests: u64,
     /// By how much the share of refused requests may rise, from 0 to 1.
     pub refusals: f64,
@@ -53,8 +53,8 @@ impl CanaryRule {
         Some(rule)
     }
 
-    /// Compares how requests went under the policy before and under the one on trial. `Some` says how the latter has left
-    /// its band; `None` that it has not, or that too little is known.
+    /// Compares how requests ended under the policy before and under the one on trial. `Some` says which share rose too
+    /// much. `None`: no share did, or there were too few requests.
     pub fn judge(&self, usual: Tally, now: Tally) -> Option<String> {
         if usual.requests.min(now.requests) < self.min_requests {
             return None;
@@ -75,14 +75,14 @@ fn share(part: u64, whole: u64) -> f64 {
     part as f64 / whole as f64
 }
 
-/// How requests went.
+/// How requests ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// All of them.
     pub requests: u64,
     /// Those that the policy refused.
     pub refusals: u64,
-    /// Those that ended in a 5xx, whoever's.
+    /// Those that ended in a 5xx, from the service or from the gateway.
     pub errors: u64,
 }
 
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rise_beyond_the_band_is_a_departure_and_a_fall_is_none() {
+    fn a_rise_beyond_the_band_counts_and_a_fall_does_not() {
         let usual = tally(1_000, 50, 10);
         assert_eq!(
             RULE.judge(usual, tally(100, 15, 6)),
@@ -125,8 +125,8 @@ mod tests {
     }
 
     #[test]
-    fn few_requests_say_nothing() {
+    fn too_few_requests_are_not_compared() {
         assert_eq!(RULE.judge(tally(1_000, 0, 0), tally(49, 49, 49)), None);
-        assert_eq!(RULE.judge(tally(49, 0, 0), tally(1_000, 1_000, 0)), None, "nobody knows what is usual");
+        assert_eq!(RULE.judge(tally(49, 0, 0), tally(1_000, 1_000, 0)), None, "what is usual is unknown");
     }
 }

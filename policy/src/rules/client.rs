@@ -1,9 +1,9 @@
-//! Who is at the other end.
+//! Which client a request comes from.
 //!
-//! The address of the connection is the client unless it is a trusted proxy. Then `X-Forwarded-For` is read from right
-//! to left, over all its fields, as long as the hop is trusted; the first one that is not is the client. What stands
-//! further left was written by the client itself and is never looked at. An IPv6 client is a whole prefix, /64
-//! unless set otherwise, for it can change its address within that at will.
+//! The client is the address of the connection, unless that is a trusted proxy. Then `X-Forwarded-For` is read from
+//! right to left, over all its fields, as long as the address is a trusted proxy. The first address that is not is the
+//! client. The client itself may have written what is further left, so that is never read. An IPv6 client is a whole
+//! prefix, by default /64, because it can choose any address within its prefix.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,25 +16,25 @@ use crate::values::refusal::{Code, Refusal};
 use crate::values::request::{Headers, Request};
 use crate::values::stage::Stage;
 
-/// `[client]`: whose word about the client's address is believed.
+/// `[client]`: which proxies are trusted to name the client's address.
 #[derive(Clone, Debug)]
 pub struct ClientRule {
     trusted_proxies: Arc<NetworkTable<()>>,
     ipv6_prefix: u8,
 }
 
-/// A client as limits and block lists know it.
+/// A client, as limits and block lists see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
     /// The address.
     pub address: IpAddr,
     /// The network that counts as one client: one IPv4 address or one IPv6 prefix.
     pub network: IpNet,
-    /// Whether the connection came from a trusted proxy, whose `X-Forwarded-*` fields are appended to.
+    /// Whether the connection came from a trusted proxy. Then its `X-Forwarded-*` fields are extended, not replaced.
     pub behind_proxy: bool,
 }
 
-/// The most hops of `X-Forwarded-For` that are followed; a longer chain of trusted proxies is a forgery.
+/// The most hops of `X-Forwarded-For` that are read. A longer chain of trusted proxies must be forged.
 const MAX_HOPS: usize = 32;
 
 impl ClientRule {
@@ -53,7 +53,7 @@ impl ClientRule {
         rule
     }
 
-    /// The client of `request`, or a refusal when a trusted proxy wrote nonsense.
+    /// The client of `request`. It is refused when a trusted proxy sent something that is not an address.
     pub fn identify(&self, request: &Request<'_>) -> Result<Client, Refusal> {
         let peer = request.peer.to_canonical();
         let behind_proxy = self.trusts(peer);
@@ -61,7 +61,7 @@ impl ClientRule {
         Ok(Client { address, network: self.network(address), behind_proxy })
     }
 
-    /// The network that counts as one client.
+    /// The network of `address` that counts as one client.
     pub fn network(&self, address: IpAddr) -> IpNet {
         match address {
             IpAddr::V4(v4) => Ipv4Net::from(v4).into(),
@@ -69,7 +69,7 @@ impl ClientRule {
         }
     }
 
-    /// Whether the word of `address` about its client is believed.
+    /// Whether `address` is a trusted proxy.
     pub fn trusts(&self, address: IpAddr) -> bool {
         self.trusted_proxies.find(address).is_some()
     }
@@ -79,7 +79,7 @@ impl ClientRule {
         let mut client = peer;
         for (count, hop) in hops.enumerate() {
             client = hop_address(hop).filter(|_| count < MAX_HOPS).ok_or_else(|| {
-                let detail = "a trusted proxy sent an X-Forwarded-For that holds no address";
+                let detail = "a trusted proxy sent an X-Forwarded-For without a valid address";
                 Refusal::new(Stage::Identify, Code::MalformedForwardedFor, detail)
             })?;
             if !self.trusts(client) {
@@ -90,7 +90,7 @@ impl ClientRule {
     }
 }
 
-/// One element of `X-Forwarded-For`: an address, with a port or without.
+/// One element of `X-Forwarded-For`: an address, with or without a port.
 fn hop_address(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop).ok()?.trim_matches([' ', '\t']);
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);

@@ -1,6 +1,6 @@
-//! Overload: how many requests an upstream is sent at a time. A few more wait for a moment, those that matter most first;
-//! when even they are too many, those that matter least are told to come back. A service that is given what it can do
-//! answers more than one that is given everything.
+//! Overload: a bound on the requests in flight to an upstream. A few more wait for a moment, and those with the highest
+//! priority are sent first. When too many wait, those with the lowest priority are refused with a `Retry-After`. A
+//! service that gets no more requests than it can serve answers more of them than one that gets all.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -11,7 +11,7 @@ use crate::document::Section;
 use crate::document::units::Span;
 use crate::words;
 
-/// How much a route's requests matter; later ones matter more.
+/// How important the requests of a route are, in ascending order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
     /// Shed first.
@@ -28,25 +28,25 @@ words! { Priority { "low" => Low, "normal" => Normal, "high" => High } or "low, 
 /// `[concurrency.UPSTREAM]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConcurrencyRule {
-    /// Requests in flight.
+    /// The most requests in flight.
     pub max_in_flight: u32,
-    /// Requests that wait.
+    /// The most requests that wait.
     pub max_queued: u32,
-    /// For how long.
+    /// How long a request waits at most.
     pub max_wait: Duration,
 }
 
-/// There are too many requests in flight, and too many that wait.
+/// Too many requests are in flight and too many wait, or this one has waited too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overloaded;
 
 /// What the concurrency stage asks of the outside. An implementation never waits without a bound.
 pub trait Permits: Sync {
-    /// A place among the requests in flight, until it is dropped.
+    /// The right to be one of the requests in flight, until it is dropped.
     type Permit: Send;
 
-    /// A place among the requests that are sent to `upstream` at a time, if `rule` bounds them; waits no longer than that
-    /// says.
+    /// Acquires a permit for one request to `upstream`. If `rule` bounds the requests in flight, this may wait, at most
+    /// for the rule's `max_wait`.
     fn acquire(
         &self,
         upstream: &Arc<str>,

@@ -1,5 +1,5 @@
-//! The rules, one file a table of the policy: its words, its section, its type, the questions that it asks of the
-//! outside, and the function that judges.
+//! The rules. Each table of the policy has one file, which holds its words, its section, its type, the questions that
+//! it asks of the outside, and the function that judges.
 //!
 //! Floor 2: imports `document`, `values` and its own files.
 

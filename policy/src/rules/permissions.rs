@@ -1,4 +1,4 @@
-//! `[permissions]`: who answers permission questions and knows API keys, and how long an answer counts.
+//! `[permissions]`: which upstream answers permission questions and knows API keys, and how long an answer is valid.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,18 +7,18 @@ use crate::document::Section;
 use crate::document::units::Span;
 use crate::words;
 
-/// `[permissions]`: who answers permission questions and how long an answer is believed.
+/// `[permissions]`: which upstream answers permission questions, and how long an answer is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PermissionRule {
     /// The upstream that answers.
     pub upstream: Arc<str>,
-    /// How long a yes is believed.
+    /// How long a positive answer is valid.
     pub ttl: Duration,
-    /// How long a no is believed.
+    /// How long a negative answer is valid.
     pub negative_ttl: Duration,
-    /// The most answers that are remembered.
+    /// The most answers that are cached.
     pub capacity: u32,
-    /// Without news from the change feed for so long, nothing older is believed.
+    /// While the change feed is unavailable, an answer that is older than this is not used.
     pub max_staleness: Duration,
     /// What happens when nobody answers.
     pub on_failure: OnPermissionFailure,

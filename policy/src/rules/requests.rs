@@ -1,4 +1,4 @@
-//! `[requests]`: the bounds of a request, whoever sends it.
+//! `[requests]`: the bounds of every request.
 
 use std::time::Duration;
 
@@ -16,23 +16,23 @@ pub struct RequestRule {
     pub max_headers: usize,
     /// The most bytes of request line and header fields together.
     pub header_bytes: usize,
-    /// The most connections of one client address.
+    /// The most connections from one client address.
     pub max_connections: u32,
-    /// For the whole header, however it trickles in.
+    /// The time for the whole header, even if it arrives slowly but steadily.
     pub header_timeout: Duration,
-    /// For the whole body, however it trickles in.
+    /// The time for the whole body, even if it arrives slowly but steadily.
     pub request_timeout: Duration,
-    /// Between two requests on one connection.
+    /// The time between two requests on one connection.
     pub idle_timeout: Duration,
-    /// A client that takes nothing for this long is cut off.
+    /// The connection is closed when the client reads nothing for this time.
     pub write_timeout: Duration,
     /// What happens to `%2F` and `%5C` in a path.
     pub encoded_slash: EncodedSlash,
-    /// For the upstream to answer.
+    /// The time for the upstream to answer.
     pub upstream_timeout: Duration,
 }
 
-/// The parser's fixed room for header fields; `max_headers` may be set up to it.
+/// The fixed size of the parser's table of header fields, and so the largest `max_headers`.
 pub const MAX_HEADERS: u32 = 256;
 
 impl Default for RequestRule {

@@ -1,8 +1,9 @@
-//! Header fields that every answer carries, whoever made it.
+//! Header fields of every response, from a service or from the gateway itself.
 //!
-//! The defaults fill in what the service left out: a service knows its own pages best. What stands in `[headers]`
-//! replaces what the service sent, and an empty value removes it; with `mode = "fill"` that, too, only fills in, and an
-//! empty value removes no more than the default.
+//! A default is used only where the service did not set the field, because a service knows its own pages best. A value
+//! in
+//! `[headers]` replaces the field of the service, and an empty value removes the field. With `mode = "fill"` a value in
+//! `[headers]` is also used only where the service did not set the field, and an empty value removes only the default.
 
 use crate::document::Section;
 use crate::values::request::is_field_name;
@@ -12,31 +13,31 @@ use crate::words;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResponseHeaders {
     fields: Vec<(String, Edit)>,
-    /// Whether `Strict-Transport-Security` is the policy's own and not the default.
+    /// Whether `Strict-Transport-Security` is set by the policy, not by default.
     sets_hsts: bool,
 }
 
-/// What becomes of a field of an answer.
+/// What to do with one field of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
-    /// It gets this value where it is not there.
+    /// Set this value if the field is absent.
     Fill(String),
-    /// It gets this value.
+    /// Set this value, whether or not the field is there.
     Replace(String),
-    /// It is taken out.
+    /// Remove the field.
     Remove,
 }
 
-/// How an answer goes to its client.
+/// How a response is sent to its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Channel {
-    /// The client came over TLS: to the gateway, or to a trusted proxy that says so.
+    /// The client uses TLS, to the gateway or, as a trusted proxy says, to that proxy.
     pub encrypted: bool,
-    /// The profile is production: clients are told to come over TLS from now on.
+    /// The profile is production, in which clients are told to use TLS from now on.
     pub production: bool,
 }
 
-/// Whether what stands in `[headers]` replaces what the service sent.
+/// Whether the values in `[headers]` replace those of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Fill,
@@ -45,8 +46,8 @@ pub(crate) enum Mode {
 
 words! { Mode { "fill" => Fill, "replace" => Replace } or "fill or replace" }
 
-/// RFC 6797: a browser comes over TLS alone from now on. A browser believes it for a long time, so a machine of a
-/// developer does not say it, and nobody says it over plain HTTP (section 7.2).
+/// RFC 6797: from now on the browser uses TLS only. A browser remembers this for a long time, so it is sent only in the
+/// production profile, and never over plain HTTP (section 7.2).
 const HSTS: &str = "strict-transport-security";
 
 /// Source: OWASP Secure Headers Project.
@@ -74,7 +75,7 @@ const RESERVED: [&str; 8] = [
 /// The most fields of `[headers]`.
 const MOST: usize = 64;
 
-/// The longest value of one, in bytes: clients read no longer ones.
+/// The longest value of one field, in bytes. Clients may not accept longer ones.
 const LONGEST: usize = 4_096;
 
 impl ResponseHeaders {
@@ -91,7 +92,7 @@ impl ResponseHeaders {
             let lower = name.to_ascii_lowercase();
             let visible = value.len() <= LONGEST && value.bytes().all(|byte| (b' '..=b'~').contains(&byte));
             if !is_field_name(&lower) || RESERVED.contains(&lower.as_str()) || !visible {
-                section.fault(&name, "a header field that is free to set, with at most 4096 bytes of visible ASCII as its value");
+                section.fault(&name, "a header field that is not reserved, with at most 4096 bytes of visible ASCII as its value");
                 continue;
             }
             headers.fields.retain(|(known, _)| *known != lower);
@@ -107,11 +108,11 @@ impl ResponseHeaders {
         headers
     }
 
-    /// What is done to an answer that goes by `channel`; names are in lower case.
+    /// The edits of a response that is sent by `channel`. Names are in lower case.
     pub fn edits(&self, channel: Channel) -> impl Iterator<Item = (&str, &Edit)> {
-        let tells_hsts = channel.encrypted && (channel.production || self.sets_hsts);
+        let sends_hsts = channel.encrypted && (channel.production || self.sets_hsts);
         let edits = self.fields.iter().map(|(name, edit)| (name.as_str(), edit));
-        edits.filter(move |(name, edit)| *name != HSTS || tells_hsts || **edit == Edit::Remove)
+        edits.filter(move |(name, edit)| *name != HSTS || sends_hsts || **edit == Edit::Remove)
     }
 }
 
@@ -137,14 +138,18 @@ mod tests {
     }
 
     #[test]
-    fn defaults_fill_and_what_the_policy_says_replaces_or_removes() {
+    fn defaults_fill_and_values_of_the_policy_replace_or_remove() {
         let named = "Content-Security-Policy = \"x\"\nreferrer-policy = \"\"";
         let find = |section: &str, name| edit(section, SAFE, name);
         let fill = |value: &str| Some(Edit::Fill(value.to_owned()));
         assert_eq!(find("", "content-security-policy"), fill("default-src 'self'"));
         assert_eq!(find(named, "content-security-policy"), Some(Edit::Replace("x".to_owned())));
         assert_eq!(find(named, "referrer-policy"), Some(Edit::Remove));
-        assert_eq!(find(named, "x-frame-options"), fill("DENY"), "what is not named keeps its default");
+        assert_eq!(
+            find(named, "x-frame-options"),
+            fill("DENY"),
+            "a field that the policy does not name has its default"
+        );
         let filling = format!("mode = \"fill\"\n{named}");
         assert_eq!(find(&filling, "content-security-policy"), fill("x"));
         assert_eq!(find(&filling, "referrer-policy"), None, "the service's own passes");
@@ -155,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn hsts_is_said_in_production_over_tls_alone() {
+    fn hsts_is_sent_in_production_over_tls_only() {
         let says =
             |section: &str, encrypted, production| edit(section, Channel { encrypted, production }, HSTS);
         assert_eq!(says("", true, true), Some(Edit::Fill("max-age=31536000; includeSubDomains".to_owned())));
@@ -163,7 +168,11 @@ mod tests {
             assert_eq!(says("", encrypted, production), None);
         }
         let own = format!("{HSTS} = \"max-age=60\"");
-        assert_eq!(says(&own, true, false), Some(Edit::Replace("max-age=60".to_owned())), "whoever wants it");
+        assert_eq!(
+            says(&own, true, false),
+            Some(Edit::Replace("max-age=60".to_owned())),
+            "the policy sets it itself"
+        );
         assert_eq!(says(&own, false, true), None);
         assert_eq!(says(&format!("{HSTS} = \"\""), false, false), Some(Edit::Remove));
     }

@@ -1,9 +1,11 @@
-//! Retries: a request that failed for the upstream's sake is tried again, where that is safe and worth it.
+//! Retries: a request that failed because of its upstream is sent again, where that is safe and useful.
 //!
-//! Safe are the idempotent methods (RFC 9110, 9.2.2) and whatever carries an `Idempotency-Key`, and only while the client
-//! has been sent nothing. Worth it are connections that fail, tries that take too long, and `statuses`; `Retry-After` is
-//! honoured, and one that asks for more than `max` ends the trying. The waits grow as `backoff` says, with full jitter
-//! (Brooker, "Exponential Backoff And Jitter"), and all tries together may add at most `budget` of the load.
+//! - It is safe for idempotent methods (RFC 9110, 9.2.2) and for requests with an `Idempotency-Key`, as long as nothing
+//!   was sent to the client.
+//! - It is useful after a failed connection, a timeout, or one of `statuses`.
+//! - `Retry-After` is respected. If it asks for more than `max`, there is no retry.
+//! - The waits grow as `backoff` says, with full jitter (Brooker, "Exponential Backoff And Jitter").
+//! - All retries together may add at most the share `budget` to the load.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,11 +24,11 @@ pub const MOST_ATTEMPTS: u32 = 10;
 /// How waits grow from try to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Growth {
-    /// They stay `base`.
+    /// Each wait is `base`.
     Fixed,
-    /// They grow by `base`.
+    /// Each wait is longer by `base`.
     Linear,
-    /// They double.
+    /// Each wait is twice as long.
     Exponential,
 }
 
@@ -37,7 +39,7 @@ words! { Growth { "fixed" => Fixed, "linear" => Linear, "exponential" => Exponen
 pub struct RetryRule {
     /// The name in the policy.
     pub name: Arc<str>,
-    /// Tries of one request, the first included.
+    /// The most tries of one request, including the first.
     pub attempts: u32,
     /// How the waits grow.
     pub backoff: Growth,
@@ -45,13 +47,13 @@ pub struct RetryRule {
     pub base: Duration,
     /// The longest wait.
     pub max: Duration,
-    /// Whether a wait is a random part of what it could be.
+    /// Whether each wait is a random part of its full length.
     pub jitter: bool,
-    /// The share of load that retries may add, from 0 to 1.
+    /// The share that retries may add to the load, from 0 to 1.
     pub budget: f64,
-    /// For each try; the route's `upstream_timeout` bounds them all together.
+    /// The time for each try. The route's `upstream_timeout` bounds all tries together.
     pub try_timeout: Option<Duration>,
-    /// Answers that are worth another try.
+    /// The statuses after which another try is useful.
     pub statuses: Vec<u32>,
 }
 
@@ -87,8 +89,8 @@ impl RetryRule {
         rule
     }
 
-    /// How long to wait before the next try, after `tried` of them; `None` when this was the last. `chance` is uniform in
-    /// `0.0..1.0`, `retry_after` what the upstream asks for.
+    /// How long to wait before the next try, after `tried` tries. `None`: no further try. `chance` is uniform in
+    /// `0.0..1.0`, and `retry_after` is the wait that the upstream asks for.
     pub fn again(
         &self,
         tried: u32,
@@ -96,13 +98,13 @@ impl RetryRule {
         retry_after: Option<Duration>,
         chance: f64,
     ) -> Option<Duration> {
-        let worth_it = match outcome {
+        let useful = match outcome {
             Outcome::Answered(status) => self.statuses.contains(&u32::from(status)),
             Outcome::Unreachable | Outcome::TimedOut => true,
             Outcome::ClientLeft | Outcome::NotSent | Outcome::ReadOnly => false,
         };
         let asked_for = retry_after.unwrap_or_default();
-        if !worth_it || tried >= self.attempts || asked_for > self.max {
+        if !useful || tried >= self.attempts || asked_for > self.max {
             return None;
         }
         let cap = match self.backoff {
@@ -116,7 +118,7 @@ impl RetryRule {
     }
 }
 
-/// Whether sending a request twice does what sending it once does.
+/// Whether sending a request twice has the same effect as sending it once.
 pub fn is_repeatable(method: &str, headers: Headers<'_>) -> bool {
     matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE")
         || headers.first("idempotency-key").is_some()
@@ -141,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_grow_as_they_should_and_end() {
+    fn waits_grow_as_configured_and_end() {
         let waits = |growth| -> Vec<_> {
             let again = |tried| rule(growth).again(tried, Outcome::Unreachable, None, 0.5);
             (1..=4).map(|tried| again(tried).map(|wait| wait.as_millis())).collect()
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_get_better_is_tried_again_and_not_before_it_is_wanted() {
+    fn only_temporary_failures_are_tried_again_and_not_before_retry_after() {
         let rule = rule(Growth::Fixed);
         let again = |outcome, after| rule.again(1, outcome, after, 0.0);
         assert!(again(Outcome::Answered(503), None).is_some());

@@ -1,4 +1,4 @@
-//! What the claims of a token mean, once its signature is good (RFC 7519, 4.1).
+//! What the claims of a token mean, after its signature was verified (RFC 7519, 4.1).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::rules::authenticate::token::Token;
 use crate::values::refusal::Code;
 use crate::values::time::Timestamp;
 
-/// What a token says that can be believed.
+/// The claims of a token that can be trusted.
 #[derive(Debug)]
 pub(crate) struct Claims {
     pub(crate) id: String,
@@ -18,18 +18,18 @@ pub(crate) struct Claims {
     pub(crate) headers: Vec<(Arc<str>, String)>,
     pub(crate) jti: Option<String>,
     pub(crate) issued_at: Option<Timestamp>,
-    /// Before this it is not valid yet, leeway and all.
+    /// The token is not valid before this time. The leeway is included.
     pub(crate) begins: Timestamp,
-    /// When it stops to be believed, leeway and all.
+    /// The token is not accepted from this time on. The leeway is included.
     pub(crate) ends: Timestamp,
 }
 
-/// Why a token is not believed.
+/// Why a token is not accepted.
 #[derive(Debug)]
 pub(crate) struct TokenRefusal {
     pub(crate) code: Code,
     pub(crate) detail: String,
-    /// Which claim, as `claims.aud`.
+    /// The claim that is wrong, as `claims.aud`.
     pub(crate) reason: String,
 }
 
@@ -44,7 +44,7 @@ impl TokenRefusal {
 }
 
 impl Issuer {
-    /// Judges the claims of a token whose signature is good.
+    /// Judges the claims of a token whose signature was verified.
     pub(crate) fn judge(&self, token: &Token<'_>, now: Timestamp) -> Result<Claims, TokenRefusal> {
         let claims = &token.claims;
         let ends =
@@ -74,13 +74,13 @@ impl Issuer {
         Ok(Claims { id, roles, headers, jti, issued_at, begins, ends })
     }
 
-    /// The roles: a list of strings, or one string, as providers send them.
+    /// The roles. Providers send a list of strings or one string.
     fn roles(&self, claims: &Map<String, Value>) -> Vec<String> {
         let strings = |list: &[Value]| list.iter().filter_map(Value::as_str).map(str::to_owned).collect();
         match claim(claims, &self.roles_claim) {
             Some(Value::String(role)) => vec![role.clone()],
             Some(Value::Array(list)) => strings(list),
-            // What names no role gives none: a route that needs none can do without.
+            // Anything else gives no role. Routes that require no role still accept the token.
             _ => Vec::new(),
         }
     }
@@ -100,7 +100,8 @@ impl Issuer {
     }
 }
 
-/// The claim `name`: one of that very name, else what the path leads to, as `realm_access.roles`.
+/// The claim `name`: a claim with exactly this name or, if there is none, the claim at this path
+/// (`realm_access.roles`).
 fn claim<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
     claims.get(name).or_else(|| {
         let (first, rest) = name.split_once('.')?;
@@ -108,12 +109,12 @@ fn claim<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
     })
 }
 
-/// A `NumericDate`: seconds since the epoch, perhaps with a fraction.
+/// A `NumericDate`: seconds since the epoch, possibly with a fraction.
 fn date(claims: &Map<String, Value>, name: &str) -> Result<Option<Timestamp>, TokenRefusal> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     let seconds =
-        value.as_f64().ok_or_else(|| TokenRefusal::invalid(name, &format!("`{name}` is no date")))?;
-    // Before the epoch is long ago, and after what can be counted is far away.
+        value.as_f64().ok_or_else(|| TokenRefusal::invalid(name, &format!("`{name}` is not a date")))?;
+    // A date before the epoch counts as the epoch, one that would overflow as the last time that can be counted.
     let since_epoch = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
     Ok(Some(Timestamp::EPOCH + since_epoch))
 }
@@ -126,12 +127,13 @@ fn holds(claim: Option<&Value>, wanted: &str) -> bool {
     }
 }
 
-/// A blank at an end would be lost in a header field, and another identity would arrive.
+/// Whether a header field carries `text` unchanged. A space at either end would be lost, and the service would see
+/// another identity.
 pub(crate) fn plain(text: &str) -> bool {
     !text.chars().any(char::is_control) && text.trim() == text
 }
 
-/// A claim as a header value: a list is joined with commas, so no element may hold one.
+/// A claim as a header value. A list is joined with commas, so no element may contain a comma.
 fn header_value(value: &Value) -> Option<String> {
     let text = match value {
         Value::String(text) => text.clone(),

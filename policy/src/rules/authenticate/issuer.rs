@@ -1,4 +1,4 @@
-//! `[jwt.NAME]`: whose tokens are believed, and where the keys are that verify them.
+//! `[jwt.NAME]`: an issuer whose tokens are accepted, and where the keys are that verify them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,28 +9,28 @@ use crate::document::units::Span;
 use crate::rules::authenticate::token::Algorithm;
 use crate::values::request::is_field_name;
 
-/// `[jwt.NAME]`: one issuer whose tokens are believed.
+/// `[jwt.NAME]`: one issuer whose tokens are accepted.
 #[derive(Clone, Debug)]
 pub struct Issuer {
     /// The name in the policy: routes say `jwt:NAME`.
     pub name: Arc<str>,
-    /// Whether the policy names others as well: then a `sub` alone is no one's name.
+    /// Whether the policy has other issuers too. Then a `sub` alone does not identify a subject.
     pub is_one_of_several: bool,
-    /// The allow-list; never empty.
+    /// The accepted algorithms; never empty.
     pub algorithms: Vec<Algorithm>,
     /// Where its keys are.
     pub keys: KeySource,
-    /// What `iss` must be; anything when `None`.
+    /// The required `iss`; `None` accepts any.
     pub issuer: Option<String>,
-    /// `aud` must hold one of these; anything when empty.
+    /// `aud` must contain one of these; an empty list accepts any.
     pub audience: Vec<String>,
-    /// How far clocks may differ.
+    /// How much clocks may differ.
     pub leeway: Duration,
-    /// How often a key set is fetched anew.
+    /// How often the key set is fetched again.
     pub refresh: Duration,
     /// The claim that holds the roles.
     pub roles_claim: String,
-    /// Which claims are forwarded, and in which header fields.
+    /// The claims that are forwarded, each with its header field.
     pub forward: Vec<(String, Arc<str>)>,
 }
 
@@ -41,21 +41,21 @@ pub enum KeySource {
     Jwks(String),
     /// A public key in PEM, or a key set, in a file.
     File(String),
-    /// A shared secret by its name.
+    /// The name of a shared secret.
     Secret(String),
 }
 
-/// The most by which clocks may differ: for so long after its end a revocation of the backend's still holds.
+/// The most by which clocks may differ. The backend holds a revocation for this time after the end of its token.
 const MOST_LEEWAY: Duration = Duration::from_mins(5);
 
-/// The most claims of one issuer that are forwarded, and the most issuers: each field of a request is compared with all.
+/// The most forwarded claims of one issuer, and the most issuers. Each field of a request is compared with all of them.
 const MOST_FORWARDED: usize = 32;
 const MOST_ISSUERS: usize = 100;
 
 /// The most audiences of one issuer.
 const MOST_AUDIENCES: usize = 64;
 
-/// Header fields that no claim may be written to: the gateway or HTTP itself relies on them.
+/// Header fields that no claim may be written to, because the gateway or HTTP itself relies on them.
 const RESERVED_FIELDS: [&str; 12] = [
     "authorization",
     "connection",
@@ -71,24 +71,24 @@ const RESERVED_FIELDS: [&str; 12] = [
     "x-request-id",
 ];
 
-/// Whether this is `http://HOST…` or `https://HOST…`.
+/// Whether `url` is `http://HOST…` or `https://HOST…`.
 fn is_address(url: &str) -> bool {
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")).unwrap_or_default();
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     !host.is_empty() && !host.ends_with(['@', ':']) && !url.chars().any(char::is_whitespace)
 }
 
-/// A URL as it may be logged: without userinfo, query and fragment, which may hold secrets.
+/// A URL in the form that may be logged: without userinfo, query and fragment, which may contain secrets.
 pub fn without_secrets(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let (bare, after) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
-    // A password may hold any sign: whatever stands before the last @ may be one.
+    // A password may contain any character, so everything before the last @ may be part of one.
     let shown =
         if after.contains('@') { "…" } else { bare.rsplit_once('@').map_or(bare, |(_, host)| host) };
     if scheme.is_empty() { shown.to_owned() } else { format!("{scheme}://{shown}") }
 }
 
-/// A name that is not empty: no token can hold what an empty one stands for.
+/// A name that is not empty, because no token can match an empty one.
 fn named(section: &Section<'_>, key: &'static str, name: Option<String>) -> Option<String> {
     if name.as_ref().is_some_and(String::is_empty) {
         section.fault(key, "a name (got \"\")");
@@ -113,7 +113,7 @@ impl Issuer {
         if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
             section.fault(
                 "",
-                "an issuer's name holds letters, digits, `-`, `_` and `.`: it stands behind `@` in logs",
+                "an issuer's name holds letters, digits, `-`, `_` and `.`, because it is written after `@` in logs",
             );
         }
         let algorithms =
@@ -180,13 +180,14 @@ impl Issuer {
         }
     }
 
-    /// A shared secret and a public key never serve the same issuer: that is how a public key becomes a secret.
+    /// An issuer has either a shared secret or public keys. With both, an attacker could use a public key as the
+    /// secret.
     fn check_algorithms(section: &Section<'_>, algorithms: &[Algorithm], keys: Option<&KeySource>) {
         let symmetric = matches!(keys, Some(KeySource::Secret(_)));
         if algorithms.is_empty() {
             section.fault("algorithms", "at least one of HS256, RS256, ES256, EdDSA");
         } else if keys.is_some() && algorithms.iter().any(|one| (*one == Algorithm::HS256) != symmetric) {
-            section.fault("algorithms", "HS256 goes with `secret`, the others go with `jwks` or `key_file`");
+            section.fault("algorithms", "HS256 needs `secret`, the others need `jwks` or `key_file`");
         }
     }
 
@@ -200,7 +201,10 @@ impl Issuer {
         for (claim, field, _) in fields.into_iter().take(MOST_FORWARDED) {
             let field = field.to_ascii_lowercase();
             if !is_field_name(&field) || RESERVED_FIELDS.contains(&field.as_str()) {
-                section.fault("forward", format!("the name of a header field that is free (got {field:?})"));
+                section.fault(
+                    "forward",
+                    format!("the name of a header field that is not reserved (got {field:?})"),
+                );
             }
             forward.push((claim, field.into()));
         }
@@ -213,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_logged_without_what_may_be_secret() {
+    fn a_url_is_logged_without_the_parts_that_may_be_secret() {
         for (url, shown) in [
             ("https://a.example/jwks.json", "https://a.example/jwks.json"),
             ("https://u:p@a.example:8443/jwks?key=k#f", "https://a.example:8443/jwks"),

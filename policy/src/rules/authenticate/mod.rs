@@ -1,10 +1,13 @@
 //! Authenticate: who is asking.
 //!
-//! A route with `auth` wants one proof. A token: one `Authorization: Bearer` of one of its issuers, signed with an
-//! algorithm on the issuer's list, not expired, already valid, for our audience, with a subject. Or an API key, in
-//! `X-API-Key` or in `Authorization` as `ApiKey` or `Bearer`, which the permission service knows. What was revoked is not
-//! believed, however good it is otherwise. A route without `auth` is open, and a proof sent there is not looked at. Only
-//! this file makes a [`Subject`], so nothing that needs one can be asked before.
+//! A route with `auth` requires one proof:
+//!
+//! - a token: one `Authorization: Bearer` from one of the route's issuers, signed with an algorithm on the issuer's
+//!   list, not expired, already valid, for our audience, with a subject, or
+//! - an API key that the permission service knows, in `X-API-Key`, or in `Authorization` as `ApiKey` or `Bearer`.
+//!
+//! A proof that was revoked is never accepted. A route without `auth` is open, and ignores any proof. Only this file
+//! makes a [`Subject`], so no rule that needs one can be judged before.
 
 pub(crate) mod claims;
 pub mod issuer;
@@ -25,23 +28,23 @@ use crate::values::request::Request;
 use crate::values::stage::Stage;
 use crate::values::time::Timestamp;
 
-/// What every API key begins with.
+/// The prefix of every API key.
 pub const KEY_PREFIX: &str = "pal_";
 
-/// The longest API key that is looked at, in bytes.
+/// The longest API key that is accepted, in bytes.
 const LONGEST_KEY: usize = 128;
 
-/// The field that carries an API key, and nothing else.
+/// The header field for an API key, and for nothing else.
 pub const KEY_FIELD: &str = "x-api-key";
 
-/// Who is asking; made here and nowhere else.
+/// Who is asking. Only this file makes one.
 #[derive(Clone, Debug)]
 pub struct Subject(Option<Arc<Known>>);
 
 #[derive(Clone, Debug)]
 struct Known {
     id: String,
-    /// The id, and whose word it is where several issuers have subjects.
+    /// The id; where there are several issuers, followed by the issuer's name.
     identity: String,
     roles: Vec<String>,
     headers: Vec<(Arc<str>, String)>,
@@ -53,7 +56,7 @@ struct Known {
 enum Proven {
     ByToken {
         issuer: Arc<Issuer>,
-        /// The `iss` that the policy expects of its tokens; empty where it expects none.
+        /// The `iss` that the policy requires; empty where it requires none.
         iss: String,
         jti: Option<String>,
         issued_at: Option<Timestamp>,
@@ -63,70 +66,70 @@ enum Proven {
     ByKey(Arc<KeyHolder>),
 }
 
-/// What a revocation may be about.
+/// The things that a revocation may name.
 #[derive(Clone, Copy, Debug)]
 pub struct Credential<'a> {
     /// The subject.
     pub sub: &'a str,
-    /// The subject, and whose word it is where several issuers have subjects.
+    /// The subject; where there are several issuers, followed by the issuer's name.
     pub identity: &'a str,
-    /// The token's id; an API key's.
+    /// The id of the token or of the API key.
     pub jti: Option<&'a str>,
-    /// When the token was issued, where it says so.
+    /// When the token was issued, if it says so.
     pub issued_at: Option<Timestamp>,
-    /// Whether it is an API key, which is as old as its owner wants it.
+    /// Whether it is an API key, which has no time of issue and lasts as long as its owner wants.
     pub is_key: bool,
 }
 
-/// Why a signature was not found good.
+/// Why a signature was not verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VerifyFault {
-    /// It is not the key's.
+    /// The key did not make this signature.
     Forged,
-    /// No such key.
+    /// There is no such key.
     UnknownKey,
-    /// The keys could not be had.
+    /// The keys are unavailable.
     Unavailable,
 }
 
-/// Whose an API key is.
+/// The holder of an API key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyHolder {
-    /// The key's own id.
+    /// The id of the key.
     pub id: String,
-    /// Its owner.
+    /// The owner of the key.
     pub user: String,
     /// The owner's roles.
     pub roles: Vec<String>,
-    /// Permissions and resources that the key is limited to; a resource may end in `*`. None: no limit.
+    /// The permissions and resources to which the key is limited. A resource may end in `*`. Empty: no limit.
     pub scopes: Vec<(String, String)>,
-    /// When it ends.
+    /// When the key expires.
     pub expires_at: Option<Timestamp>,
 }
 
-/// Nobody can say whose an API key is.
+/// The holder of an API key could not be looked up.
 #[derive(Clone, Copy, Debug)]
 pub struct HolderUnavailable;
 
 /// What authentication asks of the outside. An implementation never waits without a bound.
 pub trait Proofs: Sync {
-    /// The subject of a token that was found good before, if it is remembered.
+    /// The subject of a token that was verified before, if it is cached.
     fn recall(&self, token: &str) -> Option<Subject>;
 
-    /// Remembers that a token was found good.
+    /// Caches that a token was verified.
     fn remember(&self, token: &str, subject: &Subject);
 
-    /// Whether this was revoked.
+    /// Whether the credential was revoked.
     fn revoked(&self, credential: &Credential<'_>) -> bool;
 
-    /// Whose API key this is; nobody's, when it is unknown, has ended, or its owner is not active.
+    /// The holder of an API key; `None` when the key is unknown or expired, or its owner is not active.
     fn key_holder(
         &self,
         rule: &PermissionRule,
         key: &str,
     ) -> impl Future<Output = Result<Option<Arc<KeyHolder>>, HolderUnavailable>> + Send;
 
-    /// Whether the issuer's key made this signature.
+    /// Verifies that a key of the issuer made the token's signature.
     fn verify(
         &self,
         issuer: &Arc<Issuer>,
@@ -139,19 +142,19 @@ impl Subject {
         Self(Some(Arc::new(known)))
     }
 
-    /// The `sub` of the token or the key's owner; `None` on an open route.
+    /// The `sub` of the token, or the owner of the key. `None` on an open route.
     pub fn id(&self) -> Option<&str> {
         self.0.as_ref().map(|known| known.id.as_str())
     }
 
-    /// The subject as limits and logs know it: its id, followed by `@` and the issuer's name in the policy where there are
-    /// several issuers. Two of them may have the same `sub` for two people.
+    /// The name of the subject in limits and logs: its id, and where there are several issuers also `@` and the
+    /// issuer's name in the policy, because two issuers may use the same `sub` for two people.
     pub fn identity(&self) -> Option<&str> {
         self.0.as_ref().map(|known| known.identity.as_str())
     }
 
-    /// Whose word its id is, where there are several issuers: the `iss` that the policy expects. `None` where there is no question about it,
-    /// as for the owner of an API key.
+    /// The issuer that vouches for the id, where there are several: the `iss` that the policy requires. `None` where
+    /// the id alone is unambiguous, as for the owner of an API key.
     pub fn issuer(&self) -> Option<&str> {
         match &self.0.as_ref()?.proof {
             Proven::ByToken { issuer, iss, .. } => issuer.is_one_of_several.then_some(iss.as_str()),
@@ -159,12 +162,12 @@ impl Subject {
         }
     }
 
-    /// Whether what its token says of its roles counts somewhere: here, where a route names some, or at the service.
+    /// Whether the roles of its token are forwarded to the service.
     pub(crate) fn forwards_roles(&self) -> bool {
         self.roles_field().is_some()
     }
 
-    /// The field that carries its token's roles to the service.
+    /// The header field in which the roles of its token are forwarded.
     fn roles_field(&self) -> Option<&Arc<str>> {
         match &self.0.as_ref()?.proof {
             Proven::ByToken { issuer, .. } => {
@@ -174,7 +177,7 @@ impl Subject {
         }
     }
 
-    /// The same subject with the roles that it has now, whatever its token says.
+    /// The same subject with its current roles, in place of those in its token.
     pub(crate) fn with_roles(self, roles: &[String]) -> Self {
         if self.roles() == roles {
             return self;
@@ -193,7 +196,7 @@ impl Subject {
         Self::of(known)
     }
 
-    /// Whether it came with a token.
+    /// Whether its proof is a token.
     pub(crate) fn has_token(&self) -> bool {
         self.0.as_ref().is_some_and(|known| matches!(known.proof, Proven::ByToken { .. }))
     }
@@ -203,7 +206,7 @@ impl Subject {
         self.0.as_ref().map_or(&[], |known| &known.roles)
     }
 
-    /// The identity headers that the upstream gets.
+    /// The identity headers for the upstream.
     pub fn headers(&self) -> &[(Arc<str>, String)] {
         self.0.as_ref().map_or(&[], |known| &known.headers)
     }
@@ -216,12 +219,12 @@ impl Subject {
         })
     }
 
-    /// The id of its API key, if it came with one.
+    /// The id of its API key, if its proof is one.
     pub fn key(&self) -> Option<&str> {
         self.holder().map(|holder| &*holder.id)
     }
 
-    /// What its API key is limited to; nothing when it may do whatever its owner may.
+    /// The permissions to which its API key is limited. Empty when it may do whatever its owner may do.
     pub fn scopes(&self) -> &[(String, String)] {
         self.holder().map_or(&[], |holder| &holder.scopes)
     }
@@ -233,7 +236,7 @@ impl Subject {
         }
     }
 
-    /// What a revocation may be about; `None` on an open route.
+    /// The things that a revocation may name. `None` on an open route.
     pub fn credential(&self) -> Option<Credential<'_>> {
         let known = self.0.as_ref()?;
         Some(match &known.proof {
@@ -254,7 +257,7 @@ impl Subject {
         })
     }
 
-    /// When its token stops to be believed; `None` where there is no token.
+    /// When its token or key ends. `None` when there is no proof, or a key that never expires.
     pub fn ends(&self) -> Option<Timestamp> {
         match &self.0.as_ref()?.proof {
             Proven::ByToken { ends, .. } => Some(*ends),
@@ -262,10 +265,10 @@ impl Subject {
         }
     }
 
-    /// Whether a token that was found good before is good for this route now.
+    /// Whether a token that was verified before is valid for this route now.
     fn serves(&self, rule: &AuthRule, now: Timestamp) -> bool {
         match self.0.as_ref().map(|known| &known.proof) {
-            // The clock may have been set back since.
+            // `begins` is checked too, because the clock may have been set back.
             Some(Proven::ByToken { issuer, begins, ends, .. }) => {
                 *ends > now && *begins <= now && rule.issuers.iter().any(|ours| Arc::ptr_eq(ours, issuer))
             }
@@ -274,7 +277,7 @@ impl Subject {
     }
 }
 
-/// What a client shows.
+/// The proof that a client sent.
 enum Proof<'r> {
     Token(&'r str),
     Key(&'r str),
@@ -284,12 +287,12 @@ fn refuse(code: Code, detail: &str) -> Refusal {
     Refusal::new(Stage::Authenticate, code, detail)
 }
 
-/// `auth` of a route: whose proofs it takes. With none anybody may come.
+/// `auth` of a route: the proofs that it accepts. Without any the route is open.
 #[derive(Clone, Debug, Default)]
 pub struct AuthRule {
-    /// The issuers whose tokens are taken.
+    /// The issuers whose tokens are accepted.
     pub issuers: Vec<Arc<Issuer>>,
-    /// Whether API keys are taken.
+    /// Whether API keys are accepted.
     pub api_keys: bool,
 }
 
@@ -299,7 +302,7 @@ impl AuthRule {
         self.api_keys || !self.issuers.is_empty()
     }
 
-    /// Finds out who is asking, as the route's `auth` wants it.
+    /// Finds out who is asking, by the route's `auth`.
     pub async fn authenticate<W: Proofs>(
         &self,
         rule: &PermissionRule,
@@ -333,7 +336,7 @@ impl AuthRule {
         let token = Token::parse(text).map_err(malformed)?;
         let claimed = token.claims.get("iss").and_then(Value::as_str);
         let ours = |issuer: &&Arc<Issuer>| issuer.issuer.is_none() || issuer.issuer.as_deref() == claimed;
-        // Issuers that do not say who they are can only be told apart by their keys.
+        // Issuers without `issuer` in the policy can be distinguished only by their keys, so each is tried.
         let mut verdict =
             Err(refuse(Code::TokenInvalid, "the token is from another issuer").because("claims.iss"));
         for (tried, issuer) in self.issuers.iter().filter(ours).enumerate() {
@@ -381,7 +384,7 @@ impl AuthRule {
         Ok(Subject::of(Known { id, identity, roles, headers, proof: Proven::ByKey(holder) }))
     }
 
-    /// The fields that carry the owner of a key and its roles: those in which the route's tokens carry theirs.
+    /// The header fields for the owner of a key and the owner's roles. They are the same as for the route's tokens.
     fn identity_fields(&self) -> (Arc<str>, Arc<str>) {
         let field = |claim: &str| {
             let forward = self.issuers.first().map(|issuer| &issuer.forward)?;
@@ -394,7 +397,7 @@ impl AuthRule {
         )
     }
 
-    /// The one proof of a request.
+    /// The proof of a request. More than one is refused.
     fn proof<'r>(&self, request: &Request<'r>) -> Result<Proof<'r>, Refusal> {
         let missing = || {
             refuse(
@@ -459,13 +462,15 @@ async fn judge<W: Proofs>(
         VerifyFault::UnknownKey => {
             refuse(Code::TokenInvalid, "the token is signed with an unknown key").because("unknown_key")
         }
-        VerifyFault::Unavailable => refuse(Code::KeysUnavailable, "the keys that verify tokens are away")
-            .retry_after(Some(Duration::from_secs(5))),
+        VerifyFault::Unavailable => {
+            refuse(Code::KeysUnavailable, "the keys that verify tokens are unavailable")
+                .retry_after(Some(Duration::from_secs(5)))
+        }
     })?;
     let judged = issuer.judge(token, now);
     let claims =
         judged.map_err(|TokenRefusal { code, detail, reason }| refuse(code, &detail).because(reason))?;
-    // By the policy's word and not the token's: an issuer that the policy gives no `iss` may write any into its tokens.
+    // From the policy, not from the token: an issuer without `iss` in the policy may write any `iss` into its tokens.
     let iss = issuer.issuer.as_deref().unwrap_or_default();
     let identity =
         if issuer.is_one_of_several { format!("{}@{}", claims.id, issuer.name) } else { claims.id.clone() };

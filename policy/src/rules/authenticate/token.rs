@@ -1,8 +1,8 @@
-//! A JSON Web Token taken apart, strictly and without believing it (RFC 7515, 7519, 8725).
+//! Parses a JSON Web Token strictly, without trusting anything in it (RFC 7515, 7519, 8725).
 //!
-//! Strict base64url, no duplicate keys at any depth, a size limit before anything is decoded, and the header
-//! parameters that point to keys elsewhere (`jku`, `x5u`, `x5c`, `jwk`) are never followed. Whether the signature is
-//! good is the world's to say; what the claims mean is `authenticate`'s.
+//! Base64url is strict, duplicate keys are refused at any depth, and the size is checked before anything is decoded.
+//! Header parameters that carry keys or point to them (`jku`, `x5u`, `x5c`, `jwk`) are never used. The world verifies
+//! the signature, and `claims` judges the claims.
 
 use std::fmt;
 
@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 
 use crate::words;
 
-/// The largest token that is looked at, in bytes.
+/// The largest token that is accepted, in bytes.
 pub const MAX_TOKEN: usize = 8 * 1024;
 
-/// The signature algorithms that are taken; `none` is not one.
+/// The signature algorithms that are accepted. `none` is not one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// HMAC with SHA-256.
@@ -45,19 +45,19 @@ words! {
     Algorithm { "HS256" => HS256, "RS256" => RS256, "ES256" => ES256, "EdDSA" => EdDSA } or "HS256, RS256, ES256 or EdDSA"
 }
 
-/// Why a token is not one.
+/// Why a text is not an acceptable token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenFault {
     /// More than [`MAX_TOKEN`] bytes.
     #[error("the token is longer than 8 KiB")]
     TooLong,
-    /// Not three parts, not base64url, not JSON objects, or a key twice.
+    /// It has not three parts, they are not base64url or not JSON objects, or a key is duplicate.
     #[error("the token is not a signed JSON Web Token")]
     Malformed,
-    /// `alg` is missing or none of ours.
+    /// `alg` is missing or not accepted.
     #[error("the token's algorithm is not accepted")]
     Algorithm,
-    /// `crit` or `b64`: an extension that we would have to understand.
+    /// `crit` or `b64`: an extension that the gateway would have to support.
     #[error("the token asks for an extension that is not supported")]
     Extension,
 }
@@ -74,23 +74,23 @@ impl TokenFault {
     }
 }
 
-/// A token in parts; nothing in it is believed yet.
+/// A token in parts. Nothing in it is trusted yet.
 #[derive(Debug)]
 pub struct Token<'t> {
-    /// From the header; to be compared with the allow-list.
+    /// `alg` of the header. The caller compares it with the accepted algorithms.
     pub algorithm: Algorithm,
-    /// Which key is said to have signed it.
+    /// `kid` of the header: the key that is said to have signed it.
     pub kid: Option<String>,
     /// The payload.
     pub claims: Map<String, Value>,
-    /// What was signed.
+    /// The part that was signed.
     pub signed: &'t str,
     /// The signature, still encoded.
     pub signature: &'t str,
 }
 
 impl<'t> Token<'t> {
-    /// Takes `text` apart.
+    /// Parses `text`.
     pub fn parse(text: &'t str) -> Result<Self, TokenFault> {
         if text.len() > MAX_TOKEN {
             return Err(TokenFault::TooLong);
@@ -126,7 +126,7 @@ fn object(part: &str) -> Result<Map<String, Value>, TokenFault> {
     }
 }
 
-/// JSON in which no object has a key twice: two readers must never see two tokens in one.
+/// JSON without duplicate keys, because two readers must never read the same token differently.
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -197,12 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_taken_apart() {
+    fn a_token_is_parsed() {
         assert_eq!(token(r#"{"alg":"EdDSA","kid":"a"}"#, r#"{"sub":"u"}"#), Ok(()));
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_refused() {
+    fn a_token_that_could_be_read_in_two_ways_is_refused() {
         let fine = r#"{"alg":"EdDSA"}"#;
         assert_eq!(token(fine, r#"{"sub":"a","sub":"b"}"#), Err(TokenFault::Malformed));
         assert_eq!(token(fine, r#"{"a":{"b":1,"b":2}}"#), Err(TokenFault::Malformed));

@@ -1,8 +1,9 @@
 //! Limits: at most N requests in a time, for each key.
 //!
 //! Limits that are asked together are all checked before any of them is charged. When a later limit refuses a request,
-//! the request gets back what the earlier ones took. Requests without a key (no such header, no subject) share one `anonymous`
-//! bucket, so a missing key never exempts anybody. A limit in `shadow` mode counts and reports, but refuses nobody.
+//! the request gets back what the earlier ones took. Requests without a key (no such header, no subject) share one
+//! `anonymous` bucket, so a missing key never exempts anybody. A limit in `shadow` mode counts and reports, but refuses
+//! nobody.
 
 pub mod bucket;
 pub mod gcra;
