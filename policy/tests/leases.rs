@@ -1,4 +1,4 @@
-//! The bound of `lease`, held against everything that can go wrong between replicas and their store.
+//! Checks the bound of `lease` with everything that can go wrong between replicas and their store.
 #![expect(clippy::unwrap_used, reason = "a test panics to fail")]
 
 use std::time::Duration;
@@ -13,17 +13,17 @@ const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 /// What happens in one millisecond.
 #[derive(Clone, Debug)]
 enum Event {
-    /// So many requests at one replica.
+    /// A number of requests at one replica.
     Requests(usize, u32),
-    /// One replica dies, with what it holds, and another takes its place.
+    /// One replica dies with its tokens, and another replaces it.
     Death(usize),
     /// The store loses everything.
     Forget,
-    /// Nothing for a while.
+    /// Nothing happens for this many milliseconds.
     Quiet(u64),
 }
 
-/// The fate of a question: milliseconds to the store and back; whether it or its answer is lost.
+/// What happens to a question: the milliseconds to the store and back, and whether it or its answer is lost.
 #[derive(Clone, Copy, Debug)]
 struct Fate {
     there: u64,
@@ -146,11 +146,11 @@ impl Network {
         let replica = &mut self.replicas[at];
         replica.asking = false;
         let Some((grant, granted_at)) = message.grant.filter(|_| !message.fate.answer_lost) else {
-            replica.waiting = 0; // they were told that the store is away
+            replica.waiting = 0; // they were notified that the store is unavailable
             return;
         };
         replica.pot.receive(self.gcra, grant, message.sent_at, now);
-        // A bucket that is not leased from counts by the store's clock: there the request was admitted.
+        // A bucket that is not leased from counts by the store's clock, because the store admits each request.
         let counted_at = if self.gcra.most_on_lease() == 0 { granted_at } else { now };
         while replica.waiting > 0 && replica.pot.level(now) == Level::Ready {
             replica.pot.take();
@@ -185,7 +185,7 @@ impl Network {
         (0..200).for_each(|_| self.tick());
     }
 
-    /// The most that any window has over `burst + rate × T`, in tokens.
+    /// By how many tokens the worst window exceeds `burst + rate × T`.
     fn excess(&self) -> u64 {
         let mut times = self.admitted.clone();
         times.sort();
@@ -230,9 +230,9 @@ proptest! {
         prop_assert_eq!(network.excess(), 0, "{} admitted", network.admitted.len());
     }
 
-    /// A loss of memory may cost a burst and what is on lease, never more.
+    /// A loss of the store's memory may admit one burst and the leased tokens in addition, never more.
     #[test]
-    fn a_store_that_forgets_costs_at_most_a_burst_and_the_leases(
+    fn a_store_that_loses_its_memory_costs_at_most_a_burst_and_the_leases(
         rate in 1u32..3_000, burst in 1u32..200, before in events(), after in events(),
         fates in prop::collection::vec(fate(), 1..50),
     ) {
@@ -248,7 +248,7 @@ fn quiet_network() -> impl Iterator<Item = Fate> {
     std::iter::repeat(Fate { there: 0, back: 1, question_lost: false, answer_lost: false })
 }
 
-/// 20 seconds of three hammering replicas, with so many requests a millisecond at each.
+/// 20 seconds with three replicas, each of which gets `each` requests a millisecond.
 fn hammered(gcra: Gcra, each: u32) -> Network {
     let mut network = Network::new(gcra, 3, quiet_network());
     for _ in 0..20_000 {
