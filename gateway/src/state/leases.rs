@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use policy::rules::limits::bucket::Bucket;
 use policy::rules::limits::gcra::{Gcra, Reading};
-use policy::rules::limits::lease::{Ask, Grant, Level, Pot};
+use policy::rules::limits::lease::{Ask, Grant, LeasedBucket as Pot, Level};
 use policy::rules::limits::spend::StoreUnavailable;
 use policy::rules::limits::{Charge, Mode, Readings};
 use policy::values::time::Timestamp;

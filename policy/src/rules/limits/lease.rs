@@ -1,9 +1,9 @@
 //! Leases: how replicas share a bucket without asking for every token.
 //!
 //! The shared bucket is one number, as in [`crate::rules::limits::gcra`], and for each replica the number of tokens
-//! that it has on lease. A replica holds those tokens in a [`Pot`] and spends them without asking. When its pot is
-//! empty it asks for as many as it will need soon. When an answer says that the bucket is empty, the replica does not
-//! ask again until the bucket has refilled.
+//! that it has on lease. A replica holds those tokens in a [`LeasedBucket`] and spends them without asking. When they
+//! are spent it asks for as many as it will need soon. When an answer says that the bucket is empty, the replica does
+//! not ask again until the bucket has refilled.
 //!
 //! INVARIANT: over any window of length T all replicas together admit at most `burst + rate × T`. A token on lease
 //! still counts in the bucket, so the bucket never refills beyond `burst` minus what is on lease. A lease ends at the
@@ -129,7 +129,7 @@ impl SharedBucket {
 
 /// What one replica knows of a shared bucket, and the tokens that it holds.
 #[derive(Clone, Debug, Default)]
-pub struct Pot {
+pub struct LeasedBucket {
     tokens: u32,
     /// When the lease of the tokens ends. From then on they must not be spent.
     ends: Timestamp,
@@ -153,15 +153,15 @@ pub struct Pot {
 /// Whether a request can have a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// The pot has a token.
+    /// There is a token here.
     Ready,
-    /// There is none, neither in the pot nor in the store.
+    /// There is none, neither here nor in the store.
     Empty,
     /// Only the store knows: it has to be asked.
     Unknown,
 }
 
-impl Pot {
+impl LeasedBucket {
     /// Whether there is a token.
     pub fn level(&self, now: Timestamp) -> Level {
         if self.tokens > 0 && now < self.ends {
@@ -208,7 +208,7 @@ impl Pot {
         reading
     }
 
-    /// The question for `waiting` requests. It gives back the tokens that the pot holds.
+    /// The question for `waiting` requests. It gives back the tokens that are held here.
     pub fn ask(&mut self, gcra: Gcra, waiting: u32, now: Timestamp) -> Ask {
         let ahead = if waiting > 0 { self.forecast(gcra, now) } else { 0 };
         let returned = std::mem::take(&mut self.tokens).saturating_add(std::mem::take(&mut self.unused));
@@ -324,7 +324,7 @@ impl Pot {
         self.known > now || self.alone > now
     }
 
-    /// Whether this pot can be removed without losing anything.
+    /// Whether this can be removed without losing anything.
     pub fn says_nothing(&self, now: Timestamp) -> bool {
         !self.holds_tokens()
             && self.empty_until <= now
