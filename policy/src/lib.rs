@@ -1,9 +1,10 @@
-//! The specification of Palisade: parse a policy, validate it, decide requests by it.
+//! The specification of Palisade: parse a policy, validate it, and decide requests by it.
 //!
-//! Read [`pipeline`] first: it is the product in one function. Each stage is a file of its own, [`stage::Stage`] is
-//! the table of contents, and [`world::World`] is all that the specification may ask of the outside. There is no clock,
-//! file, socket, environment, runtime or randomness in this crate: time and chance are arguments, so that a decision
-//! can be simulated, tested for properties, explained and replayed. `clippy.toml` keeps it so.
+//! Read [`pipeline`] first: it is the whole product in the order of enforcement. [`values::stage::Stage`] is the table
+//! of contents, and each table of the policy has a file in [`rules`]. [`world::World`] is everything that the
+//! specification may ask of the outside. This crate has no clock, file, socket, environment, runtime or randomness.
+//! Time and chance are arguments, so that a decision can be simulated, tested for properties, explained and replayed.
+//! `clippy.toml` enforces this.
 
 pub mod document;
 pub mod neighbours;

@@ -1,5 +1,6 @@
-//! Guarded routes beside which a weaker one lies: a service may take for one path what the route table takes for two, as
-//! `/private` and `/Private`. What it calls private is then open. These are warnings: a policy may well mean it so.
+//! Finds guarded routes with a weaker neighbour. A service may treat two paths as one that are different for the route
+//! table, such as `/private` and `/Private`. Then the guarded path is open under its other spelling. This is a warning,
+//! because a policy may intend it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,14 +9,14 @@ use crate::Policy;
 use crate::routes::Route;
 use crate::values::request::{Headers, Request};
 
-/// A guarded route and the weaker one that takes its other spellings.
+/// A guarded route, and the weaker one that matches other spellings of its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeakerNeighbour {
-    /// The route that asks for more.
+    /// The route that requires more.
     pub guarded: String,
-    /// The route that asks for less.
+    /// The route that requires less.
     pub weaker: String,
-    /// Paths that a service may take for the guarded one, and that the weaker one takes.
+    /// Paths that match the weaker route, and that a service may treat as the guarded path.
     pub paths: Vec<String>,
 }
 
@@ -55,7 +56,8 @@ impl Policy {
     }
 }
 
-/// Spellings that some services take for `path`: in another case, with a parameter, with an extension, with more behind.
+/// Spellings that some services treat as `path`: in another case, with a parameter, with an extension, with one more
+/// segment.
 fn other_spellings(path: &str) -> Vec<String> {
     let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
     if name.is_empty() {
@@ -68,7 +70,7 @@ fn other_spellings(path: &str) -> Vec<String> {
     spellings.into_iter().filter(|spelling| spelling != path).collect()
 }
 
-/// Whether a route asks for less than another one that wants a proof.
+/// Whether a route requires less than `guarded`, which requires a proof.
 fn is_weaker(route: &Route, guarded: &Route) -> bool {
     let asks_for_rights = |route: &Route| !route.access.roles.is_empty() || route.access.permission.is_some();
     !route.auth.wants_proof() || (asks_for_rights(guarded) && !asks_for_rights(route))

@@ -1,5 +1,5 @@
-//! The settings of a policy that are one of a few words, each with all of its words: what the documentation lists, and
-//! what is switched on by a test, word by word.
+//! The settings of a policy that allow only a few words, each with all of its words. The documentation lists them, and
+//! a test checks that each word is switched on by an end-to-end test.
 
 use crate::routes::WhenOpen;
 use crate::rules::authenticate::token::Algorithm;
@@ -10,7 +10,7 @@ use crate::rules::response_headers;
 use crate::rules::retry::Growth;
 use crate::values::path::EncodedSlash;
 
-/// A setting as its path in the file, and its words.
+/// A setting: its path in the file, and its words.
 pub type Offer = (&'static str, &'static [&'static str]);
 
 /// Every such setting.

@@ -1,9 +1,14 @@
-//! What a request goes through, in the order in which it happens: moving a line moves the enforcement.
+//! Everything that a request goes through, in the order of enforcement. Moving a line here moves the enforcement.
 //!
-//! Three steps, so that nothing is judged twice and nothing scarce is held while a client is waited for. [`begin`] needs
-//! no body, so none is read for a client that is over its limit. [`Routed::authorize`] needs what limits count by. Then the
-//! gateway reads the beginning of the body, and [`Authorized::enter`] takes what others wait for: a place among those in
-//! flight, and the breaker's consent. Every [`Admission`] is [settled](settle).
+//! There are three steps, so that nothing is judged twice, and nothing scarce is held while the gateway waits for a
+//! client:
+//!
+//! 1. [`begin`] needs no body, so no body is read for a client that is over its limit.
+//! 2. [`Routed::authorize`] needs the body only where a limit counts by it. Then the gateway reads the beginning of the
+//!    body.
+//! 3. [`Authorized::enter`] takes what other requests wait for: a permit of the upstream, and a pass of its breaker.
+//!
+//! Every [`Admission`] is [settled](settle).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,13 +33,13 @@ use crate::values::stage::Stage::{
 use crate::values::time::{Now, Timestamp};
 use crate::world::World;
 
-/// When it is worth asking again whether something can be changed.
+/// `Retry-After` in read-only mode.
 const READ_ONLY_RETRY: Duration = Duration::from_secs(10);
 
-/// When it is worth asking again whether there is room.
+/// `Retry-After` under overload.
 const OVERLOADED_RETRY: Duration = Duration::from_secs(1);
 
-/// A request whose route is known, and that no limit holds which needs neither its body nor its subject.
+/// A request whose route is known, and that has passed all limits that need neither its body nor its subject.
 #[derive(Debug)]
 pub struct Routed {
     client: Client,
@@ -42,7 +47,7 @@ pub struct Routed {
     spent: Spent,
 }
 
-/// A request that may do what it asks for, and that has taken nothing yet that others wait for.
+/// A request that is permitted, and that does not yet hold anything that other requests wait for.
 #[derive(Debug)]
 pub struct Authorized {
     client: Client,
@@ -53,31 +58,31 @@ pub struct Authorized {
     reserved: Reserved,
 }
 
-/// A request that may go on to its upstream, with the evidence that it may.
+/// A request that may be forwarded, with the evidence for that.
 #[derive(Debug)]
 pub struct Admission<P, C> {
-    /// Who is at the other end.
+    /// The client.
     pub client: Client,
-    /// The rules that it is under.
+    /// The route, with its rules.
     pub route: Arc<Route>,
     /// Who is asking.
     pub subject: Subject,
-    /// What its limits have left.
+    /// What is left of its limits.
     pub quotas: Vec<Quota>,
-    /// What it gets back from limits that count failures, if it is none.
+    /// What limits that count failures give back, if the request is not a failure.
     pub reserved: Reserved,
-    /// How it is known that it may.
+    /// How it is known that it is permitted.
     pub permission: Permission,
-    /// The breaker's consent, to be settled.
+    /// The pass of the breaker, which has to be settled.
     pub pass: P,
-    /// Its place among those in flight, until this is dropped.
+    /// The permit of the upstream, held until it is dropped.
     pub permit: C,
 }
 
 /// The admission of a request in the world `W`.
 pub type AdmissionIn<W> = Admission<<W as Breakers>::Pass, <W as Permits>::Permit>;
 
-/// The first step: who comes, whether it is blocked, where it goes, and the limits that need no body.
+/// The first step: identify the client, check the block list, find the route, check the limits that need no body.
 pub async fn begin<W: World>(
     policy: &Policy,
     request: &Request<'_>,
@@ -93,7 +98,7 @@ pub async fn begin<W: World>(
         .await;
     let mut spent = progress.stage(LimitClient, spent)?;
     if route.reads_body() {
-        // Before it is read, and not after it.
+        // Before the body is read, not after.
         let fits = policy.check_length(&route, request);
         progress.stage(Length, fits).inspect_err(|_| spent.give_back_failures(world))?;
     }
@@ -101,13 +106,13 @@ pub async fn begin<W: World>(
 }
 
 impl Routed {
-    /// The most bytes of the body that a later limit has to see; `None`: none of it.
+    /// The most bytes of the body that a later limit has to see; `None` when no limit needs the body.
     pub fn body_limit(&self) -> Option<u64> {
         self.route.reads_body().then(|| self.route.max_body.map_or(0, |most| most.0))
     }
 
-    /// The second step: limits that count by the body, who is asking, limits by subject, what the subject may do.
-    /// `request` has its body now, if a limit has to see it.
+    /// The second step: check the limits that count by the body, authenticate, check the limits by subject, authorize.
+    /// `request` now has its body, if a limit needs it.
     pub async fn authorize<W: World>(
         self,
         policy: &Policy,
@@ -115,7 +120,7 @@ impl Routed {
         world: &W,
         progress: &mut Progress,
     ) -> Result<Authorized, Refusal> {
-        let Now { steady, wall } = world.now(); // the body may have taken its time
+        let Now { steady, wall } = world.now(); // reading the body may have taken a while
         let Self { client, route, spent } = self;
         let demand = |stage: Stage, rules| Demand::of(stage, rules, &route, &client, request);
         let spent = demand(LimitField, &route.limits.field).meet(spent, world, steady).await;
@@ -134,14 +139,14 @@ impl Routed {
         Ok(Authorized { client, route, subject, permission, quotas: spent.quotas, reserved })
     }
 
-    /// The request is not judged any further: its body did not come, or is not what it may be.
+    /// Ends the request before it is judged further, because its body did not arrive or is not allowed.
     pub fn withdraw<W: World>(mut self, world: &W) {
         self.spent.give_back_failures(world);
     }
 }
 
 impl Authorized {
-    /// The third step: a place among those in flight, for which it may wait, and the breaker's consent.
+    /// The third step: acquire a permit of the upstream, which may wait, and ask the breaker.
     pub async fn enter<W: World>(
         self,
         policy: &Policy,
@@ -156,7 +161,7 @@ impl Authorized {
         });
         let Self { client, route, subject, permission, quotas, reserved } = self;
         match entered {
-            // The gateway forwards it now, and then calls `settle`.
+            // Now the gateway forwards the request, and then it calls `settle`.
             Ok((pass, permit)) => {
                 Ok(Admission { client, route, subject, quotas, reserved, permission, pass, permit })
             }
@@ -167,13 +172,13 @@ impl Authorized {
         }
     }
 
-    /// The request goes no further: its body did not come, or is not what it may be.
+    /// Ends the request before it is forwarded, because its body did not arrive or is not allowed.
     pub fn withdraw<W: World>(self, world: &W) {
         give_back(self.reserved, world);
     }
 }
 
-/// All three steps, for a request whose body is there, or that has none.
+/// All three steps, for a request whose body has been read, or that has none.
 pub async fn admit<W: World>(
     policy: &Policy,
     request: &Request<'_>,
@@ -185,7 +190,8 @@ pub async fn admit<W: World>(
     authorized.enter(policy, request, world, progress).await
 }
 
-/// Whether what let a WebSocket in still holds, as far as nobody else need be asked: its client, its route, its proof.
+/// Whether a WebSocket is still permitted, as far as that is known without asking another service: by its client, its
+/// route and its proof.
 pub fn still_holds<W: World>(
     policy: &Policy,
     request: &Request<'_>,
@@ -205,7 +211,8 @@ pub fn still_holds<W: World>(
     Ok(())
 }
 
-/// Judges again what let a WebSocket in, without the limits, which count how often somebody comes, and the breaker.
+/// Judges the request of a WebSocket again, without limits and breaker: the limits count new requests, and this is
+/// none.
 pub async fn rejudge<W: World>(policy: &Policy, request: &Request<'_>, world: &W) -> Result<(), Refusal> {
     let now = world.now().wall;
     let client = policy.client.identify(request)?;
@@ -215,9 +222,10 @@ pub async fn rejudge<W: World>(policy: &Policy, request: &Request<'_>, world: &W
     route.access.authorize(policy.permission_service(), subject, request, world).await.map(drop)
 }
 
-/// Draws the conclusions from how an admitted request ended: the breaker learns, failed logins are counted. A client that
-/// left before it was told counts as a failure at the limits: leaving early is no way to guess for nothing. What we did not
-/// send, and what the service refused because it is read-only, says nothing about anybody.
+/// Settles an admitted request with its outcome: notifies the breaker and counts failed logins. At the limits, a client
+/// that closed the connection before the answer counts as a failure, so that nobody can guess passwords for free by
+/// leaving early. A request that the gateway did not send, or that the service refused because it is read-only, does
+/// not count.
 pub fn settle<W: World>(policy: &Policy, admission: AdmissionIn<W>, outcome: Outcome, world: &W) {
     let now = world.now().steady;
     world.settle(admission.pass, outcome, now);
@@ -263,7 +271,7 @@ impl<'a> Demand<'a> {
 }
 
 impl Policy {
-    /// Whether the body that a request announces is one that its route takes.
+    /// Refuses a request that announces a larger body than its route allows.
     fn check_length(&self, route: &Route, request: &Request<'_>) -> Result<(), Refusal> {
         let most = self.max_body(route);
         match request.content_length() {
@@ -274,7 +282,7 @@ impl Policy {
 }
 
 impl Route {
-    /// A place among those in flight. Nobody waits for one who is refused anyway.
+    /// Acquires a permit of the upstream. Read-only mode is checked first, so that no request waits in vain.
     async fn acquire<W: World>(
         &self,
         policy: &Policy,
@@ -287,7 +295,7 @@ impl Route {
         }
         let permit = world.acquire(&self.upstream, self.concurrency.as_deref(), self.priority).await;
         permit.map_err(|_| {
-            let detail = "the service has more to do than it can";
+            let detail = "the service has more requests than it can serve";
             Refusal::new(Concurrency, Code::Overloaded, detail)
                 .by(&self.upstream)
                 .retry_after(Some(OVERLOADED_RETRY))
@@ -296,7 +304,7 @@ impl Route {
 
     fn ask_breaker<W: World>(&self, world: &W, now: Timestamp) -> Result<W::Pass, Refusal> {
         world.enter(self.breaker.as_ref(), now).map_err(|wait| {
-            let detail = "the service has failed too often and is given a rest";
+            let detail = "the service has failed too often and gets no requests for a while";
             Refusal::new(Break, Code::BreakerOpen, detail)
                 .by(&self.upstream)
                 .retry_after(Some(wait))

@@ -1,4 +1,4 @@
-//! The policy as a whole: text in, validated rules or a list of faults out.
+//! The whole policy: it is read from a text, and the result is validated rules or a list of faults.
 
 use std::sync::Arc;
 
@@ -20,39 +20,39 @@ use crate::rules::retry::RetryRule;
 use crate::values::refusal::Refusal;
 use crate::values::request::Request;
 
-/// Every rule in force. One snapshot serves a request from its first stage to its last.
+/// All rules in force. A request uses one snapshot from its first stage to its last.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Whose word about the client's address is believed.
+    /// Which proxies are trusted to name the client's address.
     pub client: ClientRule,
     /// The bounds of a request.
     pub requests: RequestRule,
-    /// Who may not come in.
+    /// Which clients are refused.
     pub blocks: BlockRule,
-    /// Which rules a path is under.
+    /// The routes, with the rules of each.
     pub routes: Routes,
     /// How permission questions are answered.
     pub permissions: PermissionRule,
-    /// The upstream that answers them, where the policy has `[permissions]` or a route that needs an answer. No other
-    /// upstream is asked anything, or told who asks.
+    /// The upstream that answers them, if the policy has `[permissions]` or a route that needs an answer. No other
+    /// upstream receives permission questions.
     pub permission_service: Option<Arc<str>>,
-    /// What every answer carries.
+    /// The header fields of every response.
     pub headers: ResponseHeaders,
-    /// The issuers by name, for those who keep their keys.
+    /// The issuers, for the code that fetches their keys.
     pub issuers: Vec<Arc<Issuer>>,
-    /// The limits by name.
+    /// The limits.
     pub limits: Vec<Arc<LimitRule>>,
-    /// The breakers by name.
+    /// The breakers.
     pub breakers: Vec<Arc<BreakerRule>>,
-    /// Whether what would change something is refused for now.
+    /// Read-only mode: whether requests that may change something are refused.
     pub read_only: bool,
-    /// How a policy that has just come into force is watched, if it is.
+    /// How this policy is watched after it has come into force, if it is.
     pub canary: Option<CanaryRule>,
     /// The policy's own tests.
     pub tests: Vec<PolicyTest>,
-    /// Keys that the file calls by the names that they had before.
+    /// Keys that the file writes with their old names.
     pub renamed: Vec<Renamed>,
-    /// Field names, normalised, that only the gateway may write.
+    /// Normalised names of header fields that only the gateway may set.
     identity_fields: Vec<String>,
 }
 
@@ -60,12 +60,13 @@ pub struct Policy {
 pub const VERSION: u32 = 1;
 
 impl Policy {
-    /// Reads `text`, which is called `file` in faults. With `upstreams`, a route that names another one is a fault.
+    /// Reads `text`. Faults name it `file`. When `upstreams` is given, a route that names any other upstream is a
+    /// fault.
     pub fn parse(file: &str, text: &str, upstreams: Option<&[String]>) -> Result<Self, Vec<Fault>> {
         let faults = Faults::new(file, text);
         let document = faults.document();
         if !faults.is_empty() {
-            return Err(faults.into_list()); // what a broken text seems to lack says nothing
+            return Err(faults.into_list()); // a key may only seem to be missing from a broken text
         }
         let root = Section::root(&document, &faults);
         let mut policy = Self::read(&root, upstreams);
@@ -130,13 +131,14 @@ impl Policy {
         }
     }
 
-    /// Whether a field carries identity, in any spelling: servers behind us may read `X_Auth_User` as `X-Auth-User`.
+    /// Whether a header field carries identity, in any spelling, because services may read `X_Auth_User` as
+    /// `X-Auth-User`.
     pub fn is_identity_field(&self, name: &str) -> bool {
         IDENTITY_FIELDS.iter().any(|field| same_field(field, name))
             || self.identity_fields.iter().any(|field| same_field(field, name))
     }
 
-    /// How the permission service is asked, where the policy names one.
+    /// How to ask the permission service, if the policy has one.
     pub fn permission_service(&self) -> Option<&PermissionRule> {
         self.permission_service.as_ref().map(|_| &self.permissions)
     }
@@ -146,8 +148,8 @@ impl Policy {
         route.max_body.map_or(self.requests.max_body, |most| most.0)
     }
 
-    /// The route of a request. What the permission service tells the gateway alone is nobody else's: no route leads
-    /// there.
+    /// The route of a request. No route leads to the internal paths of the permission service, because only the gateway
+    /// may ask those.
     pub fn route(&self, request: &Request<'_>) -> Result<Arc<Route>, Refusal> {
         let route = self.routes.find(request)?;
         if self.permission_service.as_ref() == Some(&route.upstream) && request.path.starts_with(INTERNAL) {
@@ -157,13 +159,13 @@ impl Policy {
     }
 }
 
-/// Fields that our own backend believes: they are the gateway's to write, whatever a policy forwards.
+/// Header fields that our own backend trusts. Only the gateway may set them, whatever a policy forwards.
 const IDENTITY_FIELDS: [&str; 3] = ["x-auth-user", "x-auth-roles", "x-palisade-assertion"];
 
-/// Paths of the permission service that only the gateway asks for.
+/// Paths of the permission service that only the gateway may request.
 const INTERNAL: &str = "/internal/";
 
-/// Whether `name` is `ours` in some spelling; `ours` is in lower case with dashes.
+/// Whether `name` is some spelling of `ours`, which is in lower case with dashes.
 pub fn same_field(ours: &str, name: &str) -> bool {
     ours.len() == name.len() && ours.bytes().zip(name.bytes()).all(|(ours, theirs)| ours == letter(theirs))
 }

@@ -1,4 +1,4 @@
-//! `[[tests]]`: what a policy must decide, written beside its rules. [`crate::testing`] runs them.
+//! `[[tests]]`: decisions that a policy must make, in the same file as its rules. [`crate::testing`] runs them.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use crate::from_toml_str;
 use crate::values::refusal::Code;
 use crate::values::stage::Stage;
 
-/// `[[tests]]`: a request that is never sent, and what must become of it.
+/// `[[tests]]`: a request that is never sent, and its expected result.
 #[derive(Clone, Debug)]
 pub struct PolicyTest {
     pub(crate) request: RequestLine,

@@ -1,4 +1,4 @@
-//! What is known of a request so far, also of one that is refused: the access log, the metrics, `/admin/top` and
+//! What is known of a request so far, even if it is refused. The access log, the metrics, `/admin/top` and
 //! `gateway explain` read it.
 
 use std::sync::Arc;
@@ -8,40 +8,40 @@ use crate::rules::authenticate::Subject;
 use crate::rules::client::Client;
 use crate::values::stage::{Stage, Trail};
 
-/// How far a request came, and what was found on the way.
+/// How far a request came, and what each stage found.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// What each stage found.
+    /// The finding of each stage.
     pub trail: Trail,
-    /// Who is at the other end, once that is known.
+    /// The client, once it is known.
     pub client: Option<Client>,
-    /// The route, once it was found.
+    /// The route, once it is known.
     pub route: Option<Arc<Route>>,
-    /// Who is asking, once it was proved.
+    /// The subject, once it is proved.
     pub subject: Option<Subject>,
 }
 
 impl Progress {
-    /// Notes what `stage` found and hands the verdict on.
+    /// Notes the finding of `stage` and returns the verdict.
     pub(crate) fn stage<T, E>(&mut self, stage: Stage, verdict: Result<T, E>) -> Result<T, E> {
         self.trail.stage(stage, verdict)
     }
 
-    /// Notes who is at the other end.
+    /// Notes the client.
     pub(crate) fn client<E>(&mut self, stage: Stage, found: Result<Client, E>) -> Result<Client, E> {
         let client = self.stage(stage, found)?;
         self.client = Some(client);
         Ok(client)
     }
 
-    /// Notes where the request goes.
+    /// Notes the route.
     pub(crate) fn route<E>(&mut self, stage: Stage, found: Result<Arc<Route>, E>) -> Result<Arc<Route>, E> {
         let route = self.stage(stage, found)?;
         self.route = Some(Arc::clone(&route));
         Ok(route)
     }
 
-    /// Notes who is asking.
+    /// Notes the subject.
     pub(crate) fn subject<E>(&mut self, stage: Stage, found: Result<Subject, E>) -> Result<Subject, E> {
         let subject = self.stage(stage, found)?;
         self.subject = Some(subject.clone());

@@ -1,8 +1,8 @@
-//! Routes: which rules a path and a method are under.
+//! Routes: which rules apply to a path and a method.
 //!
 //! The most specific path wins, segment by segment: a literal before `{name}` before `{*rest}`. Only then the method is
-//! looked at. A path that no route names is 404; a method that the winning path does not take is 405, even where a
-//! less specific route would take it: a narrow rule is never evaded by a method that it forgot.
+//! compared. A path that no route matches is 404. A method that the winning path does not accept is 405, even if a less
+//! specific route accepts it. Otherwise a client could evade a narrow rule with a method that the rule does not list.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -30,29 +30,29 @@ pub struct Route {
     pub name: Arc<str>,
     /// The path as written.
     pub pattern: Pattern,
-    /// The methods that it takes; all when empty.
+    /// The methods that it accepts; all when empty.
     pub methods: Vec<Arc<str>>,
-    /// Where its requests go.
+    /// The upstream of its requests.
     pub upstream: Arc<str>,
     /// Its limits.
     pub limits: RouteLimits,
-    /// Whose proofs it takes.
+    /// The proofs that it accepts.
     pub auth: AuthRule,
-    /// What its subject needs.
+    /// The roles and the permission that its subject needs.
     pub access: AccessRule,
     /// The breaker of its upstream.
     pub breaker: Option<Arc<BreakerRule>>,
-    /// What its clients get while the breaker is open.
+    /// What its clients receive while the breaker is open.
     pub when_open: WhenOpen,
-    /// Whether its requests change something; `None`: those that are not GET, HEAD or OPTIONS.
+    /// Whether its requests change something. `None`: all but GET, HEAD and OPTIONS do.
     pub writes: Option<bool>,
-    /// How many requests its upstream is sent at a time.
+    /// The bound on the requests in flight to its upstream.
     pub concurrency: Option<Arc<ConcurrencyRule>>,
-    /// How much its requests matter when there are too many.
+    /// How important its requests are under overload.
     pub priority: Priority,
-    /// How its requests are tried again.
+    /// How its requests are retried.
     pub retry: Option<Arc<RetryRule>>,
-    /// The answers that count as failed logins.
+    /// The statuses that count as failed logins.
     pub counts_failed_logins: Vec<u32>,
     /// Its own `max_body`.
     pub max_body: Option<Bytes>,
@@ -62,42 +62,42 @@ pub struct Route {
     pub request_timeout: Option<Span>,
 }
 
-/// The limits of a route, by what has to be known for them.
+/// The limits of a route, grouped by when their key is known.
 #[derive(Clone, Debug, Default)]
 pub struct RouteLimits {
-    /// Those that are known by the head of a request.
+    /// Those whose key is in the head of a request.
     pub client: Vec<Arc<LimitRule>>,
-    /// Those that count by the body, and those that lean on one that does.
+    /// Those whose key is in the body, and those that depend on such a limit.
     pub field: Vec<Arc<LimitRule>>,
     /// Those whose key is the subject.
     pub subject: Vec<Arc<LimitRule>>,
 }
 
 impl RouteLimits {
-    /// Sorts the limits that a route names.
+    /// Groups the limits of a route.
     pub fn new(limits: Vec<Arc<LimitRule>>) -> Self {
         let (subject, client): (Vec<_>, Vec<_>) = limits.into_iter().partition(|limit| limit.needs_subject());
         let readers: Vec<_> = client.iter().filter(|limit| limit.reads_body()).cloned().collect();
-        let leans = |limit: &Arc<LimitRule>| {
+        let depends = |limit: &Arc<LimitRule>| {
             let other = limit.skip_if_full.as_ref();
             other.is_some_and(|other| readers.iter().any(|reader| reader.name == *other))
         };
-        let (field, client) = client.into_iter().partition(|limit| limit.reads_body() || leans(limit));
+        let (field, client) = client.into_iter().partition(|limit| limit.reads_body() || depends(limit));
         Self { client, field, subject }
     }
 
-    /// A limit that counts by the body, which is read for it.
+    /// A limit that counts by the body, so that the body has to be read first.
     pub fn reader(&self) -> Option<&LimitRule> {
         self.field.iter().chain(&self.subject).find(|limit| limit.reads_body()).map(|limit| &**limit)
     }
 }
 
-/// What clients get while the breaker is open.
+/// What clients receive while the breaker is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenOpen {
     /// 503.
     Fail,
-    /// The last good answer that they had, where there is one.
+    /// The last good answer for the same request, if there is one; otherwise 503.
     Stale,
 }
 
@@ -112,27 +112,27 @@ impl Route {
         self.writes.unwrap_or(!matches!(method, "GET" | "HEAD" | "OPTIONS"))
     }
 
-    /// Whether a limit counts by a field of the body, so that the body is read before the request is judged.
+    /// Whether a limit counts by a field of the body, so that the body has to be read before the request is judged.
     pub fn reads_body(&self) -> bool {
         self.limits.reader().is_some()
     }
 }
 
 pub(crate) fn not_found() -> Refusal {
-    Refusal::new(Stage::Route, Code::RouteNotFound, "no route names this path")
+    Refusal::new(Stage::Route, Code::RouteNotFound, "no route matches this path")
 }
 
-/// All routes, ordered for look-up.
+/// All routes, in a tree for look-up.
 #[derive(Clone, Debug, Default)]
 pub struct Routes {
     root: Node,
     all: Vec<Arc<Route>>,
     names: HashSet<Arc<str>>,
-    /// By the shape of a path.
+    /// The methods that are in use, for each shape of a path.
     taken: HashMap<String, Taken>,
 }
 
-/// Who has a path already, by method.
+/// Which route already has a path, for each method.
 #[derive(Clone, Debug, Default)]
 struct Taken {
     all_methods: Option<Arc<str>>,
@@ -140,7 +140,7 @@ struct Taken {
 }
 
 impl Taken {
-    /// Takes the methods of `route`; the error is the fault.
+    /// Takes the methods of `route`. The error says which route has one of them already.
     fn take(&mut self, route: &Route) -> Result<(), String> {
         let of_method = |method| self.methods.get(method);
         let other = match (&self.all_methods, route.methods.as_slice()) {
@@ -162,7 +162,7 @@ impl Taken {
     }
 }
 
-/// The routes below one prefix. A path is walked once; at each segment the literal is tried first.
+/// The routes below one prefix. At each segment the literal is tried first.
 #[derive(Clone, Debug, Default)]
 struct Node {
     literals: HashMap<String, Node>,
@@ -172,7 +172,7 @@ struct Node {
 }
 
 impl Routes {
-    /// Adds a route; the error names the route that it collides with.
+    /// Adds a route. The error names the route that already has its path and method.
     pub fn add(&mut self, route: Arc<Route>) -> Result<(), String> {
         self.taken.entry(route.pattern.shape()).or_default().take(&route)?;
         let mut node = &mut self.root;
@@ -206,20 +206,20 @@ impl Routes {
 
     /// The route of a request.
     pub fn find(&self, request: &Request<'_>) -> Result<Arc<Route>, Refusal> {
-        // `OPTIONS *` is about the server as a whole: no route names it.
+        // `OPTIONS *` is about the whole server, so no route matches it.
         let Some(path) = request.path.strip_prefix('/') else { return Err(not_found()) };
         let Some(routes) = self.root.find(without_slash(path)) else {
             return Err(not_found());
         };
-        let takes = |route: &&Arc<Route>| {
+        let accepts = |route: &&Arc<Route>| {
             route.methods.is_empty() || route.methods.iter().any(|m| **m == *request.method)
         };
-        if let Some(route) = routes.iter().find(takes) {
+        if let Some(route) = routes.iter().find(accepts) {
             return Ok(Arc::clone(route));
         }
         let mut refusal = Refusal::new(Stage::Route, Code::MethodNotAllowed, "");
         refusal.allow = routes.iter().flat_map(|route| route.methods.iter().cloned()).collect();
-        refusal.detail = format!("this path takes {}", refusal.allow.join(", ")).into();
+        refusal.detail = format!("this path accepts {}", refusal.allow.join(", ")).into();
         Err(refusal)
     }
 }
@@ -230,7 +230,7 @@ impl Node {
             Some((segment, tail)) => (segment, Some(tail)),
             None => (path, None),
         };
-        // `%3A` and `:` are two spellings of one literal: a narrow rule is not evaded by the other.
+        // `%3A` and `:` are two spellings of one literal. Neither may evade a narrow rule.
         let literal = self.literals.get(&*path::decoded(segment));
         if let Some(found) = literal.and_then(|node| node.step(tail)) {
             return Some(found);
@@ -245,7 +245,7 @@ impl Node {
     fn step(&self, tail: Option<&str>) -> Option<&[Arc<Route>]> {
         match tail {
             Some(tail) => self.find(tail),
-            // `/a/{*rest}` takes the bare slash before the rest, and so the path without it.
+            // `/a/{*rest}` matches `/a/`, so it also matches `/a`.
             None => {
                 [&self.here, &self.rest].into_iter().find(|here| !here.is_empty()).map(SmallVec::as_slice)
             }

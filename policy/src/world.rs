@@ -1,4 +1,4 @@
-//! All that the specification may ask of the outside: the sum of what each rule asks, and the time.
+//! Everything that the specification may ask of the outside: the ports of all rules, and the time.
 
 use crate::rules::authenticate::Proofs;
 use crate::rules::authorize::Permissions;
@@ -8,8 +8,8 @@ use crate::rules::concurrency::Permits;
 use crate::rules::limits::spend::Buckets;
 use crate::values::time::Now;
 
-/// What the specification may ask. An implementation never waits without a bound.
+/// The sum of all ports. An implementation never waits without a bound.
 pub trait World: Bans + Buckets + Proofs + Permissions + Permits + Breakers {
-    /// The time. A step of a request has one: it is asked once.
+    /// The time. Each step of a request asks once, so that it has one time.
     fn now(&self) -> Now;
 }

@@ -1,4 +1,4 @@
-//! The bound of `lease`, held against everything that can go wrong between replicas and their store.
+//! Checks the bound of `lease` with everything that can go wrong between replicas and their store.
 #![expect(clippy::unwrap_used, reason = "a test panics to fail")]
 
 use std::time::Duration;
@@ -13,17 +13,17 @@ const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 /// What happens in one millisecond.
 #[derive(Clone, Debug)]
 enum Event {
-    /// So many requests at one replica.
+    /// A number of requests at one replica.
     Requests(usize, u32),
-    /// One replica dies, with what it holds, and another takes its place.
+    /// One replica dies with its tokens, and another replaces it.
     Death(usize),
     /// The store loses everything.
     Forget,
-    /// Nothing for a while.
+    /// Nothing happens for this many milliseconds.
     Quiet(u64),
 }
 
-/// The fate of a question: milliseconds to the store and back; whether it or its answer is lost.
+/// What happens to a question: the milliseconds to the store and back, and whether it or its answer is lost.
 #[derive(Clone, Copy, Debug)]
 struct Fate {
     there: u64,
@@ -34,7 +34,7 @@ struct Fate {
 
 struct Replica {
     id: u64,
-    pot: LeasedBucket,
+    lease: LeasedBucket,
     waiting: u32,
     asking: bool,
 }
@@ -63,7 +63,7 @@ struct Network {
 
 impl Network {
     fn new(gcra: Gcra, replicas: u64, fates: impl Iterator<Item = Fate> + 'static) -> Self {
-        let replica = |id| Replica { id, pot: LeasedBucket::default(), waiting: 0, asking: false };
+        let replica = |id| Replica { id, lease: LeasedBucket::default(), waiting: 0, asking: false };
         Self {
             gcra,
             bucket: SharedBucket::default(),
@@ -84,12 +84,12 @@ impl Network {
     fn request(&mut self, at: usize) {
         let now = self.now();
         let replica = &mut self.replicas[at];
-        match replica.pot.level(now) {
+        match replica.lease.level(now) {
             Level::Ready => {
-                replica.pot.take();
+                replica.lease.take();
                 self.admitted.push(now);
             }
-            Level::Empty => replica.pot.turn_away(),
+            Level::Empty => replica.lease.turn_away(),
             Level::Unknown => {
                 replica.waiting += 1;
                 if !replica.asking {
@@ -104,7 +104,7 @@ impl Network {
         let replica = &mut self.replicas[at];
         replica.asking = true;
         let waiting = replica.waiting;
-        let ask = replica.pot.ask(self.gcra, waiting, now);
+        let ask = replica.lease.ask(self.gcra, waiting, now);
         self.trips += 1;
         self.messages.push(Message {
             replica: replica.id,
@@ -133,7 +133,7 @@ impl Network {
             self.answer(message);
         }
         for at in 0..self.replicas.len() {
-            if !self.replicas[at].asking && self.replicas[at].pot.should_return(self.gcra, now) {
+            if !self.replicas[at].asking && self.replicas[at].lease.should_return(self.gcra, now) {
                 self.ask(at);
             }
         }
@@ -146,18 +146,18 @@ impl Network {
         let replica = &mut self.replicas[at];
         replica.asking = false;
         let Some((grant, granted_at)) = message.grant.filter(|_| !message.fate.answer_lost) else {
-            replica.waiting = 0; // they were told that the store is away
+            replica.waiting = 0; // they were notified that the store is unavailable
             return;
         };
-        replica.pot.receive(self.gcra, grant, message.sent_at, now);
-        // A bucket that is not leased from counts by the store's clock: there the request was admitted.
+        replica.lease.receive(self.gcra, grant, message.sent_at, now);
+        // A bucket that is not leased from counts by the store's clock, because the store admits each request.
         let counted_at = if self.gcra.most_on_lease() == 0 { granted_at } else { now };
-        while replica.waiting > 0 && replica.pot.level(now) == Level::Ready {
-            replica.pot.take();
+        while replica.waiting > 0 && replica.lease.level(now) == Level::Ready {
+            replica.lease.take();
             replica.waiting -= 1;
             self.admitted.push(counted_at);
         }
-        match replica.pot.level(now) {
+        match replica.lease.level(now) {
             Level::Empty => replica.waiting = 0,
             _ if replica.waiting > 0 => self.ask(at),
             _ => {}
@@ -174,8 +174,12 @@ impl Network {
                 }
                 Event::Death(at) => {
                     let at = at % self.replicas.len();
-                    self.replicas[at] =
-                        Replica { id: self.next_id, pot: LeasedBucket::default(), waiting: 0, asking: false };
+                    self.replicas[at] = Replica {
+                        id: self.next_id,
+                        lease: LeasedBucket::default(),
+                        waiting: 0,
+                        asking: false,
+                    };
                     self.next_id += 1;
                 }
                 Event::Forget => self.bucket = SharedBucket::default(),
@@ -185,7 +189,7 @@ impl Network {
         (0..200).for_each(|_| self.tick());
     }
 
-    /// The most that any window has over `burst + rate × T`, in tokens.
+    /// By how many tokens the worst window exceeds `burst + rate × T`.
     fn excess(&self) -> u64 {
         let mut times = self.admitted.clone();
         times.sort();
@@ -230,9 +234,9 @@ proptest! {
         prop_assert_eq!(network.excess(), 0, "{} admitted", network.admitted.len());
     }
 
-    /// A loss of memory may cost a burst and what is on lease, never more.
+    /// A loss of the store's memory may admit one burst and the leased tokens in addition, never more.
     #[test]
-    fn a_store_that_forgets_costs_at_most_a_burst_and_the_leases(
+    fn a_store_that_loses_its_memory_costs_at_most_a_burst_and_the_leases(
         rate in 1u32..3_000, burst in 1u32..200, before in events(), after in events(),
         fates in prop::collection::vec(fate(), 1..50),
     ) {
@@ -248,7 +252,7 @@ fn quiet_network() -> impl Iterator<Item = Fate> {
     std::iter::repeat(Fate { there: 0, back: 1, question_lost: false, answer_lost: false })
 }
 
-/// 20 seconds of three hammering replicas, with so many requests a millisecond at each.
+/// 20 seconds with three replicas, each of which gets `each` requests a millisecond.
 fn hammered(gcra: Gcra, each: u32) -> Network {
     let mut network = Network::new(gcra, 3, quiet_network());
     for _ in 0..20_000 {
@@ -287,9 +291,9 @@ fn what_a_replica_does_not_spend_comes_back_to_the_others() {
         network.request(0);
         network.tick();
     }
-    assert!(network.replicas[0].pot.holds_tokens(), "it has a lease");
+    assert!(network.replicas[0].lease.holds_tokens(), "it has a lease");
     network.run(&[Event::Quiet(600)]);
-    assert!(!network.replicas[0].pot.holds_tokens(), "and gave back what it did not spend");
+    assert!(!network.replicas[0].lease.holds_tokens(), "and gave back what it did not spend");
     let before = network.admitted.len();
     for _ in 0..150 {
         network.request(1);
@@ -301,15 +305,15 @@ fn what_a_replica_does_not_spend_comes_back_to_the_others() {
 #[test]
 fn a_replica_alone_has_its_share_at_the_level_last_known_and_says_so_on_return() {
     let gcra = Gcra::new(60, Duration::from_mins(1), 60);
-    let (mut bucket, mut pot) = (SharedBucket::default(), LeasedBucket::default());
-    let half = bucket.grant(gcra, 1, pot.ask(gcra, 30, START), START);
-    pot.receive(gcra, half, START, START);
-    (0..30).for_each(|_| pot.take());
+    let (mut bucket, mut lease) = (SharedBucket::default(), LeasedBucket::default());
+    let half = bucket.grant(gcra, 1, lease.ask(gcra, 30, START), START);
+    lease.receive(gcra, half, START, START);
+    (0..30).for_each(|_| lease.take());
     let outage = START + Duration::from_millis(500);
-    let spent = (0..60).filter(|_| pot.take_alone(gcra, 3, outage, outage).conforms).count();
+    let spent = (0..60).filter(|_| lease.take_alone(gcra, 3, outage, outage).conforms).count();
     assert_eq!(spent, 10, "a third of what was left; what came back since is taken for spent by others");
     let mut forgot = SharedBucket::default();
-    forgot.grant(gcra, 1, pot.report(gcra, outage), outage);
+    forgot.grant(gcra, 1, lease.report(gcra, outage), outage);
     let left = forgot.grant(gcra, 2, Ask { need: 60, ..Ask::default() }, outage);
     assert_eq!(left.tokens, 0, "the others are taken to have done the same");
 }
@@ -317,27 +321,27 @@ fn a_replica_alone_has_its_share_at_the_level_last_known_and_says_so_on_return()
 #[test]
 fn a_request_that_came_before_an_answer_does_not_take_a_full_bucket_for_empty() {
     let gcra = Gcra::new(100, Duration::from_secs(1), 100);
-    let mut pot = LeasedBucket::default();
+    let mut lease = LeasedBucket::default();
     let came = START;
     let answered = START + Duration::from_millis(1);
-    let grant = SharedBucket::default().grant(gcra, 1, pot.ask(gcra, 1, START), START);
-    pot.receive(gcra, grant, START, answered);
-    pot.take();
-    assert_eq!(pot.level(came), Level::Unknown, "99 tokens are left in the store");
-    pot.refilled(answered);
-    assert_eq!(pot.level(came), Level::Unknown);
+    let grant = SharedBucket::default().grant(gcra, 1, lease.ask(gcra, 1, START), START);
+    lease.receive(gcra, grant, START, answered);
+    lease.take();
+    assert_eq!(lease.level(came), Level::Unknown, "99 tokens are left in the store");
+    lease.refilled(answered);
+    assert_eq!(lease.level(came), Level::Unknown);
 }
 
 #[test]
 fn a_store_that_came_back_empty_is_told_the_level() {
     let gcra = Gcra::new(60, Duration::from_mins(1), 60);
-    let mut pot = LeasedBucket::default();
-    let ask = pot.ask(gcra, 60, START);
+    let mut lease = LeasedBucket::default();
+    let ask = lease.ask(gcra, 60, START);
     let grant = SharedBucket::default().grant(gcra, 1, ask, START);
-    pot.receive(gcra, grant, START, START);
-    (0..60).for_each(|_| pot.take());
+    lease.receive(gcra, grant, START, START);
+    (0..60).for_each(|_| lease.take());
     let later = START + Duration::from_secs(2);
-    let ask = pot.ask(gcra, 60, later);
+    let ask = lease.ask(gcra, 60, later);
     assert_eq!(SharedBucket::default().grant(gcra, 1, ask, later).tokens, 2, "what came back in two seconds");
 }
 
@@ -345,16 +349,16 @@ fn a_store_that_came_back_empty_is_told_the_level() {
 fn of_several_reports_to_a_store_that_forgot_the_highest_level_counts() {
     let gcra = Gcra::new(3, Duration::from_mins(1), 3);
     let mut bucket = SharedBucket::default();
-    let mut pots = [LeasedBucket::default(), LeasedBucket::default(), LeasedBucket::default()];
-    for (id, pot) in (0..).zip(&mut pots) {
-        let ask = pot.ask(gcra, 1, START);
+    let mut leases = [LeasedBucket::default(), LeasedBucket::default(), LeasedBucket::default()];
+    for (id, lease) in (0..).zip(&mut leases) {
+        let ask = lease.ask(gcra, 1, START);
         let grant = bucket.grant(gcra, id, ask, START);
-        pot.receive(gcra, grant, START, START);
-        pot.take();
+        lease.receive(gcra, grant, START, START);
+        lease.take();
     }
     let mut forgot = SharedBucket::default();
-    for (id, pot) in (0..).zip(&mut pots) {
-        forgot.grant(gcra, id, pot.report(gcra, START), START);
+    for (id, lease) in (0..).zip(&mut leases) {
+        forgot.grant(gcra, id, lease.report(gcra, START), START);
     }
     assert_eq!(forgot.grant(gcra, 9, Ask { need: 1, ..Ask::default() }, START).tokens, 0);
 }
@@ -363,15 +367,15 @@ fn of_several_reports_to_a_store_that_forgot_the_highest_level_counts() {
 fn a_rule_that_changes_holds_nobody_by_what_the_old_one_meant() {
     let (hourly, fast) =
         (Gcra::new(60, Duration::from_hours(1), 60), Gcra::new(10_000, Duration::from_secs(1), 10_000));
-    let (mut bucket, mut pot) = (SharedBucket::default(), LeasedBucket::default());
+    let (mut bucket, mut lease) = (SharedBucket::default(), LeasedBucket::default());
     let ask = |need| Ask { need, ..Ask::default() };
-    let emptied = bucket.grant(hourly, 1, pot.ask(hourly, 61, START), START);
-    pot.receive(hourly, emptied, START, START);
-    (0..60).for_each(|_| pot.take());
-    assert_eq!(pot.level(START), Level::Empty);
-    pot.change_rule(hourly, fast, START);
-    assert_eq!(pot.level(START), Level::Unknown, "it is asked anew");
-    assert!(pot.describe(fast, START, true).remaining >= 9_940);
+    let emptied = bucket.grant(hourly, 1, lease.ask(hourly, 61, START), START);
+    lease.receive(hourly, emptied, START, START);
+    (0..60).for_each(|_| lease.take());
+    assert_eq!(lease.level(START), Level::Empty);
+    lease.change_rule(hourly, fast, START);
+    assert_eq!(lease.level(START), Level::Unknown, "the store is asked again");
+    assert!(lease.describe(fast, START, true).remaining >= 9_940);
     let later = START + Duration::from_secs(2);
     assert_eq!(bucket.grant(fast, 2, ask(5_000), later).tokens, 5_000);
     let mut rich = LeasedBucket::default();
@@ -386,10 +390,10 @@ fn a_rule_that_changes_holds_nobody_by_what_the_old_one_meant() {
 #[test]
 fn a_rule_that_changes_leaves_a_bucket_that_was_full_as_full_as_it_was() {
     let gcra = Gcra::new(100_000, Duration::from_secs(1), 100_000);
-    let mut pot = LeasedBucket::default();
-    pot.change_rule(Gcra::default(), gcra, START);
+    let mut lease = LeasedBucket::default();
+    lease.change_rule(Gcra::default(), gcra, START);
     assert!(
-        pot.take_alone(gcra, 3, START, START).conforms,
+        lease.take_alone(gcra, 3, START, START).conforms,
         "nothing is known of it, in an outage that begins now"
     );
 }

@@ -161,7 +161,7 @@ fn a_request_that_a_later_limit_refuses_gives_back_what_earlier_ones_took() {
     let (policy, world) = (policy(), Simulation::at(START));
     world.grant("ann", "read");
     let ann = token("ann", 60);
-    // Two addresses, one person: the person's limit of 2 runs out first.
+    // Two addresses and one user: the user's limit of 2 is used up first.
     for ip in ["198.51.100.1", "198.51.100.2"] {
         assert_eq!(code(&policy, &world, ip, "GET /closed/it", Some(&ann)), None);
     }
@@ -327,10 +327,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..80)
 }
 
-/// What was decided, what was asked of the world, and how far the request came.
+/// The decision, the questions to the world, and how far the request came.
 type Decision = (Option<(Stage, Code)>, Vec<String>, Trail);
 
-/// Runs the steps, each a request.
+/// Runs the steps. Each is a request.
 fn run(steps: &[Step]) -> Vec<Decision> {
     const PATHS: [&str; 6] = ["/open", "/closed/it", "/nowhere", "/strict", "/relaxed", "/closed/%00"];
     let (policy, world) = (policy(), Simulation::at(START));
@@ -372,7 +372,7 @@ proptest! {
         }
     }
 
-    /// Over any window the requests of one address that get past the limits are at most `burst + rate × T`.
+    /// Over any window the limits admit at most `burst + rate × T` requests of one address.
     #[test]
     fn admitted_requests_keep_their_bound(waits in prop::collection::vec(0u64..700, 1..120)) {
         let (policy, world) = (policy(), Simulation::at(START));

@@ -1,4 +1,4 @@
-//! A policy's own tests: what it must decide, written beside the rules and run before they come into force.
+//! Runs the policy's own tests, before the policy comes into force.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -25,7 +25,7 @@ use crate::values::time::Timestamp;
 use crate::world::World;
 
 impl PolicyTest {
-    /// What the policy decides, in a quiet world of its own.
+    /// The decision of the policy, in a simulated world of its own in which nothing else happens.
     fn run(&self, policy: &Policy) -> Verdict {
         let world = Simulation::at(Timestamp::from_secs(1_800_000_000));
         let mut headers = self.headers.clone();
@@ -38,7 +38,7 @@ impl PolicyTest {
         judge(policy, &self.request, self.ip, &headers, &world).0
     }
 
-    /// A token of the issuer that the request's route believes first; an API key where it takes no tokens.
+    /// A token of the first issuer of the request's route, or an API key if the route accepts no tokens.
     fn proof(&self, policy: &Policy, subject: &str, world: &Simulation) -> (String, String) {
         let normal = path::normalise(&self.request.path, policy.requests.encoded_slash).unwrap_or_default();
         let request = Request {
@@ -90,10 +90,10 @@ impl PolicyTest {
     }
 }
 
-/// What becomes of a request.
+/// The verdict about a request.
 pub type Verdict = Result<AdmissionIn<Simulation>, Refusal>;
 
-/// Judges a request that is never sent: the path is normalised, then the pipeline decides.
+/// Judges a request that is never sent: normalises its path and runs the pipeline.
 pub fn judge(
     policy: &Policy,
     line: &RequestLine,
@@ -125,7 +125,7 @@ fn at_once<T>(future: impl Future<Output = T>) -> T {
 }
 
 impl Policy {
-    /// Runs the policy's own tests; a test that fails is a fault at its place in `text`.
+    /// Runs the policy's own tests. A test that fails is a fault at its place in `text`. Returns the number of tests.
     pub fn run_tests(&self, file: &str, text: &str) -> Result<usize, Vec<Fault>> {
         let faults = Faults::new(file, text);
         for (index, test) in self.tests.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! A policy that is tried without a gateway: the simulated world, and the `[[tests]]` of a policy run in it.
+//! Tries a policy without a gateway: the simulated world, in which the `[[tests]]` of a policy run.
 //!
 //! Floor 5: imports every other room.
 

@@ -1,5 +1,5 @@
-//! A world made of values: the policy's own tests and `gateway explain` run in it, and so do the properties of this
-//! crate. Its clock moves when it is told to, and every answer is there at once.
+//! A simulated world, made of plain values. The policy's own tests, `gateway explain` and the property tests of this
+//! crate run in it. Its clock moves only with [`Simulation::advance`], and it answers every question at once.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,11 +48,11 @@ struct State {
     asked: Vec<String>,
 }
 
-/// The signature that the simulated world takes for good, base64url.
+/// The signature that the simulated world accepts, base64url.
 pub const SIGNATURE: &str = "c2ltdWxhdGVk";
 
 impl Simulation {
-    /// A quiet world at `now`.
+    /// A world at `now` in which nothing has happened yet.
     pub fn at(now: Timestamp) -> Self {
         Self { state: Mutex::new(State { now, ..State::default() }) }
     }
@@ -61,29 +61,29 @@ impl Simulation {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves the clock.
+    /// Moves both clocks forward.
     pub fn advance(&self, by: Duration) {
         let mut state = self.state();
         state.now = state.now + by;
     }
 
-    /// Sets the wall clock back by `by`; the steady clock goes on.
+    /// Sets the wall clock back by `by`. The steady clock does not change.
     pub fn set_wall_clock_back(&self, by: Duration) {
         let mut state = self.state();
         state.wall_behind = state.wall_behind.saturating_add(by);
     }
 
-    /// Grants a permission on any resource to the user.
+    /// Grants the user a permission on every resource.
     pub fn grant(&self, user: &str, permission: &str) {
         self.state().granted.insert((user.to_owned(), permission.to_owned()));
     }
 
-    /// Lets the permission service know `user`, with the roles that it has now.
+    /// Makes `user` known to the permission service, with these current roles.
     pub fn set_roles(&self, user: &str, roles: &[String]) {
         self.state().roles.insert(user.to_owned(), roles.into());
     }
 
-    /// Gives `user` an API key, which comes back.
+    /// Gives `user` an API key and returns it.
     pub fn give_key(&self, user: &str, roles: &[String], scopes: &[(&str, &str)]) -> String {
         let mut state = self.state();
         let id = format!("{}", state.keys.len());
@@ -94,7 +94,7 @@ impl Simulation {
         key
     }
 
-    /// Revokes whatever proves to be `subject`.
+    /// Revokes every proof of `subject`.
     pub fn revoke(&self, subject: &str) {
         self.state().revoked.insert(subject.to_owned());
     }
@@ -109,12 +109,12 @@ impl Simulation {
         self.state().permissions_unavailable = unavailable;
     }
 
-    /// What was asked of this world since the last call, one word a question.
+    /// The questions that this world was asked since the last call, one word for each.
     pub fn take_asked(&self) -> Vec<String> {
         std::mem::take(&mut self.state().asked)
     }
 
-    /// The buckets with their stored numbers, for comparing two moments.
+    /// The buckets that are not full, with their stored times, to compare two states.
     pub fn buckets(&self) -> HashMap<(Store, Bucket), Timestamp> {
         let state = self.state();
         let now = state.now;

@@ -3,7 +3,7 @@
 //! A route with `auth` requires one proof:
 //!
 //! - a token: one `Authorization: Bearer` from one of the route's issuers, signed with an algorithm on the issuer's
-//! list,   not expired, already valid, for our audience, with a subject, or
+//!   list, not expired, already valid, for our audience, with a subject, or
 //! - an API key that the permission service knows, in `X-API-Key`, or in `Authorization` as `ApiKey` or `Bearer`.
 //!
 //! A proof that was revoked is never accepted. A route without `auth` is open, and ignores any proof. Only this file

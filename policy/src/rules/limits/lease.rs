@@ -1,9 +1,9 @@
 //! Leases: how replicas share a bucket without asking for every token.
 //!
 //! The shared bucket is one number, as in [`crate::rules::limits::gcra`], and for each replica the number of tokens
-//! that it has on lease. A replica holds those tokens in a [`LeasedBucket`] and spends them without asking. When its pot is
-//! empty it asks for as many as it will need soon. When an answer says that the bucket is empty, the replica does not
-//! ask again until the bucket has refilled.
+//! that it has on lease. A replica holds those tokens in a [`LeasedBucket`] and spends them without asking. When they
+//! are spent it asks for as many as it will need soon. When an answer says that the bucket is empty, the replica does
+//! not ask again until the bucket has refilled.
 //!
 //! INVARIANT: over any window of length T all replicas together admit at most `burst + rate × T`. A token on lease
 //! still counts in the bucket, so the bucket never refills beyond `burst` minus what is on lease. A lease ends at the
@@ -153,9 +153,9 @@ pub struct LeasedBucket {
 /// Whether a request can have a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// The pot has a token.
+    /// There is a token here.
     Ready,
-    /// There is none, neither in the pot nor in the store.
+    /// There is none, neither here nor in the store.
     Empty,
     /// Only the store knows: it has to be asked.
     Unknown,
@@ -208,7 +208,7 @@ impl LeasedBucket {
         reading
     }
 
-    /// The question for `waiting` requests. It gives back the tokens that the pot holds.
+    /// The question for `waiting` requests. It gives back the tokens that are held here.
     pub fn ask(&mut self, gcra: Gcra, waiting: u32, now: Timestamp) -> Ask {
         let ahead = if waiting > 0 { self.forecast(gcra, now) } else { 0 };
         let returned = std::mem::take(&mut self.tokens).saturating_add(std::mem::take(&mut self.unused));
@@ -324,7 +324,7 @@ impl LeasedBucket {
         self.known > now || self.alone > now
     }
 
-    /// Whether this pot can be removed without losing anything.
+    /// Whether this can be removed without losing anything.
     pub fn says_nothing(&self, now: Timestamp) -> bool {
         !self.holds_tokens()
             && self.empty_until <= now

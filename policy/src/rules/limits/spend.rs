@@ -73,9 +73,9 @@ pub fn spend_all(
     let gcra = |charge: &Charge| charge.rule.gcra;
     let mut readings: Readings =
         charges.iter().enumerate().map(|(at, charge)| gcra(charge).take(arrival(at), now)).collect();
-    let refuses =
+    let fails =
         |(charge, reading): (&Charge, &Reading)| !reading.conforms && charge.rule.mode == Mode::Enforce;
-    let refused = charges.iter().zip(&readings).any(refuses);
+    let refused = charges.iter().zip(&readings).any(fails);
     for (at, (charge, reading)) in charges.iter().zip(&mut readings).enumerate() {
         if refused {
             *reading = gcra(charge).describe(arrival(at).max(now), now, reading.conforms);
