@@ -1,4 +1,4 @@
-//! `gateway check` and `gateway explain`: what a policy decides, without a gateway.
+//! `gateway check` and `gateway explain`: what a policy decides, without a running gateway.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};

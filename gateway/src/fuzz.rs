@@ -1,5 +1,5 @@
-//! Doors for the fuzz targets of `tests/tests/fuzz`, which see from outside what is private here. Each is given any bytes
-//! at all, and holds what its parser promises.
+//! Entry points for the fuzz targets of `tests/tests/fuzz`, because their parsers are private here. Each accepts any
+//! bytes and checks what its parser promises.
 
 use bytes::BytesMut;
 
@@ -9,7 +9,7 @@ use crate::http::chunked::{ChunkFault, Chunks, Part};
 pub use crate::downstream::fuzz::{http2_frames, proxy_header};
 pub use crate::upstream::connection::fuzz_answer_head as answer_head;
 
-/// A request's head: its length is within the bytes, and the head is not there before its last byte is.
+/// A request's head: its length is within the bytes, and it is not complete before its last byte.
 pub fn request_head(bytes: &[u8]) {
     let Ok(Some(found)) = head::parse(bytes, 100) else { return };
     let own = bytes.get(..found.length).unwrap_or_default();
@@ -25,7 +25,7 @@ pub fn request_head(bytes: &[u8]) {
     }
 }
 
-/// A chunked body means the same, however it is cut into pieces.
+/// A chunked body has the same meaning, however it is cut into pieces.
 pub fn chunked_body(bytes: &[u8]) {
     let whole = read_chunks(bytes, bytes.len().max(1));
     for size in [1, 3] {
@@ -33,7 +33,7 @@ pub fn chunked_body(bytes: &[u8]) {
     }
 }
 
-/// The data, whether the body ended, and how many bytes followed; pieces of `size` bytes.
+/// The data, whether the body ended, and how many bytes followed, when it arrives in pieces of `size` bytes.
 fn read_chunks(bytes: &[u8], size: usize) -> Result<(Vec<u8>, bool), ChunkFault> {
     let (mut chunks, mut inbox, mut data) = (Chunks::keeping_trailers(1_000), BytesMut::new(), Vec::new());
     for piece in bytes.chunks(size) {

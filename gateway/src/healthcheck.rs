@@ -1,4 +1,4 @@
-//! `gateway healthcheck`: a container without a shell asks its own gateway whether it is ready.
+//! `gateway healthcheck`: asks the gateway of this container whether it is ready. For images without a shell.
 
 use std::sync::Arc;
 use std::time::Duration;

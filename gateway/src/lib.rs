@@ -1,8 +1,8 @@
 //! Palisade's gateway: thin adapters around [`policy`], on pingora.
 //!
-//! A request comes in through [`wire`], is judged in [`proxy`] in the world that [`gateway`] offers, is
-//! rewritten in [`forward`] and passed on in [`relay`], and is answered, by the upstream or by [`answer`]. The policy comes from [`reload`]; state
-//! that replicas share is in [`store`].
+//! [`server`] accepts a connection and [`downstream`] reads a request. [`request`] judges it with what [`engine`]
+//! offers, and sends it to an upstream through [`upstream`], or answers it itself. The policy comes from
+//! [`live_policy`]; state that replicas share is in [`state`].
 
 pub mod admin;
 pub mod check;

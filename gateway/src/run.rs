@@ -1,4 +1,4 @@
-//! `gateway run`: puts the parts together, serves, and leaves without dropping a request.
+//! `gateway run`: puts the parts together, serves, and shuts down without dropping a request.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -44,10 +44,10 @@ use crate::tls::server::Tls;
 use crate::upstream::Upstreams;
 use crate::upstream::connection::Pool;
 
-/// Connections to upstreams that are kept while nobody uses them, all together.
+/// The most unused connections to upstreams, all together.
 const KEPT_CONNECTIONS: usize = 1024;
 
-/// The most bytes of the certificates that Redis is trusted by.
+/// The largest file of certificates for Redis, in bytes.
 const LARGEST_AUTHORITY: u64 = 1 << 20;
 
 /// Serves until SIGTERM or Ctrl-C.
@@ -58,7 +58,7 @@ pub async fn run(
     environment: &BTreeMap<String, String>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    // Each connection is a descriptor, and each request another one; the usual soft limit is 1024.
+    // Each connection needs a descriptor, and each request another one; the usual soft limit is 1024.
     let descriptors =
         rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files cannot be read")?;
     say_what_is_on(&settings, profile, environment);
@@ -178,8 +178,8 @@ fn say_what_is_on(settings: &Settings, profile: Profile, environment: &BTreeMap<
         .log(profile.as_str(), env!("CARGO_PKG_VERSION"));
 }
 
-/// The secrets that the settings and the policy need, each with why. They are looked for together, so that whoever
-/// prepares a machine hears of all that are missing at once.
+/// The secrets that the settings and the policy need, each with the reason. They are checked together, so that an
+/// operator sees all missing ones at once.
 fn needed_secrets(settings: &Settings, profile: Profile, policy: &Path) -> Vec<(String, String)> {
     let mut needed = Vec::new();
     let listen = &settings.admin.listen;
@@ -190,7 +190,7 @@ fn needed_secrets(settings: &Settings, profile: Profile, policy: &Path) -> Vec<(
     if !is_loopback {
         needed.push(("ADMIN_TOKEN".to_owned(), format!("admin.listen `{listen}` is not loopback")));
     }
-    // A policy that cannot be read is another fault, which is said when it is read.
+    // A policy that cannot be read is another fault, which is reported when it is read.
     let rules = || Policy::parse("", &files::read(policy).ok()?, None).ok();
     let Some(rules) = Some(profile).filter(|profile| *profile == Profile::Production).and_then(|_| rules())
     else {
@@ -237,7 +237,7 @@ async fn drain(
     }
 }
 
-/// Gives back what is on lease and hands over what was traced.
+/// Gives back the leased tokens and sends the last spans.
 async fn leave_nothing_behind(shared: Option<Arc<RedisStore>>) -> anyhow::Result<()> {
     if let Some(shared) = shared {
         info!("giving back what is on lease");
@@ -290,8 +290,8 @@ fn start_background(
     });
 }
 
-/// How the permission service is asked, if any route of the policy in force needs to know who may do what, or may need
-/// to know of a token that it revoked.
+/// The rule of the permission service, if a route of the policy in force needs its answers, or its revocations of
+/// tokens.
 fn asks_permissions(gateway: &Gateway) -> Option<PermissionRule> {
     let policy = gateway.policy();
     policy.rules.permission_service.as_ref()?;

@@ -1,4 +1,4 @@
-//! `/admin/ip-blocks`: who is banned, and bans made and lifted by hand, on all replicas.
+//! `/admin/ip-blocks`: the bans in force, and making and lifting bans by hand, on all replicas.
 
 use std::net::IpAddr;
 
@@ -84,7 +84,7 @@ async fn make(admin: &Admin, change: Change, request_id: &str) -> Response {
     kept(made, StatusCode::NO_CONTENT.into_response())
 }
 
-/// What an operator means by an address: the client that it is, which for IPv6 is a whole prefix.
+/// The client that an operator means by an address. For IPv6 it is a whole prefix.
 fn network_of(admin: &Admin, text: &str) -> Option<IpNet> {
     match text.parse::<IpAddr>() {
         Ok(address) => Some(admin.gateway.policy().rules.client.network(address.to_canonical())),

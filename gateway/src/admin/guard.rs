@@ -1,4 +1,4 @@
-//! What stands before every handler of the admin plane: whom it answers, how much it reads, how much work it takes on.
+//! Guards every handler of the admin plane: who may ask, how large a body may be, how much work is done at a time.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use axum::response::Response;
 
 use super::{Admin, problem};
 
-/// The largest body, in bytes: of a policy that is judged, of overrides.
+/// The largest body, in bytes: a policy to judge, or overrides.
 pub(super) const MAX_BODY: usize = 1 << 20;
 
-/// The longest wait for the judging of others to end.
+/// The longest wait until other judging work ends.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A body, read whole.
@@ -36,8 +36,9 @@ impl<S: Send + Sync> FromRequest<S> for Whole {
     }
 }
 
-/// Without a token the port is for people on this machine. Their browsers also send what other pages ask for, under the
-/// name of a page whose address was changed to this one (DNS rebinding): that name is not ours.
+/// Without a token the port is for users of this machine only. But a foreign page in their browser can send requests
+/// here, too, if its name was changed to resolve to this address (DNS rebinding). The `Host` of such a request is the
+/// name of that page, so it is refused.
 pub(super) async fn loopback_alone(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = hosts.next().filter(|_| hosts.next().is_none()).and_then(|host| host.to_str().ok());
@@ -61,8 +62,8 @@ fn is_loopback(host: &str) -> bool {
             || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback()))
 }
 
-/// Does work that may take long, such as judging a policy, on a thread of its own: one at a time, so that it takes one
-/// core at most.
+/// Runs long work, such as judging a policy, on a thread of its own: one piece at a time, so that it uses one core at
+/// most.
 pub(super) async fn one_at_a_time<T: Send + 'static>(
     admin: &Admin,
     work: impl FnOnce() -> T + Send + 'static,
@@ -70,7 +71,7 @@ pub(super) async fn one_at_a_time<T: Send + 'static>(
     let permit = tokio::time::timeout(PATIENCE, Arc::clone(&admin.judging).acquire_owned()).await;
     let Ok(Ok(permit)) = permit else { return Err(Box::new(busy())) };
     let done = tokio::task::spawn_blocking(move || {
-        let _permit = permit; // held until the work is done, even when nobody waits for it any more
+        let _permit = permit; // held until the work is done, even if the caller is gone
         work()
     });
     done.await.map_err(|_| {
@@ -78,13 +79,13 @@ pub(super) async fn one_at_a_time<T: Send + 'static>(
     })
 }
 
-/// Others are judging.
+/// The refusal while another policy is being judged.
 pub(super) fn busy() -> Response {
     let detail = "another policy is being judged";
     later(problem(StatusCode::SERVICE_UNAVAILABLE, "busy", detail), HeaderValue::from_static("5"))
 }
 
-/// Nothing was changed, because it could not be written down who did it.
+/// The refusal of a change because the audit log has no room for it.
 pub(super) fn not_audited() -> Response {
     let detail =
         "nothing was changed: the audit log cannot take another line until those before it are written";

@@ -1,4 +1,4 @@
-//! The admin plane: health, metrics, and what an operator may see and change.
+//! The admin plane: health, metrics, and what operators may see and change.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,7 +36,7 @@ mod revocations;
 mod term;
 mod usage;
 
-/// What the connections of the admin plane may take.
+/// The bounds of the connections of the admin plane.
 const LIMITS: Limits = Limits {
     bound: "the admin plane's",
     max_connections: 16_384,
@@ -45,20 +45,20 @@ const LIMITS: Limits = Limits {
     idle_timeout: Duration::from_secs(75),
 };
 
-/// What the handlers share.
+/// The state that the handlers share.
 #[derive(Clone)]
 pub struct Admin {
-    /// What decides.
+    /// Makes the decisions.
     pub gateway: Arc<Gateway>,
-    /// What changes the policy.
+    /// Changes the policy.
     pub reloader: Arc<Reloader>,
-    /// What outlives a restart.
+    /// The state directory.
     pub state: Arc<StateDir>,
-    /// Whose health is asked.
+    /// The upstreams, for health checks.
     pub upstreams: Upstreams,
-    /// Guards `/admin`; without one only loopback is listened on.
+    /// Guards `/admin`. Without it the admin plane listens on loopback only.
     pub admin_token: Option<Secret>,
-    /// Guards `/metrics` and `/health/detailed`, where it is set.
+    /// Guards `/metrics` and `/health/detailed`, if it is set.
     pub metrics_token: Option<Secret>,
     /// True from SIGTERM on.
     pub draining: Arc<AtomicBool>,
@@ -75,7 +75,7 @@ impl Admin {
     }
 }
 
-/// Listens on `address`: anything but loopback needs a token.
+/// Listens on `address`. Any address except loopback needs a token.
 pub async fn bind(address: &str, has_token: bool) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(address).await;
     let listener = listener.with_context(|| format!("admin.listen: cannot listen on `{address}`"))?;
@@ -129,7 +129,7 @@ fn router(admin: Admin) -> Router {
         .route("/admin/policy/reload", post(reload))
         .route("/admin/policy/check", post(check))
         .route_layer(middleware::from_fn(body_in_time))
-        .route_layer(middleware::from_fn_with_state(admin.clone(), with_admin_token)); // this one first
+        .route_layer(middleware::from_fn_with_state(admin.clone(), with_admin_token)); // runs first
     open.merge(watched)
         .merge(guarded)
         .fallback(async || problem(StatusCode::NOT_FOUND, "not_found", "there is no such address"))
@@ -164,14 +164,14 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
     }
 }
 
-/// `answer`, unless nothing was done, or what was done could not be written down.
+/// `answer` if the change was made and stored; otherwise a problem.
 fn kept(made: Result<(), ChangeFault>, answer: Response) -> Response {
     let error = match made {
         Ok(()) => return answer,
         Err(ChangeFault::NotAudited) => return not_audited(),
         Err(ChangeFault::NotKept(error)) => error,
     };
-    // The system's error alone: it names no file and no secret.
+    // The system's error only: it names no file and no secret.
     let detail = format!(
         "it is in force here, but the state directory cannot be written ({error}): it is tried again, and until that \
          works a restart may lose it"
@@ -197,7 +197,7 @@ fn wants_token(name: &str) -> Response {
 async fn with_admin_token(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     match &admin.admin_token {
         Some(token) if !shows(request.headers(), token) => wants_token("ADMIN_TOKEN"),
-        // Without a token this is for people on this machine, not for pages that their browsers have open.
+        // Without a token this is for users of this machine, not for pages that are open in their browsers.
         None if request.headers().contains_key(header::ORIGIN) => {
             let detail = "a browser asks for another page: set ADMIN_TOKEN to allow it";
             problem(StatusCode::FORBIDDEN, "cross_origin", detail)
@@ -206,7 +206,7 @@ async fn with_admin_token(State(admin): State<Admin>, request: Request, next: Ne
     }
 }
 
-/// Reads the body before the handler does, which waits for no client then.
+/// Reads the body before the handler runs, so that no handler waits for a client.
 async fn body_in_time(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let deadline = parts.extensions.get().copied();
@@ -235,8 +235,8 @@ async fn live() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// Ready while we are not leaving: an upstream that is away is answered with 502 and 503, which is better than nobody
-/// answering at all.
+/// Ready until the gateway drains. It stays ready when an upstream is unavailable, because an answer with 502 or 503 is
+/// better than no answer.
 async fn ready(State(admin): State<Admin>) -> Response {
     if admin.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "leaving"}))).into_response();
@@ -272,7 +272,7 @@ async fn detailed(State(admin): State<Admin>) -> Response {
     (status, Json(body)).into_response()
 }
 
-/// Whether a restart would go back to something older.
+/// Whether a restart would go back to older state.
 fn state_of(admin: &Admin) -> Value {
     let faults = admin.state.faults();
     json!({"status": if faults.is_empty() { "ok" } else { "failed" }, "faults": faults})
@@ -367,7 +367,7 @@ async fn check(State(admin): State<Admin>, Whole(body): Whole) -> Response {
     }
 }
 
-/// A policy, or overrides of it, with faults.
+/// The problem for a policy, or overrides, with faults.
 fn unfit(faults: &[Fault]) -> Response {
     (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"faults": faults}))).into_response()
 }

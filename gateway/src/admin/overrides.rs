@@ -1,4 +1,4 @@
-//! `/admin/overrides`: live settings on top of the policy file, on all replicas, kept over restarts.
+//! `/admin/overrides`: live settings on top of the policy file, on all replicas. They survive restarts.
 
 use std::sync::Arc;
 
@@ -57,7 +57,8 @@ pub(super) async fn remove(
     make(&admin, vec![(path, None)], &request_id).await
 }
 
-/// `POST /admin/readonly`: what would change something is refused from now on, on all replicas, until it is taken back.
+/// `POST /admin/readonly`: from now on, requests that would change something are refused on all replicas, until
+/// `/admin/readwrite`.
 pub(super) async fn read_only(State(admin): State<Admin>, RequestId(request_id): RequestId) -> Response {
     make(&admin, vec![(READ_ONLY.to_owned(), Some(true.into()))], &request_id).await
 }
@@ -67,11 +68,11 @@ pub(super) async fn read_write(State(admin): State<Admin>, RequestId(request_id)
     make(&admin, vec![(READ_ONLY.to_owned(), None)], &request_id).await
 }
 
-/// Puts overrides in force, all of them or none.
+/// Puts overrides in force: all of them, or none if one is refused.
 async fn make(admin: &Admin, mut wanted: Vec<(String, Option<Value>)>, request_id: &str) -> Response {
     let Ok(_changing) = tokio::time::timeout(PATIENCE, admin.changing.lock()).await else { return busy() };
     let mut overrides = admin.reloader.overrides();
-    // What is not overridden need not be taken back.
+    // A path that is not overridden needs no removal.
     wanted.retain(|(path, value)| value.is_some() || overrides.iter().any(|(known, _)| known == path));
     if wanted.is_empty() {
         return Json(listing(admin)).into_response();

@@ -1,4 +1,4 @@
-//! `/admin/permissions`: what is remembered of who may do what, and forgetting it by hand.
+//! `/admin/permissions`: the cached permission answers, and dropping them by hand.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,8 +43,8 @@ pub(super) struct About {
     permission: Option<String>,
 }
 
-/// Forgets what is remembered here about a user, a resource, a permission, or all of them together; everything without
-/// any. It is asked anew when it is needed.
+/// Drops cached answers about a user, a resource, a permission, or a combination of them; without any of these, all
+/// answers. They are asked for again when they are needed.
 pub(super) async fn forget(
     State(admin): State<Admin>,
     RequestId(request_id): RequestId,

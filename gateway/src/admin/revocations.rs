@@ -1,4 +1,4 @@
-//! `/admin/revocations`: tokens that are believed no more, on all replicas.
+//! `/admin/revocations`: tokens that are not accepted any more, on all replicas.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -28,7 +28,7 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
             "value": value,
             "until": one.until.map(clock::text),
             "reason": one.value.as_ref().and_then(|value| value.get("reason")),
-            // The backend's own carry no time: what counts of them is until when.
+            // Revocations by the backend have no start time; only their end counts.
             "since": (one.changed_at > 0).then(|| clock::text(one.changed_at)),
         })
     };

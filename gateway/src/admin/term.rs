@@ -1,4 +1,4 @@
-//! For how long something is to hold, and why: the body of a block and of a revocation.
+//! How long something holds, and why: the body of a block and of a revocation.
 
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -15,16 +15,16 @@ const MAX_REASON: usize = 256;
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Body {
-    /// For so long; for ever without it.
+    /// How long; without it, for ever.
     duration: Option<String>,
     reason: Option<String>,
 }
 
-/// For how long, and why.
+/// The end and the reason.
 pub(super) struct Term {
-    /// Nanoseconds since the epoch; `None`: for ever.
+    /// The end in nanoseconds since the epoch; `None`: for ever.
     pub(super) until: Option<u64>,
-    /// What is kept of the reason.
+    /// The value that is stored, with the reason.
     pub(super) value: Value,
 }
 

@@ -1,4 +1,4 @@
-//! `/admin/limits` and `/admin/top`: what is used most, and refilling a bucket by hand.
+//! `/admin/limits` and `/admin/top`: the busiest clients, users and buckets, and refilling a bucket by hand.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::collections::top_k::{COUNTERS, Count, LONGEST_WINDOW};
 use crate::observe::audit::{Actor, Entry};
 use crate::state::store::Store as _;
 
-/// Keys of each limit that are listed.
+/// The most keys listed for each limit.
 const BUSIEST: usize = 10;
 
 /// The window of a listing.
@@ -80,7 +80,7 @@ pub(super) async fn refill(
         None => was_used_here,
         Some(shared) => {
             let Ok(was_used) = shared.refill(&bucket).await else {
-                let detail = "Redis is away: the bucket is full here, but not for the other replicas";
+                let detail = "Redis is unavailable: the bucket is full here, but not for the other replicas";
                 return problem(StatusCode::SERVICE_UNAVAILABLE, "store_away", detail);
             };
             was_used || was_used_here

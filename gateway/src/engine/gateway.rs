@@ -1,4 +1,4 @@
-//! What all connections share: the policy in force, stores, and what replicas agree about.
+//! What all connections share: the policy in force, the stores, and the state that replicas agree about.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ pub struct Gateway {
     live: Arc<PolicyInForce>,
     /// This replica's own buckets.
     pub(super) local: LocalStore,
-    /// The buckets of all replicas, when they share any.
+    /// The buckets that all replicas share, if they share any.
     pub(super) shared: Option<Arc<RedisStore>>,
     /// What replicas agree about.
     pub(super) replicated_state: Arc<ReplicatedState>,
@@ -48,34 +48,34 @@ pub struct Gateway {
     pub revocations: Revocations,
     pub(super) keys: Arc<Keys>,
     pub(super) verified_tokens: VerifiedTokens,
-    /// Who may do what.
+    /// The client of the permission service.
     pub permissions: Arc<Permissions>,
     /// Held while the replicated state is put in force, so that an older state never replaces a newer one.
     taking_effect: parking_lot::Mutex<()>,
-    /// Woken when something was learnt that is worth keeping and nobody waits for that.
+    /// Woken when state should be saved that no request waits for.
     save_soon: Notify,
     /// The breakers of this replica.
     pub breakers: Breakers,
     /// `WebSocket`s that are open.
     pub websockets: Arc<WebSockets>,
-    /// What is given again while a breaker is open.
+    /// Answers that are given again while a breaker is open.
     pub last_good: LastGood,
     /// How many requests each upstream has in flight.
     pub concurrency: ConcurrencyLimits,
-    /// What may be tried again.
+    /// How many retries each upstream may receive.
     pub retry_budgets: Budgets,
-    /// What upstreams did wrong, as far as it was logged.
+    /// When faults of upstreams were last logged.
     pub fault_log: FaultLog,
-    /// What can be counted.
+    /// The metrics.
     pub metrics: Metrics,
-    /// Who changed what.
+    /// The audit log: who changed what.
     pub audit: AuditLog,
-    /// Who uses what most.
+    /// The busiest clients, users, routes and buckets.
     pub usage: Usage,
 }
 
 impl Gateway {
-    /// A gateway that judges by the policy in force.
+    /// A gateway that decides by the policy in force.
     pub fn new(
         live: Arc<PolicyInForce>,
         shared: Option<Arc<RedisStore>>,
@@ -118,7 +118,7 @@ impl Gateway {
         &self.replicated_state
     }
 
-    /// The store that replicas share, if they do.
+    /// The store that replicas share, if there is one.
     pub fn shared(&self) -> Option<&Arc<RedisStore>> {
         self.shared.as_ref()
     }
@@ -133,7 +133,7 @@ impl Gateway {
         self.live.policy()
     }
 
-    /// The policy in force, to be replaced.
+    /// The holder of the policy in force, through which it is replaced.
     pub fn live(&self) -> &Arc<PolicyInForce> {
         &self.live
     }
@@ -143,8 +143,8 @@ impl Gateway {
         self.shared.as_ref().map(|store| store.is_up())
     }
 
-    /// Makes changes, here at once and on the other replicas as soon as they hear of it. They are written down before
-    /// this returns.
+    /// Makes changes: here at once, and on the other replicas as soon as they receive them. They are stored before this
+    /// returns.
     pub async fn change(self: &Arc<Self>, changes: Vec<Change>, by: By<'_>) -> Result<(), ChangeFault> {
         let now = clock::wall();
         let mut lines = Vec::with_capacity(changes.len());
@@ -152,7 +152,7 @@ impl Gateway {
             match self.audit_change(change, by, now) {
                 Ok(line) => lines.push(line),
                 Err(Full) if by.actor == Actor::Operator => return Err(ChangeFault::NotAudited),
-                // What protects the service does not wait for a log.
+                // A change that protects the service does not wait for the log.
                 Err(Full) => self.audit.note_dropped(),
             }
         }
@@ -161,7 +161,7 @@ impl Gateway {
         for line in lines {
             line.write();
         }
-        // It is in force: whoever asked for it may leave now, and the others hear of it all the same.
+        // It is in force. A task of its own sends it to the other replicas, even if the caller is cancelled now.
         let gateway = Arc::clone(self);
         let kept = tokio::spawn(async move {
             if let Some(shared) = &gateway.shared {
@@ -174,13 +174,13 @@ impl Gateway {
         kept.await.map_err(std::io::Error::from).and_then(|kept| kept).map_err(ChangeFault::NotKept)
     }
 
-    /// Writes down what is known; what cannot be written now is tried again until it is.
+    /// Saves the replicated state. If that fails, it is tried again until it succeeds.
     async fn save(&self) -> std::io::Result<()> {
         self.replicated_state.save().await.inspect_err(|_| self.save_soon.notify_one())
     }
 
-    /// Makes a change known to the other replicas. Where one of theirs counts that was not heard of here, it is made again
-    /// as a later one. Redis away: it is put there when that is back.
+    /// Sends a change to the other replicas. If Redis holds a newer change that was not received here, the change is
+    /// made again with a later time. If Redis is unavailable, the change is sent when it is back.
     async fn share(&self, shared: &RedisStore, mut change: Change, now: Timestamp) {
         const TRIES: usize = 5;
         for _ in 0..TRIES {
@@ -216,7 +216,7 @@ impl Gateway {
         })
     }
 
-    /// Lets `news` hold: the ban list is made anew, the policy is judged again with the overrides.
+    /// Puts `news` in force: the ban list is built again, and the policy is judged again with the overrides.
     fn take_effect(&self, news: &[Change], now: Timestamp) {
         let _one_at_a_time = self.taking_effect.lock();
         if news.iter().any(|change| change.topic == Topic::Bans) {
@@ -233,8 +233,8 @@ impl Gateway {
         }
     }
 
-    /// Tokens that the backend revoked, which it tells every gateway itself: in force when this returns, written down soon
-    /// after, for the case that the backend is away when this gateway starts again.
+    /// Puts in force the tokens that the backend revoked. The backend sends them to every gateway itself. They are
+    /// saved soon after, because the backend may be unavailable when this gateway starts again.
     pub fn revoke_for_backend(&self, tokens: Vec<Revoked>) {
         let now = clock::wall();
         let change = |token: Revoked| Change {
@@ -242,7 +242,7 @@ impl Gateway {
             key: revocations::By::Jti.key(&token.jti),
             value: Some(json!({"reason": "the backend ended its session"})),
             until: Some(token.until.as_nanos()),
-            // The same at every gateway, and before whatever a person does about it.
+            // Equal at every gateway, and older than any change that an operator makes.
             changed_at: 0,
         };
         let one_at_a_time = self.taking_effect.lock();
@@ -255,7 +255,8 @@ impl Gateway {
         }
     }
 
-    /// Writes down what was learnt, a moment after, forever: what comes in between is written with it.
+    /// Saves state that no request waits for, forever: a moment after it was learnt, so that what follows closely is
+    /// saved together with it.
     pub async fn save_what_was_learnt(&self) {
         const MOMENT: Duration = Duration::from_millis(500);
         const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -269,10 +270,10 @@ impl Gateway {
         }
     }
 
-    /// Takes in what other replicas change, forever. After a cut both sides are merged, the newest change wins, and a
-    /// store that came back empty is given what is known here.
+    /// Applies the changes of other replicas, forever. After a lost connection both sides are merged and the newest
+    /// change wins. A store that came back empty receives what is known here.
     pub async fn follow_changes(&self, mut news: mpsc::Receiver<News>) {
-        /// Changes that are taken in together: the ban list is made anew once for all of them.
+        /// The most changes that are applied together: the ban list is built once for all of them.
         const TOGETHER: usize = 256;
         let mut heard = Vec::with_capacity(TOGETHER);
         while news.recv_many(&mut heard, TOGETHER).await > 0 {
@@ -288,12 +289,12 @@ impl Gateway {
             }
             self.take_effect(&fresh, now);
             if !fresh.is_empty() {
-                let _ = self.save().await; // it is said and tried again
+                let _ = self.save().await; // a failure is logged and the save is tried again
             }
         }
     }
 
-    /// Takes in what the shared store knows, gives it what it does not, and returns what was news here.
+    /// Applies what the shared store knows, sends it what it does not know, and returns what was new here.
     async fn merge(&self) -> Vec<Change> {
         let (Some(shared), now) = (&self.shared, clock::wall()) else { return Vec::new() };
         let mut fresh = Vec::new();
@@ -307,14 +308,14 @@ impl Gateway {
             };
             for change in self.replicated_state.all(topic, now).iter().filter(|change| unknown(change)) {
                 if shared.put(change).await.is_err() {
-                    return fresh; // cut again: the next merge goes on
+                    return fresh; // the connection was lost again: the next merge continues
                 }
             }
         }
         fresh
     }
 
-    /// Drops what says nothing any more, now and then, forever.
+    /// Drops what has no effect any more, at intervals, forever.
     pub async fn sweep(&self) {
         loop {
             tokio::time::sleep(Duration::from_secs(30)).await;
@@ -343,7 +344,7 @@ pub enum ChangeFault {
     /// Nothing was changed.
     #[error("the audit log cannot take another line")]
     NotAudited,
-    /// It is in force, and is written down as soon as that is possible.
+    /// The change is in force, and is stored as soon as possible.
     #[error(transparent)]
     NotKept(std::io::Error),
 }
@@ -351,8 +352,8 @@ pub enum ChangeFault {
 /// Who changes something, and by which request.
 #[derive(Clone, Copy, Debug)]
 pub struct By<'r> {
-    /// Who.
+    /// Who changes it.
     pub actor: Actor,
-    /// By which request.
+    /// The request that changes it.
     pub request_id: &'r str,
 }

@@ -1,4 +1,4 @@
-//! What decisions need, shared by all connections, and the world that the specification asks.
+//! What decisions need, shared by all connections, and the `World` that the policy asks.
 //!
 //! Floor 7: imports everything below `request`, `admin` and `server`.
 

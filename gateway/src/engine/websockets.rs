@@ -1,4 +1,4 @@
-//! The `WebSocket`s that are open, and what each was let in by.
+//! The open `WebSocket`s, and the handshake that admitted each of them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,18 +15,18 @@ use tokio::time::sleep;
 
 use crate::clock;
 
-/// A token's end is looked for at least so often: the wall clock may be set.
+/// How often the end of a token is checked at least, because the wall clock may be set.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
-/// The open ones.
+/// The open `WebSocket`s.
 pub struct WebSockets {
     open: Mutex<HashMap<u64, Arc<WebSocket>>>,
     next: AtomicU64,
-    /// Woken when they should be judged again.
+    /// Woken when all of them should be judged again.
     pub judge_again: Arc<Notify>,
 }
 
-/// What one was let in by: its handshake, proof and all.
+/// The handshake that admitted a `WebSocket`, with its token or API key.
 pub struct Handshake {
     /// The address at the other end of the connection.
     pub peer: IpAddr,
@@ -36,13 +36,13 @@ pub struct Handshake {
     pub header: RequestHeader,
     /// Its request id.
     pub request_id: String,
-    /// Who was let in.
+    /// Who was admitted.
     pub subject: Subject,
 }
 
-/// One that is open.
+/// An open `WebSocket`.
 pub struct WebSocket {
-    /// What it was let in by.
+    /// The handshake that admitted it.
     pub handshake: Handshake,
     cut: Arc<Notify>,
     closed: AtomicBool,
@@ -59,27 +59,27 @@ impl WebSocket {
     }
 }
 
-/// An open one, until this is dropped.
+/// Registers an open `WebSocket` until this is dropped.
 pub struct Open {
     all: Arc<WebSockets>,
     number: u64,
-    /// Woken when it has to be closed.
+    /// Woken when the `WebSocket` has to be closed.
     pub cut: Arc<Notify>,
     ends: Option<Timestamp>,
 }
 
 impl Open {
-    /// Notes a WebSocket that was let in.
+    /// Registers a WebSocket that was admitted.
     pub fn new(all: &Arc<WebSockets>, handshake: Handshake) -> Self {
         let (cut, ends) = (Arc::new(Notify::new()), handshake.subject.ends());
         let websocket = WebSocket { handshake, cut: Arc::clone(&cut), closed: AtomicBool::new(false) };
         let number = all.next.fetch_add(1, Ordering::Relaxed);
         all.open.lock().insert(number, Arc::new(websocket));
-        all.judge_again.notify_one(); // what was taken back while it was let in is found now
+        all.judge_again.notify_one(); // so a revocation that came during the admission takes effect now
         Self { all: Arc::clone(all), number, cut, ends }
     }
 
-    /// Waits until it has to be closed, and has it judged again when its token ends.
+    /// Waits until it has to be closed. Starts judging again when its token ends.
     pub async fn closed(&self) {
         let ended = async {
             let Some(ends) = self.ends else { return std::future::pending().await };
@@ -106,22 +106,22 @@ impl Drop for Open {
 }
 
 impl WebSockets {
-    /// None yet; `judge_again` is woken when they should be judged again.
+    /// Begins without any; `judge_again` is woken when all of them should be judged again.
     pub fn new(judge_again: Arc<Notify>) -> Arc<Self> {
         Arc::new(Self { open: Mutex::default(), next: AtomicU64::new(0), judge_again })
     }
 
-    /// Those that are open.
+    /// All that are open.
     pub fn all(&self) -> Vec<Arc<WebSocket>> {
         self.open.lock().values().map(Arc::clone).collect()
     }
 
-    /// Open ones.
+    /// How many are open.
     pub fn len(&self) -> usize {
         self.open.lock().len()
     }
 
-    /// Whether there is none.
+    /// Whether none is open.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,4 +1,4 @@
-//! What a decision may ask of the gateway: its stores, keys, permissions and breakers.
+//! What a decision may ask the gateway for: its stores, keys, permissions and breakers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use crate::resilience::breakers::BreakerPass;
 use crate::resilience::concurrency::Permit;
 use crate::state::store::{Change, Store as _, Topic};
 
-/// Bans a client whose failed logins are too many.
+/// Bans a client with too many failed logins.
 async fn count_failure(gateway: Arc<Gateway>, client: Client, rule: AutoBlock, now: Timestamp) {
     let counted = match &gateway.shared {
         Some(shared) => shared.count_failure(client.network, rule, now).await,
@@ -55,7 +55,7 @@ async fn count_failure(gateway: Arc<Gateway>, client: Client, rule: AutoBlock, n
     if let Err(error) = gateway.change(vec![change], by).await {
         warn!(error = format!("{error:#}"), "a ban cannot be kept for a restart");
     }
-    // Only now: had this replica died before, the next failure would have made the ban.
+    // Only after the ban was made: if this replica dies before, the next failure makes the ban.
     clear_failures(gateway, client).await;
 }
 
@@ -66,7 +66,7 @@ async fn clear_failures(gateway: Arc<Gateway>, client: Client) {
     }
 }
 
-/// A handle by which the specification asks; it starts background work of its own, so it holds the gateway by count.
+/// The handle through which the policy asks. It starts background work, so it owns a reference to the gateway.
 #[derive(Clone)]
 pub struct Handle(pub Arc<Gateway>);
 

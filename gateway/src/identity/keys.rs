@@ -1,8 +1,8 @@
 //! The keys that verify tokens, by issuer.
 //!
-//! A key set is fetched in the background, anew every `refresh`, and at once when a token names a key that is not in
-//! it: at most once in [`AT_MOST_ONCE_IN`], by one request while the others wait for the same answer. The last good
-//! set serves while the source is away.
+//! A key set is fetched in the background, again every `refresh`, and at once when a token names a key that is not in
+//! it. That happens at most once in [`AT_MOST_ONCE_IN`]: one request fetches, the others wait for the same answer. The
+//! last good set is used while the source is unavailable.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,17 +28,18 @@ use crate::observe::metrics::Metrics;
 use crate::resilience::backoff::Backoff;
 use crate::upstream::http_client::HttpClient;
 
-/// An unknown key causes a fetch at most so often.
+/// The shortest time between two fetches because of an unknown key.
 const AT_MOST_ONCE_IN: Duration = Duration::from_secs(10);
 
-/// A source that did not answer is asked again after a pause: the first, and the longest; `refresh` where that is shorter.
+/// The pause before a source that did not answer is asked again: the first and the longest one. `refresh` counts where
+/// it is shorter.
 const RETRY: Duration = Duration::from_secs(2);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
-/// The most keys that are tried for one token: those that it may have been signed with.
+/// The most keys that are tried for one token. Only keys that may have signed it are tried.
 const MOST_TRIED: usize = 8;
 
-/// For a fetch.
+/// The timeout of a fetch.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The largest key file, in bytes.
@@ -55,39 +56,39 @@ struct Key {
 struct Source {
     place: KeySource,
     keys: ArcSwapOption<Vec<Key>>,
-    /// Of the key set that is kept, to know another when it comes.
+    /// The digest of the key set in use, to see when it changes.
     digest: Mutex<Vec<u8>>,
-    /// When the source was last asked for the sake of a request; held while asking.
+    /// When the source was last asked because of a request. Held while it is asked.
     asked: tokio::sync::Mutex<Asked>,
-    /// Whether it did not answer when it was asked last.
+    /// Whether the last fetch failed.
     fails: AtomicBool,
 }
 
-/// When a source was last asked for the sake of a request.
+/// When a source was last asked because of a request.
 #[derive(Default)]
 struct Asked {
-    /// Because the token named an unknown key.
+    /// Because a token named an unknown key.
     for_a_key: Option<Instant>,
-    /// Because there were no keys at all, as at the start: that does not count as the other.
+    /// Because there were no keys at all, as at the start. Counted apart from the other reason.
     for_any: Option<Instant>,
 }
 
 /// Every source that the policy in force names.
 pub struct Keys {
     sources: ArcSwap<HashMap<KeySource, Arc<Source>>>,
-    /// Those that the policy in force names.
+    /// The sources of the policy in force.
     latest: Mutex<Vec<KeySource>>,
     http_client: HttpClient,
     secrets: Secrets,
     metrics: Metrics,
-    /// Whether a policy that asks the permission service cannot be served: what it trusts us for was not there at the
-    /// start.
+    /// Whether a policy that asks the permission service must be refused, because the secret for that service was
+    /// missing at the start.
     lacks_gateway_token: AtomicBool,
-    /// The policy's: a key file whose name is relative lies below it.
+    /// The folder of the policy. Key files with relative names are below it.
     folder: PathBuf,
     /// Counts the changes of keys.
     generation: AtomicU64,
-    /// Keys changed lately.
+    /// Whether keys changed lately.
     changed: AtomicBool,
 }
 
@@ -107,7 +108,7 @@ impl Keys {
         }
     }
 
-    /// Which keys are in force: what was verified with others counts no more.
+    /// The generation of the keys in force. Tokens that were verified in another generation do not count.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -117,9 +118,9 @@ impl Keys {
         self.changed.store(true, Ordering::Release);
     }
 
-    /// Makes the sources of `policy` known; those that were known keep their keys. Keys in files and secrets are read
-    /// here, so that a policy whose keys are not there is refused. Sources that only the policy before needs stay until
-    /// the next: its requests in flight end under it.
+    /// Adds the sources of `policy`; known sources keep their keys. Keys in files and secrets are read here, so that a
+    /// policy is refused if its keys are missing. Sources that only the previous policy needs stay until the next
+    /// change, because its requests in flight finish under it.
     pub fn adopt(&self, policy: &Policy) -> anyhow::Result<()> {
         self.check_gateway_token(policy)?;
         let (known, mut latest) = (self.sources.load(), self.latest.lock());
@@ -143,7 +144,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Whether the keys of `policy` that are in files and secrets can be read.
+    /// Checks that the keys of `policy` in files and secrets can be read.
     pub fn check(&self, policy: &Policy) -> anyhow::Result<()> {
         self.check_gateway_token(policy)?;
         for issuer in &policy.issuers {
@@ -152,7 +153,7 @@ impl Keys {
         Ok(())
     }
 
-    /// From now on a policy is refused that asks the permission service.
+    /// Refuses, from now on, policies that ask the permission service.
     pub fn note_missing_gateway_token(&self) {
         self.lacks_gateway_token.store(true, Ordering::Relaxed);
     }
@@ -166,7 +167,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Whether the issuer's key made the token's signature.
+    /// Whether a key of the issuer made the token's signature.
     pub async fn verify(&self, issuer: &Issuer, token: &Token<'_>) -> Result<(), VerifyFault> {
         let source = self.sources.load().get(&issuer.keys).cloned().ok_or(VerifyFault::Unavailable)?;
         let verdict = source.verify(token);
@@ -188,14 +189,15 @@ impl Keys {
         }
     }
 
-    /// Fetches the key sets of the policy in force, each in its own rhythm, forever.
+    /// Fetches the key sets of the policy in force, each at its own interval, forever.
     pub async fn keep_fresh(&self, policy: impl Fn() -> Vec<Arc<Issuer>>) {
-        /// When a source was asked last, for how long it is left alone then, and how it fails.
+        /// When a source was asked last, how long the pause after that is, and its backoff.
         type Asked = (Instant, Duration, Backoff);
         let mut asked: HashMap<KeySource, Asked> = HashMap::new();
         loop {
             if self.changed.swap(false, Ordering::AcqRel) {
-                // Once more, a moment later: for what was verified with the old keys and remembered after they changed.
+                // The generation changes once more, a moment later: a token may have been verified with the old keys
+                // and stored after the change.
                 self.generation.fetch_add(1, Ordering::AcqRel);
             }
             let issuers = policy();
@@ -206,7 +208,7 @@ impl Keys {
                     Some((at, wait, backoff)) => (Some(at), wait, backoff),
                     None => (None, Duration::ZERO, Backoff::from(RETRY)),
                 };
-                // The `refresh` that holds now counts.
+                // The `refresh` of the policy in force counts.
                 if at.is_some_and(|at| at.elapsed() < wait.min(issuer.refresh)) {
                     continue;
                 }
@@ -223,7 +225,7 @@ impl Keys {
         }
     }
 
-    /// Fetches a key set; `false` when the last good one goes on serving.
+    /// Fetches a key set; `false` when the fetch failed.
     async fn refresh(&self, source: &Source) -> bool {
         let KeySource::Jwks(url) = &source.place else { return true };
         let fetched = self.http_client.get(url, PATIENCE).await.and_then(|body| Ok((key_set(&body)?, body)));
@@ -285,8 +287,8 @@ impl Keys {
 }
 
 impl Keys {
-    /// A relative name is a file below the policy's folder. An absolute one is where keys are mounted, which only the
-    /// policy file may say.
+    /// A relative name is a file below the policy's folder. An absolute name is a place where keys are mounted; only
+    /// the policy file may give one.
     fn read_file(&self, name: &str) -> anyhow::Result<Vec<u8>> {
         let path = Path::new(name);
         let file =
@@ -310,7 +312,8 @@ impl Source {
         let keys = self.keys.load();
         let keys = keys.as_ref().ok_or(VerifyFault::Unavailable)?;
         let of_its_algorithm = || keys.iter().filter(|key| key.algorithm == token.algorithm);
-        // Any key may have signed a token that names none; of one that names a key, that, or one without a name.
+        // A token without a key id may be signed by any key. A token with a key id may be signed by that key, or by a
+        // key without an id.
         let named = of_its_algorithm().filter(|key| token.kid.is_some() && key.kid == token.kid);
         let others = of_its_algorithm().filter(|key| match &token.kid {
             Some(_) => key.kid.is_none(),
@@ -339,14 +342,15 @@ const fn jsonwebtoken_algorithm(algorithm: Algorithm) -> jsonwebtoken::Algorithm
     }
 }
 
-/// The usable keys of a key set. One that we cannot use, or not for signatures, is skipped: the others still serve.
+/// The usable keys of a key set. A key that is not for signatures, or that we cannot use, is skipped; the others are
+/// used.
 fn key_set(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
     #[derive(serde::Deserialize)]
     struct Set {
         keys: Vec<serde_json::Value>,
     }
     const MOST: usize = 100;
-    // What is wrong is not said: the words would quote what may be another file, or no business of a log.
+    // The error is not logged, because it could quote another file or a secret.
     let set: Set = serde_json::from_slice(bytes).map_err(|_| anyhow!("not a key set"))?;
     if set.keys.len() > MOST {
         bail!("a key set of more than {MOST} keys");
@@ -363,7 +367,7 @@ fn key_set(bytes: &[u8]) -> anyhow::Result<Vec<Key>> {
     Ok(keys)
 }
 
-/// A public key for signatures, of one algorithm that its own type, `use`, `key_ops` and `alg` allow.
+/// A public key for signatures, with one algorithm that its type, `use`, `key_ops` and `alg` allow.
 fn usable(jwk: &Jwk) -> Option<Key> {
     if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
         return None;
@@ -376,7 +380,7 @@ fn usable(jwk: &Jwk) -> Option<Key> {
         AlgorithmParameters::RSA(_) => Algorithm::RS256,
         AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => Algorithm::ES256,
         AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
-        // A shared secret in a public place is none.
+        // A symmetric key in a public key set is not secret, so it is not accepted.
         _ => return None,
     };
     let said = jwk.common.key_algorithm.map(|algorithm| match algorithm {

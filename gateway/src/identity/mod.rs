@@ -1,4 +1,4 @@
-//! Who is at the other end, and who we are for the service: key sets, verified tokens, the assertion that we sign.
+//! Who the client is, and how the service recognises the gateway: key sets, verified tokens, the signed assertion.
 //!
 //! Floor 5: imports `upstream` and what lies below.
 

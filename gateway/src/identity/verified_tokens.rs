@@ -1,7 +1,7 @@
-//! Tokens that were found good: their signatures are not verified again while the same keys are in force.
+//! Tokens whose signatures were verified: they are not verified again while the same keys are in force.
 //!
-//! What is remembered says until when the token is believed, and the specification asks that, and whether it was revoked,
-//! each time; so this never makes a token live longer. Once a key set changes, nothing from before counts.
+//! An entry says until when the token is valid. The policy checks that each time, and whether the token was revoked, so
+//! this cache never makes a token live longer. When a key set changes, no earlier entry counts.
 
 use ahash::RandomState;
 use parking_lot::Mutex;
@@ -12,14 +12,15 @@ use crate::collections::s3_fifo::Cache;
 /// So many locks share the tokens.
 const SHARDS: usize = 16;
 
-/// The most tokens that are remembered, and their bytes with what they say.
+/// The most cached tokens, and their bytes together with their subjects.
 const MOST: usize = 16_384;
 const MOST_BYTES: usize = 32 * 1024 * 1024;
 
-/// What a subject holds for each byte of its token, at most: its id, its roles and its fields are claims of the token.
+/// The most bytes of a subject for each byte of its token. They are bounded because its id, its roles and its fields
+/// are claims of the token.
 const CLAIMS: usize = 3;
 
-/// Tokens that were found good.
+/// The cache of verified tokens.
 pub struct VerifiedTokens {
     shards: Vec<Mutex<Cache<Remembered>>>,
     hasher: RandomState,
@@ -43,7 +44,7 @@ impl VerifiedTokens {
         &self.shards[place]
     }
 
-    /// The subject of a token that was found good with the keys of `generation`.
+    /// The subject of a token that was verified with the keys of `generation`.
     pub fn find(&self, token: &str, generation: u64) -> Option<Subject> {
         let hash = self.hasher.hash_one(token);
         let mut shard = self.shard(hash).lock();
@@ -51,7 +52,7 @@ impl VerifiedTokens {
         (found.generation == generation).then(|| found.subject.clone())
     }
 
-    /// Remembers a token that was found good with the keys of `generation`.
+    /// Stores a token that was verified with the keys of `generation`.
     pub fn keep(&self, token: &str, subject: &Subject, generation: u64) {
         let hash = self.hasher.hash_one(token);
         let remembered = Remembered { subject: subject.clone(), generation };

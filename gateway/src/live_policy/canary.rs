@@ -1,7 +1,7 @@
-//! A policy that has just come into force is watched, and the one before it put back when it leaves its band; the
+//! A new policy is on trial: it is watched, and the one before it is put back when the new one leaves its band. The
 //! arithmetic is in [`policy::rules::canary`].
 //!
-//! Each policy in force counts its own requests, so those in flight at a reload count for the policy that judged them.
+//! Each policy counts its own requests, so requests in flight at a reload count for the policy that judged them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use tokio::time::Instant;
 use crate::live_policy::counts::Counts;
 use crate::live_policy::loaded::Loaded;
 
-/// What is known of the policy in force, and of the one before it while this one is on trial.
+/// The state of the policy in force, and of the one before it while this one is on trial.
 #[derive(Default)]
 pub struct Canary(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// What the policy in force had counted when, second by second: from when it came into force, or one look before the
-    /// longest window.
+    /// The counts of the policy in force over time, second by second: since it came into force, or since one look
+    /// before the longest window.
     history: VecDeque<(Instant, Tally)>,
     of: Option<Arc<Counts>>,
     trial: Option<Trial>,
@@ -43,19 +43,19 @@ pub struct TrialState {
     errors: u64,
 }
 
-/// What came of a look at a trial.
+/// The verdict on a trial.
 pub(crate) enum Verdict {
-    /// It has stood it.
+    /// The policy has passed its trial.
     Stood,
-    /// It has left its band, as is said, and this one is to be put back.
+    /// The policy has left its band, as the text says, and this policy is to be put back.
     Left(String, Arc<Loaded>),
 }
 
 impl State {
-    /// Notes what has been counted; begins anew with another policy, whose counts may be old.
+    /// Notes the counts. Begins again with another policy, whose counts may be old.
     fn note(&mut self, counts: &Arc<Counts>, now: Instant) {
         if !self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, counts)) {
-            // The first policy of all has counted nothing before.
+            // The first policy has no earlier counts.
             let begin = if self.of.is_none() { Tally::default() } else { counts.tally() };
             *self = Self { of: Some(Arc::clone(counts)), history: [(now, begin)].into(), trial: None };
         }
@@ -66,7 +66,7 @@ impl State {
         }
     }
 
-    /// What was counted within `window`, or since the policy came into force.
+    /// The counts within `window`, or since the policy came into force.
     fn within(&self, window: Duration, now: Instant) -> Tally {
         let old = |at: &Instant| now.saturating_duration_since(*at) >= window;
         let begin = self.history.iter().take_while(|(at, _)| old(at)).last().or(self.history.front());
@@ -78,12 +78,12 @@ impl State {
 }
 
 impl Canary {
-    /// Another policy takes the place of `before`. Whether it is on trial.
+    /// Another policy replaces `before`. Returns whether it is on trial.
     pub(crate) fn begin(&self, before: &Arc<Loaded>, candidate: &Loaded) -> bool {
         let (mut state, now) = (self.0.lock(), Instant::now());
         state.note(&before.counts, now);
         let Some(rule) = candidate.rules.canary else { return false };
-        // One that has not stood its trial is nothing to go back to, nor what is usual.
+        // A policy that has not passed its trial is not put back later, and its counts are not the usual ones.
         let trial = state.trial.take();
         let usual = trial.as_ref().map_or_else(|| state.within(rule.window, now), |trial| trial.usual);
         let before = trial.map_or_else(|| Arc::clone(before), |trial| trial.before);
@@ -92,7 +92,7 @@ impl Canary {
         true
     }
 
-    /// The trial that goes on, if any.
+    /// The trial in progress, if there is one.
     pub fn describe(&self) -> Option<TrialState> {
         let state = self.0.lock();
         let (trial, counts) = state.trial.as_ref().zip(state.of.as_ref())?;
@@ -102,7 +102,7 @@ impl Canary {
         Some(TrialState { until, requests, refusals, errors })
     }
 
-    /// Looks at the policy in force; a verdict ends its trial.
+    /// Judges the policy in force. A verdict ends its trial.
     pub(crate) fn look(&self, in_force: &Loaded) -> Option<Verdict> {
         let (mut state, now) = (self.0.lock(), Instant::now());
         state.note(&in_force.counts, now);

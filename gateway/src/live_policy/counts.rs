@@ -1,10 +1,10 @@
-//! What happened under one policy, for its trial.
+//! Counts the results of requests under one policy, for its trial.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use policy::rules::canary::Tally;
 
-/// How requests went under one policy.
+/// The results of requests under one policy.
 #[derive(Debug, Default)]
 pub struct Counts {
     requests: AtomicU64,

@@ -1,5 +1,6 @@
-//! Deny files: lists from outside, each judged once whenever it changes. While one is bad the last good one stays in force,
-//! over a restart as well, so that a slip in a list refuses neither a restart nor an edit of something else.
+//! Deny files: lists from outside. Each is judged once whenever it changes. While a list is bad, the last good one
+//! stays in force, also over a restart. So a mistake in a list does not prevent a restart or another change of the
+//! policy.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -23,10 +24,11 @@ use crate::state::directory::StateDir;
 /// The networks of one deny file.
 pub(super) type Networks = Arc<[IpNet]>;
 
-/// The deny files of a policy by the names that it gives them, with what they hold.
+/// The deny files of a policy, by their names in it, with their networks.
 pub(super) type Lists = Vec<(String, Networks)>;
 
-/// A file that was changed so lately may change again within one tick of its file system's clock.
+/// A file that changed less than this ago may change again without a new time, within one tick of its file system's
+/// clock.
 const TICK: Duration = Duration::from_secs(2);
 
 /// The deny files that policies name.
@@ -36,20 +38,20 @@ pub(super) struct DenyLists {
     known: Mutex<BTreeMap<String, Known>>,
 }
 
-/// What is known of one file.
+/// The state of one file.
 #[derive(Default)]
 struct Known {
-    /// What the file system said of it when it was read; `None` where that tells nothing.
+    /// The file system's data about it when it was read; `None` if these cannot show a change.
     stamp: Option<Stamp>,
-    /// What was read.
+    /// The contents that were read.
     seen: Option<Seen>,
-    /// In bytes.
+    /// The size in bytes.
     size: u64,
-    /// What it holds, where that is a list.
+    /// The networks that it holds, if it is a valid list.
     latest: Option<Networks>,
-    /// What it held when a policy with it was in force last.
+    /// The networks that it held when a policy with it was last in force.
     good: Option<Networks>,
-    /// What is wrong with what it holds.
+    /// The faults of its contents.
     faults: Vec<Fault>,
 }
 
@@ -62,13 +64,13 @@ enum Seen {
 }
 
 impl DenyLists {
-    /// The lists in `folder`, the policy's.
+    /// The lists in `folder`, which is the policy's.
     pub(super) fn new(folder: PathBuf, state: Arc<StateDir>) -> Self {
         Self { folder, state, known: Mutex::default() }
     }
 
-    /// Denies what the deny files hold that `rules` name; the last good lists where they are bad. A file that never was
-    /// good is a fault.
+    /// Adds the networks of the deny files that `rules` name; the last good list where a file is bad. A file that was
+    /// never good is a fault.
     pub(super) fn read(&self, rules: &mut Policy) -> Result<Lists, Vec<Fault>> {
         let (lists, faults) = self.look(&rules.blocks.deny_files);
         if !faults.is_empty() {
@@ -81,7 +83,7 @@ impl DenyLists {
         }
     }
 
-    /// The lists called `names`, as they are to be in force now, and the faults of those that never were good.
+    /// The lists named `names`, as they should be in force now, and the faults of those that were never good.
     pub(super) fn look(&self, names: &[String]) -> (Lists, Vec<Fault>) {
         let (mut known, mut room) = (self.known.lock(), LARGEST_LISTS);
         let (mut lists, mut faults) = (Lists::new(), Vec::new());
@@ -97,14 +99,14 @@ impl DenyLists {
         (lists, faults)
     }
 
-    /// What is wrong with the files of `lists`, whose last good ones are in force.
+    /// The faults of the files of `lists` whose last good list is in force.
     pub(super) fn faults(&self, lists: &Lists) -> Vec<Fault> {
         let known = self.known.lock();
         let faults = lists.iter().filter_map(|(name, _)| known.get(name));
         faults.flat_map(|list| list.faults.iter().cloned()).collect()
     }
 
-    /// `lists` are in force: each is the last good one of its file from now on, over a restart as well.
+    /// Notes that `lists` are in force: each is now the last good list of its file, also over a restart.
     pub(super) fn hold(&self, lists: &Lists) {
         let mut known = self.known.lock();
         for (name, networks) in lists {
@@ -118,8 +120,8 @@ impl DenyLists {
         }
     }
 
-    /// The policy in force does not take the new lists of the files called `names`: their last good ones stay, and `faults`
-    /// are what is wrong until they change again.
+    /// Notes that the policy in force does not accept the new lists of the files named `names`: their last good lists
+    /// stay, and `faults` are reported until they change again.
     pub(super) fn reject(&self, names: &[String], faults: &[Fault]) {
         let mut known = self.known.lock();
         for (name, list) in known.iter_mut().filter(|(name, _)| names.contains(name)) {
@@ -127,7 +129,7 @@ impl DenyLists {
         }
     }
 
-    /// The same for all files whose lists are new, whatever is wrong.
+    /// The same for all files whose lists are new, whatever the fault is.
     pub(super) fn reject_all(&self) {
         let mut known = self.known.lock();
         for (name, list) in known.iter_mut() {
@@ -147,7 +149,7 @@ impl DenyLists {
         }
     }
 
-    /// Forgets all but `lists`, on the disk as well.
+    /// Forgets all lists except `lists`, on the disk as well.
     pub(super) fn keep_only(&self, lists: &Lists) {
         self.known.lock().retain(|name, _| lists.iter().any(|(kept, _)| kept == name));
         let wanted: Vec<String> = lists.iter().map(|(name, _)| kept_as(name)).collect();
@@ -158,7 +160,7 @@ impl DenyLists {
         }
     }
 
-    /// Reads a file that has changed since it was judged.
+    /// Reads a file if it has changed since it was judged.
     fn judge(&self, name: &str, list: &mut Known, room: u64) {
         let path = self.folder.join(name);
         let metadata = std::fs::metadata(&path).ok();
@@ -166,7 +168,7 @@ impl DenyLists {
         if list.stamp.is_some() && list.stamp == stamp {
             return;
         }
-        list.stamp = None; // what cannot be read is looked at again: its rights may change, and the room that others leave
+        list.stamp = None; // what cannot be read is read again next time: its permissions may change, and so may the room beside other files
         list.size = metadata.map_or(0, |metadata| metadata.len());
         let read = read_list_text(&self.folder, name, room);
         let seen = match &read {
@@ -202,7 +204,7 @@ impl DenyLists {
         }
     }
 
-    /// The list that was good before a restart.
+    /// The last good list from before a restart.
     fn last_good(&self, name: &str, path: &Path) -> Option<Networks> {
         let text = String::from_utf8(self.state.read(&kept_as(name), LARGEST_LISTS)?).ok()?;
         let networks = read_list(&path.display().to_string(), &text).ok()?;
@@ -214,7 +216,7 @@ impl DenyLists {
     }
 }
 
-/// What tells one state of a file from another, unless it has just been changed.
+/// What distinguishes one state of a file from another; `None` if the file was changed just now.
 fn stamp_of(metadata: &Metadata) -> Option<Stamp> {
     let age = SystemTime::now().duration_since(metadata.modified().ok()?).ok()?;
     let changed = (metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec());
@@ -222,7 +224,7 @@ fn stamp_of(metadata: &Metadata) -> Option<Stamp> {
     (age > TICK).then_some(stamp)
 }
 
-/// The last line of a list that is kept: one that is cut short is none.
+/// The last line of a stored list. A list without it was cut short and is not used.
 fn end_of(networks: &[IpNet]) -> String {
     format!("# {} networks\n", networks.len())
 }

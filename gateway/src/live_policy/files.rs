@@ -1,4 +1,4 @@
-//! The policy's files as they are read: itself and its deny files, each with a bound.
+//! Reads the policy's files, the policy itself and its deny files, each with a bound.
 
 use std::path::{Path, PathBuf};
 
@@ -17,18 +17,18 @@ pub(crate) fn read(file: &Path) -> anyhow::Result<String> {
     service::files::read_text(file, LARGEST).context("policy.file")
 }
 
-/// Where the files lie that the policy in `file` names.
+/// The folder of the files that the policy in `file` names.
 pub(crate) fn folder_of(file: &Path) -> PathBuf {
     file.parent().unwrap_or(Path::new("")).to_owned()
 }
 
-/// The text of the deny file that a policy in `folder` calls `name`, of at most `largest` bytes.
+/// The text of the deny file `name` of a policy in `folder`, of at most `largest` bytes.
 pub(crate) fn read_list_text(folder: &Path, name: &str, largest: u64) -> anyhow::Result<String> {
     let read = || service::files::read_text(&service::files::below(folder, name)?, largest);
     read().context("blocks.deny_files")
 }
 
-/// Reads the deny files that the policy in `file` names, files below its folder; every fault of them counts.
+/// Reads the deny files that the policy in `file` names, which are below its folder. Every fault counts.
 pub(crate) fn read_deny_files(file: &Path, rules: &mut Policy) -> Result<(), Vec<Fault>> {
     let (folder, mut room) = (folder_of(file), LARGEST_LISTS);
     let (mut lists, mut faults) = (Vec::new(), Vec::new());

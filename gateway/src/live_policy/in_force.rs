@@ -1,4 +1,4 @@
-//! The policy in force: a snapshot that a request takes once, and that is replaced in one step.
+//! The policy in force: a snapshot that each request takes once, and that is replaced in one step.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use tokio::sync::Notify;
 use crate::live_policy::loaded::Loaded;
 use crate::observe::audit::{Actor, AuditLog, Entry};
 
-/// The policy in force, and who has to know when it changes.
+/// The policy in force, and notifications when it changes.
 pub struct PolicyInForce {
     policy: ArcSwap<Loaded>,
     audit: AuditLog,
-    /// Woken when what was let in should be judged again.
+    /// Woken when every open `WebSocket` should be judged again.
     pub judge_again: Arc<Notify>,
     /// Woken when overrides changed.
     pub overrides_changed: Notify,
@@ -40,7 +40,7 @@ impl PolicyInForce {
         self.judge_again.notify_one();
     }
 
-    /// Writes down that one policy takes the place of another.
+    /// Writes to the audit log that one policy replaced another.
     pub(super) fn audit(&self, action: &str, before: &Loaded, after: &Loaded) {
         self.audit.write(&Entry {
             action,

@@ -1,4 +1,4 @@
-//! A policy with all that it was read with.
+//! A policy with its origin.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use crate::live_policy::deny_lists::Lists;
 use crate::live_policy::files::whole_file;
 use crate::live_policy::named::Named;
 
-/// A policy with where it came from.
+/// A policy with the text and file that it came from.
 #[derive(Debug)]
 pub struct Loaded {
     /// The rules.
     pub rules: Policy,
-    /// Of the file's bytes, in hexadecimal.
+    /// The SHA-256 of the file's bytes, in hexadecimal.
     pub sha256: String,
     /// The file.
     pub file: String,
@@ -27,14 +27,14 @@ pub struct Loaded {
     /// The file's text, without overrides.
     pub(super) text: String,
     pub(super) lists: Lists,
-    /// What the file names outside of itself.
+    /// The files, addresses and secrets that the file names.
     pub(super) named: Named,
-    /// How requests went under it.
+    /// The results of requests under it.
     pub counts: Arc<Counts>,
 }
 
 impl Loaded {
-    /// The policy, once the keys that it names are there.
+    /// Builds the policy, after the keys that it names were loaded.
     pub(super) fn adopted(self, keys: &Keys) -> Result<Self, Vec<Fault>> {
         let adopted = keys.adopt(&self.rules);
         adopted.map_err(|error| vec![whole_file(Path::new(&self.file), &error)])?;

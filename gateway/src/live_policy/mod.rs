@@ -1,4 +1,4 @@
-//! The policy in force and how it changes: read from its files, judged, tried, taken back.
+//! The policy in force and how it changes: it is read from its files, judged, watched on trial, rolled back.
 //!
 //! Floor 6: imports `identity`, `state` and what lies below.
 

@@ -1,6 +1,6 @@
-//! What a policy names outside of itself: files, addresses, secrets. Only the policy file may name them. Whoever may ask
-//! the admin plane must not thereby read the files of this machine or have it ask other addresses, so that overrides and
-//! policies that are only judged name nothing that the file in force does not.
+//! What a policy names outside itself: files, addresses, secrets. Only the policy file may name them. Access to the
+//! admin plane must not allow reading files of this machine or sending requests to other addresses. So overrides, and
+//! policies that are only judged, may name nothing that the file in force does not name.
 
 use std::collections::HashSet;
 
@@ -24,7 +24,7 @@ impl Named {
         }
     }
 
-    /// Refuses `rules`, which were read from `text`, where they name anything else.
+    /// Refuses `rules`, which were read from `text`, if they name anything else.
     pub(crate) fn cover(&self, rules: &Policy, file: &str, text: &str) -> Result<(), Vec<Fault>> {
         let faults = Faults::new(file, text);
         let refuse = |key: &str, name: &str| {

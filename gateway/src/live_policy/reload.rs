@@ -1,10 +1,10 @@
-//! The policy in force, and how another one takes its place.
+//! Replaces the policy in force by another one.
 //!
-//! The file's directory is watched, for editors and `ConfigMaps` replace files rather than write them. A new text is
-//! parsed, validated and tested by its own tests; only then it comes into force, in one step. What is refused is
-//! reported by `/admin/policy`, by metrics and in the log, and the last good policy goes on serving. It is also kept
+//! The file's directory is watched, because editors and `ConfigMaps` replace files instead of writing into them. A new
+//! text is parsed, validated and tested by its own tests. Only then it comes into force, in one step. A refused text is
+//! reported by `/admin/policy`, by metrics and in the log, and the last good policy stays in force. It is also stored
 //! in the state directory, so that a restart with a broken file still serves. The policy's deny files are watched as
-//! well, and overrides are laid over every text before it is judged.
+//! well, and overrides are applied to every text before it is judged.
 
 mod rollback;
 mod watch;
@@ -37,10 +37,10 @@ use crate::state::overrides::{Override, lay_over, without_lines};
 use crate::state::replicated_state::ReplicatedState;
 use crate::state::store::{Change, Topic};
 
-/// In the state directory: the text of the last good policy.
+/// The file in the state directory with the text of the last good policy.
 const LAST_GOOD: &str = "policy.last-good.toml";
 
-/// What happens to a text that is refused while the gateway serves.
+/// What happens when a text is refused while the gateway serves.
 const STAYS: &str = "the one in force stays";
 
 /// A refusal to reload, as `/admin/policy` shows it.
@@ -67,13 +67,13 @@ pub struct Reloader {
     keys: Arc<Keys>,
     replicated_state: Arc<ReplicatedState>,
     metrics: Metrics,
-    /// What puts the last policy back when this one leaves its band.
+    /// Puts the last policy back when this one leaves its band.
     pub canary: Canary,
     refused_policy: Mutex<Option<ReloadRefusal>>,
     refused_lists: Mutex<Option<ReloadRefusal>>,
     /// The deny files of a policy that was refused because of them.
     waits_for: Mutex<Vec<String>>,
-    /// What was read last, good or not: it is not judged again.
+    /// The text that was read last, good or not. It is not judged again.
     last_seen: Mutex<Option<Result<String, String>>>,
     /// The files in the policy's folder whose changes count.
     watched: Arc<Mutex<HashSet<OsString>>>,
@@ -82,7 +82,7 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// A reader of `file`.
+    /// A reloader of `file`.
     pub fn new(
         file: PathBuf,
         state: Arc<StateDir>,
@@ -110,11 +110,11 @@ impl Reloader {
         })
     }
 
-    /// The policy to start with: the file, or the last good one when the file is refused. With neither there is
-    /// nothing to serve by.
+    /// The policy to start with: the file, or the last good policy if the file is refused. An error if there is
+    /// neither.
     pub fn first(&self) -> anyhow::Result<Arc<Loaded>> {
         if !self.file.exists() {
-            // More likely a wrong name than a policy that went bad.
+            // This is more likely a wrong name than a broken policy.
             bail!("policy.file: cannot read `{}`: there is no such file", self.file.display());
         }
         let judged = self.read_file().and_then(|text| self.judge(&self.file, &text)?.adopted(&self.keys));
@@ -137,7 +137,7 @@ impl Reloader {
         Ok(loaded)
     }
 
-    /// What to start with when the file with the overrides will not do.
+    /// What to start with when the file with the overrides is refused.
     fn fallbacks(&self) -> [(&'static str, Option<Loaded>); 4] {
         let kept = self.state.path(LAST_GOOD);
         let usable =
@@ -167,18 +167,18 @@ impl Reloader {
         text.map_err(|error| vec![whole_file(&self.file, &error)])
     }
 
-    /// Judges a text, with the overrides that hold, without putting it in force.
+    /// Judges a text with the overrides in force, without putting it in force.
     pub fn judge(&self, file: &Path, text: &str) -> Result<Loaded, Vec<Fault>> {
         self.judge_with(file, text, &self.overrides())
     }
 
-    /// Judges a text that comes from somebody else than the policy's file, which alone may name files and addresses.
+    /// Judges a text that does not come from the policy's file. Only the file may name files and addresses.
     pub fn judge_foreign(&self, live: &PolicyInForce, text: &str) -> Result<Loaded, Vec<Fault>> {
         let allowed = live.policy().named.clone();
         self.judge_within(Path::new("policy.toml"), text, &self.overrides(), Some(&allowed))
     }
 
-    /// Judges a text with `overrides`. The text is judged alone first, for the places of its faults.
+    /// Judges a text with `overrides`. The text is judged alone first, so that its faults have their lines.
     pub fn judge_with(&self, file: &Path, text: &str, overrides: &[Override]) -> Result<Loaded, Vec<Fault>> {
         self.judge_within(file, text, overrides, None)
     }
@@ -218,7 +218,7 @@ impl Reloader {
         })
     }
 
-    /// The rules in `text`. No file is read that `allowed` does not cover.
+    /// The rules in `text`. Only files that `allowed` covers are read.
     fn read_rules(
         &self,
         name: &str,
@@ -232,7 +232,7 @@ impl Reloader {
         let read = self.lists.read(&mut rules);
         let names = &rules.blocks.deny_files;
         let lists = read.inspect_err(|_| {
-            // Not where they are too many together: no list of them will do better alone.
+            // Not when they are too many together, because then no single list is the cause.
             if !self.lists.look(names).1.is_empty() {
                 self.waits_for.lock().clone_from(names);
             }
@@ -240,7 +240,7 @@ impl Reloader {
         Ok((rules, lists))
     }
 
-    /// The overrides that hold.
+    /// The overrides in force.
     pub fn overrides(&self) -> Vec<Override> {
         let holding = self.replicated_state.holding(Topic::Overrides, clock::wall());
         let pair = |change: Change| Some((change.key, change.value?));
@@ -249,14 +249,14 @@ impl Reloader {
         overrides
     }
 
-    /// Judges the text in force with other overrides, without putting it in force.
+    /// Judges the text in force with other overrides, without putting them in force.
     pub fn try_overrides(&self, live: &PolicyInForce, overrides: &[Override]) -> Result<(), Vec<Fault>> {
         let in_force = live.policy();
         let judged = self.judge_with(Path::new(&in_force.file), &in_force.text, overrides)?;
         self.keys.check(&judged.rules).map_err(|error| vec![whole_file(&self.file, &error)])
     }
 
-    /// Judges the text in force anew, whenever overrides changed, forever.
+    /// Judges the text in force again whenever overrides change, forever.
     pub async fn follow_overrides(self: Arc<Self>, live: Arc<PolicyInForce>) {
         loop {
             live.overrides_changed.notified().await;
@@ -265,13 +265,13 @@ impl Reloader {
         }
     }
 
-    /// Puts the text in force again, with the overrides that hold now.
+    /// Puts the text in force again, with the current overrides.
     pub fn apply_overrides(&self, live: &PolicyInForce) {
         self.lay_anew(live, "the overrides");
     }
 
-    /// Puts the text in force again because `what` has changed. What other replicas could accept and this one cannot, for
-    /// its file is another, is refused here. It is the same policy: it counts on, and a trial goes on.
+    /// Puts the text in force again because `what` has changed. Other replicas may accept overrides that this one
+    /// refuses, because its file differs. It remains the same policy: its counts and a trial continue.
     fn lay_anew(&self, live: &PolicyInForce, what: &str) {
         let _one_at_a_time = self.reloading.lock();
         let in_force = live.policy();
@@ -285,7 +285,7 @@ impl Reloader {
                 live.replace(Arc::new(loaded));
                 let read = self.last_seen.lock().clone();
                 if read.is_some_and(|read| read.as_deref() == Ok(&*in_force.text)) {
-                    *self.refused_policy.lock() = None; // nothing that was read is refused any more
+                    *self.refused_policy.lock() = None; // no text is refused any more
                 }
             }
             Err(faults) => {
@@ -296,7 +296,7 @@ impl Reloader {
         self.note_lists(&live.policy().lists);
     }
 
-    /// Reads the file and puts it in force, or says why not.
+    /// Reads the file and puts it in force, or returns why not.
     pub fn reload(&self, live: &PolicyInForce) -> Result<(), Vec<Fault>> {
         let _one_at_a_time = self.reloading.lock();
         self.waits_for.lock().clear();
@@ -324,13 +324,13 @@ impl Reloader {
         }
     }
 
-    /// The last refusal, unless a good policy has come since: of the file, else of the lists that it names.
+    /// The last refusal, of the file or else of the lists that it names. `None` if a good policy came after it.
     pub fn last_refusal(&self) -> Option<ReloadRefusal> {
         let of_the_file = self.refused_policy.lock().clone();
         of_the_file.or_else(|| self.refused_lists.lock().clone())
     }
 
-    /// Notes what is wrong with the lists of the policy in force, which holds their last good ones.
+    /// Notes the faults of the lists of the policy in force. It uses their last good lists.
     fn note_lists(&self, lists: &Lists) {
         let faults = self.lists.faults(lists);
         let mut refused = self.refused_lists.lock();
@@ -341,12 +341,12 @@ impl Reloader {
             *refused = Some(ReloadRefusal::now(faults));
         }
         let is_refused = refused.is_some();
-        drop(refused); // two locks at once are taken nowhere
+        drop(refused); // no code holds two locks at once
         let is_refused = is_refused || self.refused_policy.lock().is_some();
         self.metrics.policy_refused.set(i64::from(is_refused));
     }
 
-    /// The text in force is what a restart begins with, should the file be refused then.
+    /// Stores the text in force. A restart uses it if the file is refused then.
     fn keep_for_a_restart(&self, loaded: &Loaded) {
         self.lists.keep_only(&loaded.lists);
         self.state.keep(LAST_GOOD, loaded.text.as_bytes());
@@ -373,7 +373,7 @@ impl Reloader {
         self.metrics.policy_last_reload.set(i64::try_from(at).unwrap_or(i64::MAX));
     }
 
-    /// Reports `faults`, and what happens instead.
+    /// Reports `faults`, and what is done instead.
     fn refuse(&self, faults: Vec<Fault>, instead: &str) {
         self.metrics.policy_reloads.with_label_values(&["refused"]).inc();
         for fault in &faults {

@@ -1,5 +1,6 @@
-//! Who may do what, which roles somebody has, and whose an API key is: asked of the permission service, answered from
-//! memory while an answer may be believed ([`crate::permissions::decisions`]), and kept up to date by its feed of changes ([`crate::permissions::feed`]).
+//! Who may do what, which roles a user has, and who holds an API key. The permission service is asked; answers are
+//! cached as long as they may be used ([`crate::permissions::decisions`]), and dropped when its change feed says so
+//! ([`crate::permissions::feed`]).
 
 use std::sync::Arc;
 use std::sync::LazyLock;
@@ -31,16 +32,16 @@ pub mod decisions;
 pub mod feed;
 mod service;
 
-/// The pauses after failed rounds: they double from the first on, up to the second; a service that has no such feed at
-/// all is asked as seldom as the third says.
+/// The pauses after failed rounds: the first one, which then doubles; the longest one; and the longest one for a
+/// service that has no such feed.
 const FEED_BACKOFF: Backoff = Backoff::from(Duration::from_millis(200));
 const FEED_PAUSE: Duration = Duration::from_secs(2);
 const NO_FEED_PAUSE: Duration = Duration::from_mins(1);
 
-/// The most API keys that are remembered.
+/// The most cached API keys.
 const MOST_KEYS: u32 = 10_000;
 
-/// Who may do what, as far as it is known.
+/// The client of the permission service, with its caches.
 pub struct Permissions {
     decisions: Arc<Answers<Decision>>,
     holders: Arc<Answers<Holder>>,
@@ -48,12 +49,12 @@ pub struct Permissions {
     knowledge: Arc<Knowledge>,
     service: Arc<Service>,
     metrics: Metrics,
-    /// Woken when something changed that may concern anybody who was let in.
+    /// Woken when a change may concern an open `WebSocket`.
     pub changed: Notify,
 }
 
-/// Roles and groups that an answer rests on, one bit each. Two may share a bit: then a change of one drops an answer too
-/// many, and never one too few.
+/// The roles and groups that an answer depends on, one bit each. Two may share a bit: then a change of one drops more
+/// answers than necessary, and never fewer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Grounds(u64);
 
@@ -108,7 +109,7 @@ impl Answer for Decision {
     }
 }
 
-/// Whose an API key is; nobody's when it is no good.
+/// The holder of an API key; `None` if the key is not valid.
 #[derive(Clone, Debug)]
 pub struct Holder {
     found: Option<Arc<KeyHolder>>,
@@ -125,7 +126,7 @@ impl Answer for Holder {
             (Kind::User | Kind::ApiKey, None) | (Kind::Unknown, _) => true,
             (Kind::User, Some(holder)) => change.name == holder.user,
             (Kind::ApiKey, Some(holder)) => change.name == holder.id,
-            // What a role grants is no matter here, but which roles a group gives is.
+            // The roles that a group gives matter here; the permissions that a role grants do not.
             (Kind::Group, _) => self.grounds.hold(change.kind, &change.name),
             (Kind::Role | Kind::Token, _) => false,
         }
@@ -140,11 +141,11 @@ impl Answer for Holder {
     }
 }
 
-/// The roles that somebody has; `None`: nobody whom the service knows.
+/// The roles of a user; `None` if the service does not know the user.
 #[derive(Clone, Debug)]
 pub struct HeldRoles {
     roles: Roles,
-    /// The groups that give some.
+    /// The groups that give some of the roles.
     grounds: Grounds,
 }
 
@@ -157,7 +158,7 @@ impl Answer for HeldRoles {
         match change.kind {
             Kind::User => parts(key).next().is_none_or(|user| change.name.as_bytes() == user),
             Kind::Group => self.grounds.hold(change.kind, &change.name),
-            // What a role grants is no matter here.
+            // The permissions that a role grants do not matter here.
             Kind::Role | Kind::ApiKey | Kind::Token => false,
             Kind::Unknown => true,
         }
@@ -170,10 +171,10 @@ impl Answer for HeldRoles {
 }
 
 impl Permissions {
-    /// Nothing is known yet.
+    /// Begins with empty caches.
     pub fn new(upstreams: Upstreams, signer: Option<Signer>, metrics: Metrics) -> Self {
         let knowledge = Arc::new(Knowledge::default());
-        metrics.permission_feed_age.set(-1.0); // never heard of
+        metrics.permission_feed_age.set(-1.0); // it has never answered
         let replica = uuid::Uuid::now_v7().simple().to_string();
         Self {
             decisions: Answers::new(Arc::clone(&knowledge)),
@@ -186,7 +187,7 @@ impl Permissions {
         }
     }
 
-    /// Whether the user may.
+    /// Whether the user may do this.
     pub async fn permitted(
         &self,
         rule: &PermissionRule,
@@ -236,7 +237,7 @@ impl Permissions {
         }
     }
 
-    /// Whose API key this is.
+    /// The holder of this API key.
     pub async fn key_holder(
         &self,
         rule: &PermissionRule,
@@ -263,7 +264,7 @@ impl Permissions {
         answer.map(|holder| holder.found).ok_or(HolderUnavailable)
     }
 
-    /// The roles that somebody has now.
+    /// The roles that a user has now.
     pub async fn roles(
         &self,
         rule: &PermissionRule,
@@ -296,17 +297,17 @@ impl Permissions {
         }
     }
 
-    /// What is known, for an operator.
+    /// The state of the caches, for an operator.
     pub fn decisions(&self) -> &Answers<Decision> {
         &self.decisions
     }
 
-    /// The last change that is known, and how long ago the feed was heard of.
+    /// The last known change, and how long ago the feed answered.
     pub fn feed(&self) -> (i64, Option<Duration>) {
         (self.knowledge.revision(), self.knowledge.age(clock::steady()))
     }
 
-    /// Forgets answers about a user, a resource, a permission, or all of these together; how many.
+    /// Drops answers about a user, a resource, a permission, or a combination of these. Returns how many.
     pub fn forget(&self, user: Option<&str>, permission: Option<&str>, resource: Option<&str>) -> usize {
         let same = |wanted: Option<&str>, part: Option<&[u8]>| {
             wanted.is_none_or(|wanted| Some(wanted.as_bytes()) == part)
@@ -317,8 +318,8 @@ impl Permissions {
         })
     }
 
-    /// Follows the change feed of the policy in force, forever. Tokens that it tells of are put in force by `revoke` before
-    /// it is asked for what comes after them, for that says that they are.
+    /// Follows the change feed of the policy in force, forever. Revoked tokens in it are put in force by `revoke`
+    /// before the next changes are requested, because that request acknowledges them.
     pub async fn follow_changes(
         &self,
         rule: impl Fn() -> Option<PermissionRule>,
@@ -332,13 +333,13 @@ impl Permissions {
                 continue;
             };
             if asked.replace(Arc::clone(&rule.upstream)) != Some(Arc::clone(&rule.upstream)) {
-                run = None; // another service counts its changes by itself
+                run = None; // another service has its own count of changes
             }
             match self.next_changes(&rule, run.as_deref(), &revoke).await {
                 Ok(current) => {
                     run = Some(current);
                     if backoff.succeeded() {
-                        info!(upstream = &*rule.upstream, "the change feed is there again");
+                        info!(upstream = &*rule.upstream, "the change feed is available again");
                     }
                 }
                 Err(error) => {
@@ -349,7 +350,8 @@ impl Permissions {
                     if first {
                         warn!(
                             upstream = &*rule.upstream,
-                            error, "the change feed is unavailable: trust is short"
+                            error,
+                            "the change feed is unavailable: answers are trusted for `max_staleness` only"
                         );
                     }
                     tokio::time::sleep(wait).await;
@@ -373,7 +375,7 @@ impl Permissions {
         let known = run.map(|run| (run, self.knowledge.revision()));
         let news = self.service.changes(&rule.upstream, known).await?;
         let reset = news.reset;
-        // First what is revoked: it is few, and what follows looks through much.
+        // Revocations first: they are few, and the next step searches whole caches.
         revoke_all(&news, revoke);
         self.take_in(&news);
         let mut page = news;
@@ -389,7 +391,7 @@ impl Permissions {
         Ok(run)
     }
 
-    /// Lets changes count.
+    /// Applies changes.
     fn take_in(&self, news: &News) {
         self.knowledge.note(news);
         let dropped = self.decisions.apply(news, |change| match change.kind {
@@ -425,7 +427,7 @@ fn revoke_all(news: &News, revoke: &impl Fn(Vec<Revoked>)) {
 pub struct Revoked {
     /// Its id.
     pub jti: String,
-    /// When it would have expired.
+    /// When the token expires.
     pub until: Timestamp,
 }
 

@@ -1,5 +1,5 @@
-//! Reading a request's body, or its beginning, before the upstream hears of the request. What is read here is kept and
-//! sent first.
+//! Reads a request's body, or its beginning, before the request is sent to the upstream. What is read here is stored
+//! and sent first.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use crate::http::body_fault::{BODY_TOO_LARGE, BODY_TOO_SLOW};
 use crate::http::fields;
 use crate::request::failure::is_http2;
 
-/// The largest body that is kept before it is sent; pingora keeps no more.
+/// The largest body that is stored before it is sent; pingora stores no more.
 const KEPT: u64 = 64 * 1024;
 
-/// So much of a chunked body is looked at; another piece of it fits into what is kept.
+/// So much of a chunked body is read ahead, so that one more piece still fits into what pingora stores.
 const LOOKED_AT: usize = 48 * 1024;
 
-/// A chunked body that takes longer is sent as it comes.
+/// The longest time for reading a chunked body ahead. A slower one is sent as it arrives.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Reads a body of at most `most` bytes.
@@ -41,17 +41,18 @@ pub(crate) async fn read(session: &mut Session, most: u64, patience: Duration) -
     Ok(body)
 }
 
-/// What of a body is wanted before it is sent.
+/// What has to be read of a body before it is sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
-    /// An assertion is bound to it.
+    /// All of it, because an assertion is bound to it.
     pub(crate) bound: bool,
-    /// A short one is read whole: others wait for the request once it is sent.
+    /// All of a short one, because other requests may wait for this one once it is sent.
     pub(crate) whole: bool,
 }
 
-/// Reads what of a body has to be known before the upstream receives it. Over HTTP/2 there may be less or more than was
-/// announced, and a chunked body may turn out to be malformed: when it is short and comes at once that is known soon.
+/// Reads the part of a body that must be known before the upstream receives it. Over HTTP/2 the body may be shorter or
+/// longer than announced, and a chunked body may be malformed. If the body is short and arrives at once, such a fault
+/// is found before anything is sent.
 pub(crate) async fn read_ahead(session: &mut Session, patience: Duration, wanted: Wanted) -> Result<()> {
     let bound = wanted.bound;
     if announces_little(session.req_header(), wanted.whole) {
@@ -89,7 +90,7 @@ fn expects_continue(session: &Session) -> bool {
     expects && header.version != Version::HTTP_10
 }
 
-/// A body whose length is known and small, and that is read whole for that.
+/// Whether the length of the body is known and small, so that all of it is read.
 fn announces_little(header: &RequestHeader, whole: bool) -> bool {
     let announced = fields::content_length(header).is_some_and(|length| length <= KEPT);
     announced && (whole || header.version == Version::HTTP_2)

@@ -1,4 +1,4 @@
-//! One request, from its header to its log line: what is known of it so far.
+//! The state of one request, from its header to its log line.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -45,33 +45,33 @@ pub(crate) struct Exchange {
     /// The normal path and, after `?`, the query as it came.
     pub(crate) target: String,
     pub(crate) path_length: usize,
-    /// How far it came, and what was found on the way.
+    /// The stages that it has passed, and what they found.
     pub(crate) progress: Progress,
     pub(crate) admission: Option<AdmissionIn<Handle>>,
     pub(crate) refusal: Option<Refusal>,
-    /// Read before the request is judged, where a limit counts by a field of it.
+    /// The body, read before the request is judged, if a limit counts by one of its fields.
     pub(crate) body: Option<JsonBody>,
     /// Whether the client came over TLS.
     pub(crate) encrypted: bool,
-    /// How the answer goes to the client.
+    /// How the answer reaches the client.
     pub(crate) channel: Channel,
     /// Whether it is the handshake of a WebSocket.
     pub(crate) handshake: bool,
     pub(crate) received: u64,
-    /// Whether the answer is one of gRPC, and how it said that the call went.
+    /// Whether the answer is gRPC, and the status of the call.
     pub(crate) is_grpc: bool,
     pub(crate) grpc_status: Option<u16>,
-    /// Why the upstream's part failed, for the log.
+    /// Why the upstream failed, for the log.
     pub(crate) upstream_fault: Option<String>,
-    /// Its answer, where it may be given again later.
+    /// Its answer, if it may be given again later.
     pub(crate) pending_entry: Option<PendingEntry>,
-    /// Once it is a WebSocket.
+    /// Set once it is a WebSocket.
     pub(crate) websocket: Option<Open>,
-    /// How often it was sent to the upstream, and how long to wait before it is sent again.
+    /// How many times it was tried at the upstream, and how long to wait before the next try.
     pub(crate) tries: u32,
     pub(crate) next_try_in: Option<Duration>,
     pub(crate) first_try: Option<Instant>,
-    /// Its turn at an address of the upstream.
+    /// The address of the upstream that was selected for it.
     pub(crate) selection: Option<Selection>,
     pub(crate) asked_upstream: Option<Instant>,
     pub(crate) upstream_time: Duration,
@@ -155,7 +155,7 @@ impl Exchange {
         let (path, query) = raw.split_once('?').map_or((raw, None), |(path, query)| (path, Some(query)));
         let path = if path.is_empty() { "/" } else { path };
         if path == "*" {
-            // OPTIONS of the server as a whole: no route names it.
+            // `OPTIONS *` is about the whole server, so no route matches it.
             path.clone_into(&mut self.target);
             self.path_length = path.len();
             return Ok(());
@@ -173,12 +173,12 @@ impl Exchange {
 
     /// Checks what can be checked before anything is judged, and finds the normal path.
     pub(crate) fn prepare(&mut self, header: &RequestHeader) -> Result<(), Refusal> {
-        // Over HTTP/1.1 such a header does not come this far.
+        // Over HTTP/1.1 such a header is refused earlier.
         let fault = header.extensions.get::<HeadFault>();
         let refused = fault.map(|fault| Refusal::new(Stage::Accept, fault.code, fault.detail));
         let normal = self.normalise(header);
         refused.map_or(normal, Err).inspect_err(|_| {
-            // Whose request it was is known all the same.
+            // The client is known even so.
             let fields = fields_of(header);
             self.progress.client = self.rules().client.identify(&self.request(header, &fields)).ok();
         })
@@ -198,7 +198,7 @@ impl Exchange {
         }
     }
 
-    /// The first step of judging: what needs no body.
+    /// The first step of judging: all that needs no body.
     pub(crate) async fn begin_judging(
         &mut self,
         world: &Handle,
@@ -228,7 +228,7 @@ impl Exchange {
         judged
     }
 
-    /// The third step: a place among those in flight, and the breaker's consent.
+    /// The third step: a permit of the concurrency limit, and the breaker's permission.
     pub(crate) async fn enter(
         &mut self,
         authorized: Authorized,
@@ -245,13 +245,13 @@ impl Exchange {
         Ok(())
     }
 
-    /// Whether its upstream is the one that answers permission questions, which is shown an assertion.
+    /// Whether its upstream is the permission service, which receives an assertion.
     pub(crate) fn asks_permission_service(&self) -> bool {
         let upstream = self.route().map(|route| &route.upstream);
         upstream.is_some() && upstream == self.rules().permission_service.as_ref()
     }
 
-    /// The rules that it is under, once they are known.
+    /// The route of the request, once it is known.
     pub(crate) fn route(&self) -> Option<&Arc<Route>> {
         self.progress.route.as_ref()
     }
@@ -270,7 +270,7 @@ impl Exchange {
         own.map_or(self.rules().requests.upstream_timeout, |span| span.0)
     }
 
-    /// A try begins: how long it waits first.
+    /// Begins a try. Returns how long to wait before it.
     pub(crate) fn begin_try(&mut self) -> Option<Duration> {
         self.tries += 1;
         self.first_try.get_or_insert_with(Instant::now);
@@ -279,7 +279,7 @@ impl Exchange {
         self.next_try_in.take()
     }
 
-    /// For one try: all of them together have the upstream's time.
+    /// The timeout of one try. All tries together have the timeout of the upstream.
     pub(crate) fn try_timeout(&self) -> Duration {
         let rule = self.admission.as_ref().and_then(|admission| admission.route.retry.as_ref());
         let most = rule.and_then(|rule| rule.try_timeout).unwrap_or(Duration::MAX);
@@ -287,18 +287,18 @@ impl Exchange {
         self.upstream_timeout().saturating_sub(gone).min(most).max(Duration::from_millis(1))
     }
 
-    /// Whether all tries together have had the upstream's time.
+    /// Whether all tries together have used up the timeout of the upstream.
     pub(crate) fn is_out_of_time(&self) -> bool {
         self.first_try.is_some_and(|first| first.elapsed() >= self.upstream_timeout())
     }
 
-    /// Counts a piece of the request's body, which has a bound.
+    /// Counts a piece of the request's body. An error when the body is too large.
     pub(super) fn count(&mut self, piece: &Bytes) -> Result<()> {
         self.received += piece.len() as u64;
         if self.received > self.max_body() { Err(Error::new_down(BODY_TOO_LARGE)) } else { Ok(()) }
     }
 
-    /// Takes in a piece of the request's body, if there is one more.
+    /// Counts the next piece of the request's body, if there is one. An error when it is too much or too late.
     pub(super) fn take_in(&mut self, piece: Option<Bytes>) -> Result<Option<Bytes>> {
         let Some(piece) = piece else { return Ok(None) };
         self.count(&piece)?;
@@ -308,14 +308,15 @@ impl Exchange {
         Ok(Some(piece))
     }
 
-    /// Tells the breaker how it goes, as far as others should know before it is over.
+    /// Reports the outcome to the breaker before the request ends, because other requests should know it.
     pub(crate) fn settle_early(&mut self, outcome: Outcome) {
         if let Some(admission) = &mut self.admission {
             admission.pass.settle_early(outcome, clock::steady());
         }
     }
 
-    /// Others need not wait for a client that is slow: neither for the breaker's trial nor for a place in flight.
+    /// Gives the breaker's trial and the permit free while the client is slow, so that other requests do not wait for
+    /// it.
     pub(crate) fn pause(&mut self) {
         self.settle_early(Outcome::ClientLeft);
         if let Some(permit) = self.admission.as_mut().and_then(|admission| admission.permit.as_mut()) {
@@ -323,19 +324,19 @@ impl Exchange {
         }
     }
 
-    /// The body is there: the upstream works on the request.
+    /// Takes the permit again: the body has arrived and the upstream works on the request.
     pub(crate) fn resume(&mut self) {
         if let Some(permit) = self.admission.as_mut().and_then(|admission| admission.permit.as_mut()) {
             permit.resume();
         }
     }
 
-    /// Whether others may have to wait for this request, so that its body is read before it is sent.
+    /// Whether other requests may have to wait for this one. Then its body is read before it is sent.
     pub(crate) fn is_waited_for(&self) -> bool {
         self.route().is_some_and(|route| route.breaker.is_some() || route.concurrency.is_some())
     }
 
-    /// Keeps why the upstream's part failed, for the access log, and says so in the metric and the log.
+    /// Notes why the upstream failed: for the access log, in the metric and in the general log.
     pub(crate) fn upstream_failed(&mut self, gateway: &Gateway, fault: &pingora_core::Error) {
         let rule = UpstreamFault::of(fault);
         let text = rule.text(fault);
@@ -347,13 +348,13 @@ impl Exchange {
         self.upstream_fault = Some(text);
     }
 
-    /// How a call of gRPC went, if the answer is one and `fields`, its header or its trailers, say so.
+    /// The outcome of a gRPC call, if the answer is gRPC and `fields`, its header or its trailers, have the status.
     pub(crate) fn call_status(&mut self, fields: &HeaderMap) -> Option<Outcome> {
         self.grpc_status = grpc::status(fields).filter(|_| self.is_grpc);
         self.grpc_status.map(|status| Outcome::Answered(grpc::as_http(status)))
     }
 
-    /// How a try went, for the address that it went to. An answer that is a failure counts as one, too.
+    /// Reports the outcome of a try to the address that it used. An answer with an error status is a failure, too.
     pub(crate) fn report_to_address(&mut self, outcome: Outcome) {
         let failed = match (outcome, self.admission.as_ref().and_then(|one| one.route.breaker.as_ref())) {
             (Outcome::ClientLeft | Outcome::NotSent | Outcome::ReadOnly, _) => return,
@@ -362,13 +363,13 @@ impl Exchange {
             (_, None) => true,
         };
         let Some(selection) = &mut self.selection else { return };
-        if let Some(lasts) = selection.tell(failed, clock::steady()) {
+        if let Some(lasts) = selection.report(failed, clock::steady()) {
             let secs = lasts.as_secs();
             warn!(address = %selection.address(), ejected_for_secs = secs, "an address that failed too often is ejected");
         }
     }
 
-    /// The request, as far as kept answers ask about it.
+    /// The parts of the request that decide which stored answer it may receive.
     pub(crate) fn cache_lookup<'r>(
         &'r self,
         route: &'r Route,
@@ -379,7 +380,7 @@ impl Exchange {
         CacheLookup { route, subject, encrypted, target: &self.target, header }
     }
 
-    /// The end of the upstream's part, if there was one.
+    /// Adds the time in the upstream, if the request was sent there.
     pub(crate) fn upstream_is_done(&mut self) {
         if let Some(asked) = self.asked_upstream.take() {
             self.upstream_time += asked.elapsed();

@@ -1,4 +1,4 @@
-//! What a fault means: the client's, the upstream's or ours.
+//! What a fault means: whether the client, the upstream or the gateway caused it.
 
 use http::Version;
 use pingora_core::protocols::http::ServerSession as Session;
@@ -17,12 +17,12 @@ pub(crate) fn is_http2(session: &Session) -> bool {
     session.req_header().version == Version::HTTP_2
 }
 
-/// The connection that an HTTP/1 request came on.
+/// The connection of an HTTP/1 request.
 pub(crate) fn connection(session: &Session) -> Option<&Connection> {
     session.stream().and_then(|stream| stream.as_any().downcast_ref())
 }
 
-/// Whether the client has been sent something of an answer, informational ones aside.
+/// Whether a part of the answer was sent to the client. Informational answers do not count.
 pub(crate) fn has_begun(session: &Session) -> bool {
     let written = session.response_written().is_some_and(|response| {
         !response.status.is_informational() || response.status == http::StatusCode::SWITCHING_PROTOCOLS
@@ -30,7 +30,7 @@ pub(crate) fn has_begun(session: &Session) -> bool {
     written || session.has_pending_downstream_proxy_tasks()
 }
 
-/// What a fault means: our code for the client and the breaker's outcome. `None`: the client is gone.
+/// What a fault means: the code for the client and the outcome for the breaker. `None`: the client is gone.
 pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outcome)> {
     use ErrorType::{
         ConnectTimedout, ConnectionClosed, H2Error, ReadError, ReadTimedout, WriteError, WriteTimedout,
@@ -49,7 +49,7 @@ pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outc
         (ReadError | WriteError | WriteTimedout | ConnectionClosed | H2Error, ErrorSource::Downstream) => {
             return None;
         }
-        // As a Host that HTTP/2 has no word for, with a percent sign.
+        // For example a Host that is not valid in HTTP/2, with a percent sign.
         (_, ErrorSource::Downstream) => (Code::MalformedRequest, Outcome::ClientLeft),
         (ConnectTimedout | ReadTimedout | WriteTimedout, ErrorSource::Upstream) => {
             (Code::UpstreamTimeout, Outcome::TimedOut)
@@ -59,7 +59,7 @@ pub(crate) fn understand(session: &Session, fault: &Error) -> Option<(Code, Outc
     })
 }
 
-/// The refusal that goes with a code; nothing of the upstream's insides is in it.
+/// The refusal for a code. It shows no internals of the upstream.
 pub(crate) fn describe(code: Code, session: &Session, exchange: &Exchange, fault: &Error) -> Refusal {
     let detail = match code {
         Code::BodyTooLarge => return Refusal::body_too_large(exchange.max_body()),

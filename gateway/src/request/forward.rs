@@ -1,4 +1,4 @@
-//! What the upstream is sent, and what of its answer is passed on: the one place where a request is rewritten.
+//! What is sent to the upstream, and what of its answer is passed on. A request is rewritten here and nowhere else.
 
 use http::header::HeaderName;
 use http::{HeaderMap, Version};
@@ -12,12 +12,12 @@ use crate::http::fields::{content_length, host, is_chunked};
 use crate::identity::assertion::{self, Signer};
 use crate::request::exchange::Exchange;
 
-/// Fields that concern one connection (RFC 9110, 7.6.1), besides those that frame a message or upgrade.
+/// Hop-by-hop fields (RFC 9110, 7.6.1), without those that frame a message or upgrade.
 const HOP_BY_HOP: [&str; 6] =
     ["http2-settings", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te"];
 
-/// Fields that are no trailers: they frame a message, say how to read it or what to do with it, or prove who somebody is
-/// (RFC 9110, 6.5.1); and those that the gateway writes.
+/// Fields that may not be trailers: those that frame a message, say how to read or handle it, or authenticate (RFC
+/// 9110, 6.5.1); and those that the gateway writes.
 const NO_TRAILERS: [&str; 27] = [
     "age",
     "authorization",
@@ -48,7 +48,7 @@ const NO_TRAILERS: [&str; 27] = [
     protocol::READ_ONLY,
 ];
 
-/// Fields that we rely on: a client cannot have them dropped by naming them in `Connection`.
+/// Fields that the gateway relies on: a client cannot remove them by naming them in `Connection`.
 const RELIED_ON: [&str; 9] = [
     "authorization",
     "content-length",
@@ -61,15 +61,15 @@ const RELIED_ON: [&str; 9] = [
     KEY_FIELD,
 ];
 
-/// What `Connection` names, in lower case.
+/// The names in `Connection`, in lower case.
 fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = String> + '_ {
     let values = headers.get_all("connection").iter().filter_map(|value| value.to_str().ok());
     let names = values.flat_map(|value| value.split(',')).map(|name| name.trim().to_ascii_lowercase());
     names.filter(|name| !name.is_empty())
 }
 
-/// Takes out of a request what concerns the client's connection alone (RFC 9110, 7.6.1), and what is no upgrade that
-/// passes.
+/// Removes the fields of a request that concern only the client's connection (RFC 9110, 7.6.1), and every upgrade
+/// except a WebSocket handshake.
 pub(crate) fn clean_request(request: &mut RequestHeader, handshake: bool) -> Result<()> {
     let (ours, theirs): (Vec<String>, Vec<String>) = named_by_connection(&request.headers)
         .partition(|name| matches!(name.as_str(), "close" | "keep-alive" | "upgrade"));
@@ -93,13 +93,13 @@ pub(crate) fn clean_request(request: &mut RequestHeader, handshake: bool) -> Res
 /// A request's body, as far as it is known before its header is sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Outgoing<'b> {
-    /// All of it; nothing for a request without a body.
+    /// All of it is known; empty for a request without a body.
     Whole(&'b [u8]),
-    /// It is sent as it comes.
+    /// It is sent as it arrives.
     Streamed,
 }
 
-/// The header that the upstream gets, in HTTP/2 or in HTTP/1.1.
+/// The header that is sent to the upstream, in HTTP/2 or in HTTP/1.1.
 pub(crate) fn outgoing(
     received: &RequestHeader,
     exchange: &Exchange,
@@ -114,7 +114,7 @@ pub(crate) fn outgoing(
     }
     rewrite(&mut request, received, exchange, signer, body)?;
     if http2 {
-        // gRPC asks for it, and HTTP/2 knows no other (RFC 9113, 8.2.2).
+        // gRPC needs it, and HTTP/2 allows no other value (RFC 9113, 8.2.2).
         if received.headers.get_all("te").iter().any(|value| value.as_bytes() == b"trailers") {
             request.insert_header("te", "trailers")?;
         }
@@ -131,8 +131,8 @@ pub(crate) fn outgoing(
     Ok(request)
 }
 
-/// Makes the request that the upstream gets: the normal path, our word for who is asking, and nothing that the client
-/// could have made up about it.
+/// Rewrites the request for the upstream: the normal path, the identity that the gateway verified, and no identity that
+/// the client could have invented.
 fn rewrite(
     request: &mut RequestHeader,
     received: &RequestHeader,
@@ -151,12 +151,12 @@ fn rewrite(
         request.insert_header(name.to_string(), value)?;
     }
     if admission.subject.key().is_some() {
-        // The key goes no further: what it proves is in the identity fields.
+        // The key is not passed on: the identity fields say what it proves.
         request.remove_header(KEY_FIELD);
         request.remove_header("authorization");
     }
     request.insert_header("x-request-id", &exchange.request_id)?;
-    // Only the service that answers permission questions knows the secret with which this is signed.
+    // Only the permission service knows the secret with which this is signed.
     if let Some(signer) = signer.filter(|_| exchange.asks_permission_service()) {
         let address = admission.client.address.to_string();
         let subject = &admission.subject;
@@ -180,7 +180,7 @@ fn rewrite(
         request.insert_header(FIELD, word)?;
     }
     forwarded(request, received, exchange, admission.client.behind_proxy)?;
-    // HTTP/2 names it elsewhere, HTTP/1.0 need not name it.
+    // HTTP/2 has it in another field, and HTTP/1.0 may omit it.
     let host = host(received).unwrap_or_else(|| admission.route.upstream.to_string());
     request.insert_header("host", host)?;
     if let Some(parent) = telemetry::traceparent(&exchange.span) {
@@ -189,22 +189,23 @@ fn rewrite(
     Ok(())
 }
 
-/// Fields that the gateway writes itself under their right names: under another spelling nobody else may send them.
+/// Fields that the gateway writes itself under their correct names. Other spellings of them are removed.
 const WRITTEN_HERE: [&str; 4] = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id"];
 
-/// Identity, in every spelling; what proves that a request comes from us; and what a trusted peer alone may say.
+/// Whether only the gateway may write this field: an identity field in any spelling, a proof that a request comes from
+/// the gateway, or a field that only a trusted peer may send.
 fn is_ours_to_write(name: &str, exchange: &Exchange) -> bool {
     matches!(name, "forwarded" | "expect")
         || WRITTEN_HERE.iter().any(|ours| *ours != name && policy::same_field(ours, name))
         || exchange.rules().is_identity_field(name)
 }
 
-/// Whether a name is of a field in which a proxy says whose request it passes on.
+/// Whether a proxy uses this field to say for which client it forwards.
 fn is_forwarded_field(name: &str) -> bool {
     name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "true-client-ip")
 }
 
-/// Takes out what a balancer says of other people when it speaks for itself.
+/// Removes the forwarded fields of a balancer's own request: they would name a client that did not send it.
 pub(crate) fn ignore_forwarded_fields(request: &mut RequestHeader) {
     let names = request
         .headers
@@ -223,17 +224,17 @@ fn forwarded(
     behind_proxy: bool,
 ) -> Result<()> {
     let peer = exchange.peer().to_string();
-    let told = |name: &str| -> Vec<String> {
+    let received_values = |name: &str| -> Vec<String> {
         let values = received.headers.get_all(name).iter();
         values.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()
     };
-    let chain = if behind_proxy { told("x-forwarded-for") } else { Vec::new() };
+    let chain = if behind_proxy { received_values("x-forwarded-for") } else { Vec::new() };
     let chain = chain.into_iter().chain([peer]).collect::<Vec<_>>().join(", ");
     request.insert_header("x-forwarded-for", chain)?;
     let scheme = if exchange.encrypted { "https" } else { "http" };
     for (name, ours) in [("x-forwarded-proto", Some(scheme.to_owned())), ("x-forwarded-host", host(received))]
     {
-        let kept = told(name).into_iter().next_back().filter(|_| behind_proxy);
+        let kept = received_values(name).into_iter().next_back().filter(|_| behind_proxy);
         match kept.or(ours) {
             Some(value) => request.insert_header(name, value)?,
             None => {
@@ -244,9 +245,9 @@ fn forwarded(
     Ok(())
 }
 
-/// Takes out of an answer what concerns the connection to the upstream alone.
+/// Removes the fields of an answer that concern only the connection to the upstream.
 pub(crate) fn clean_answer(response: &mut ResponseHeader, upgraded: bool) {
-    // What frames the message stays, whoever names it.
+    // The fields that frame the message stay, even if `Connection` names them.
     let named: Vec<String> = named_by_connection(&response.headers)
         .filter(|name| !matches!(name.as_str(), "content-length" | "transfer-encoding" | "upgrade"))
         .collect();
@@ -254,7 +255,7 @@ pub(crate) fn clean_answer(response: &mut ResponseHeader, upgraded: bool) {
         response.remove_header(name.as_str());
     }
     if upgraded {
-        // What follows is not HTTP: nothing frames it (RFC 9110, 8.6; RFC 9112, 6.1).
+        // The bytes after it are not HTTP, so no field frames them (RFC 9110, 8.6; RFC 9112, 6.1).
         response.remove_header("content-length");
         response.remove_header("transfer-encoding");
     } else {
@@ -265,7 +266,7 @@ pub(crate) fn clean_answer(response: &mut ResponseHeader, upgraded: bool) {
     }
 }
 
-/// Takes out of an informational answer what it cannot mean.
+/// Removes the fields that have no meaning in an informational answer.
 pub(crate) fn clean_hint(response: &mut ResponseHeader) {
     clean_answer(response, false);
     for name in ["connection", "content-length", "transfer-encoding"] {
@@ -273,18 +274,18 @@ pub(crate) fn clean_hint(response: &mut ResponseHeader) {
     }
 }
 
-/// Whether an answer can be passed on: it is no change of protocol that nobody asked for.
+/// Whether an answer can be passed on: it must not change to a protocol that was not asked for.
 pub(crate) fn is_sound(response: &ResponseHeader, handshake: bool) -> bool {
     let websocket =
         || response.headers.get("upgrade").is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
     response.status != http::StatusCode::SWITCHING_PROTOCOLS || (handshake && websocket())
 }
 
-/// Frames an answer for the client: whoever does not say how long it is sends it in chunks.
+/// Frames an answer for the client. An answer without a length is sent in chunks.
 pub(crate) fn frame(response: &mut ResponseHeader, client: &RequestHeader, is_empty: bool) -> Result<()> {
     response.set_version(Version::HTTP_11);
     if client.version == Version::HTTP_10 {
-        // Such a client knows no chunks: the end of the connection is the end of the body.
+        // An HTTP/1.0 client does not understand chunks: the end of the connection is the end of the body.
         response.remove_header("transfer-encoding");
     }
     let status = response.status.as_u16();
@@ -304,7 +305,7 @@ pub(crate) fn frame(response: &mut ResponseHeader, client: &RequestHeader, is_em
     }
 }
 
-/// Takes out of an answer's trailers what is none.
+/// Removes the fields that may not be trailers.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
     for name in NO_TRAILERS.into_iter().chain(HOP_BY_HOP) {
         trailers.remove(name);

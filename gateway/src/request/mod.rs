@@ -1,5 +1,6 @@
-//! One request from top to bottom: [`serve`] holds the line, `exchange` what is known of it, `forward` what the upstream is
-//! sent, `relay` how it is passed on, `respond` what is written in the upstream's place, `record` what is written down.
+//! One request from top to bottom. [`serve`] holds the main line, `exchange` what is known of the request, `forward`
+//! what is sent to the upstream, `relay` the exchange with the upstream, `respond` the answers of the gateway itself,
+//! `record` what is logged.
 //!
 //! Floor 8: imports `engine` and what lies below; `admin` stands beside it.
 

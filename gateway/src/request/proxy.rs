@@ -11,15 +11,15 @@ use crate::upstream::connection::Pool;
 
 /// The proxy: what all requests share.
 pub struct Proxy {
-    /// What decides.
+    /// Makes the decisions.
     pub gateway: Arc<Gateway>,
-    /// Where requests go.
+    /// The upstreams to which requests are sent.
     pub upstreams: Upstreams,
-    /// The connections on which they go there.
+    /// The pool of connections to them.
     pub pool: Pool,
-    /// What the backend believes us for.
+    /// Signs the assertions that the permission service trusts.
     pub signer: Option<Signer>,
-    /// What is written of each request.
+    /// The access log.
     pub access: AccessLog,
     /// True from SIGTERM on: an answered client should come back on another connection, to another replica.
     pub draining: Arc<AtomicBool>,

@@ -1,4 +1,4 @@
-//! What is written down of a request when it is over: metrics, the busiest, its span, its line in the access log.
+//! Records a request when it has ended: metrics, the busiest clients, its span, its line in the access log.
 
 use http::Version;
 use pingora_core::protocols::http::ServerSession as Session;

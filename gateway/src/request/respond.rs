@@ -1,4 +1,4 @@
-//! Answers that the gateway itself writes: refusals, and the last good answer in the place of one.
+//! Answers that the gateway itself writes: refusals, and the last good answer instead of a refusal.
 
 use std::time::Duration;
 
@@ -16,11 +16,12 @@ use crate::request::exchange::Exchange;
 use crate::request::failure::is_http2;
 use crate::request::proxy::Proxy;
 
-/// For reading on after an early answer over HTTP/2, where a reset stream loses the answer.
+/// How long the rest of a request is read after an early answer over HTTP/2, where a reset stream would lose the
+/// answer.
 const DRAIN: Duration = Duration::from_secs(2);
 
 impl Proxy {
-    /// Gives the last good answer in the place of a refusal, if there is one that will do.
+    /// Sends the last good answer instead of a refusal, if one fits the request.
     pub(crate) async fn give_last_good(
         &self,
         session: &mut Session,
@@ -61,10 +62,10 @@ impl Proxy {
     }
 }
 
-/// Writes a refusal: a problem, or to a call of gRPC the status of a call.
+/// Writes a refusal: a problem, or for a gRPC call a gRPC status.
 pub(crate) async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) -> Result<()> {
     let request = session.req_header();
-    // What was malformed once is not trusted to be framed right.
+    // After a malformed request the framing of the next one cannot be trusted.
     let close = request.version == Version::HTTP_10 || refusal.status() == 400;
     let is_call = request.version == Version::HTTP_2 && grpc::is_grpc(&request.headers);
     if close {
@@ -105,7 +106,8 @@ pub(crate) async fn refuse(session: &mut Session, exchange: &mut Exchange, refus
     Ok(())
 }
 
-/// Ends a call of gRPC whose answer has begun: a stream that is only reset looks as if the caller had ended it.
+/// Ends a gRPC call whose answer has begun, with a status. If the stream was only reset, it would look as if the caller
+/// had ended it.
 pub(crate) async fn end_call(
     session: &mut Session,
     exchange: &mut Exchange,

@@ -1,5 +1,5 @@
-//! Whether a request that failed is sent again: what the policy says of it, while the client has been sent nothing, the
-//! breaker agrees and the budget holds.
+//! Decides whether a failed request is sent again: the policy allows it, nothing was sent to the client, the breaker
+//! permits it, and the retry budget is not used up.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::http::fields::fields_of;
 use crate::request::exchange::Exchange;
 use crate::request::failure::has_begun;
 
-/// Decides about another try after `outcome`; how long to wait is noted in the exchange.
+/// Decides about another try after `outcome`. The exchange notes how long to wait.
 pub(crate) fn try_again(
     gateway: &Gateway,
     session: &Session,
@@ -48,7 +48,7 @@ pub(crate) fn try_again(
     true
 }
 
-/// Whether nothing stands in the way: the method, the body that is kept, an answer that has begun.
+/// Whether the request can be repeated: by its method, because its body is stored, and because no answer has begun.
 fn may_be_repeated(session: &Session, exchange: &Exchange) -> bool {
     let header = session.req_header();
     let fields = fields_of(header);
@@ -58,7 +58,8 @@ fn may_be_repeated(session: &Session, exchange: &Exchange) -> bool {
         && is_repeatable(header.method.as_str(), Headers::new(&fields))
 }
 
-/// The breaker and the budget, in this order: the failed try is told to the breaker, and the next one asks it again.
+/// Asks the breaker and the budget, in this order. The failed try is reported to the breaker first, and the next try
+/// needs its permission.
 fn refused(gateway: &Gateway, exchange: &mut Exchange, outcome: Outcome) -> Option<&'static str> {
     let admission = exchange.admission.as_mut()?;
     let now = clock::steady();
@@ -73,12 +74,12 @@ fn refused(gateway: &Gateway, exchange: &mut Exchange, outcome: Outcome) -> Opti
     }
 }
 
-/// What an upstream asks a client to wait: whole seconds, or a date.
+/// The wait that an upstream asks for: whole seconds, or a date.
 pub(crate) fn retry_after(response: &ResponseHeader) -> Option<Duration> {
     let text = response.headers.get("retry-after")?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    // A date: how long that is does not matter, for no rule waits for as long as such dates mean.
+    // A date. Its exact value does not matter, because no rule waits as long as such dates mean.
     Some(Duration::MAX)
 }

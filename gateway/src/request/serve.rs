@@ -1,4 +1,4 @@
-//! One request, from its header to its log line: judged, passed on or refused, written down.
+//! One request, from its header to its log line: it is judged, passed on or refused, and recorded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::request::forward;
 use crate::request::proxy::Proxy;
 use crate::request::respond::{end_call, refuse};
 
-/// For what has begun of an answer that breaks off.
+/// The timeout for sending the begun part of an answer that breaks off.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[async_trait]
@@ -58,7 +58,7 @@ impl HttpServerApp for Proxy {
 }
 
 impl Proxy {
-    /// Lets pingora read the header, which has been read strictly before; `false` when there is none.
+    /// Lets pingora read the header, which was checked strictly before; `false` if there is none.
     async fn read_header(&self, session: &mut Session) -> bool {
         match session.read_request().await {
             Ok(read) => read,
@@ -90,7 +90,7 @@ impl Proxy {
     async fn serve(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
         session.set_write_timeout(Some(exchange.rules().requests.write_timeout));
         let http_10 = session.req_header().version == Version::HTTP_10;
-        // The connection of a handshake is open for whatever follows; where that is refused, it ends.
+        // After a handshake every byte passes on this connection. So if the handshake is refused, the connection ends.
         if http_10 || exchange.handshake || self.is_draining() {
             session.set_keepalive(None);
         }
@@ -104,8 +104,8 @@ impl Proxy {
         Ok(())
     }
 
-    /// Judges a request, and reads of its body what has to be known before the upstream hears of it: first what limits count
-    /// by, then its beginning. Nothing that others wait for is held meanwhile.
+    /// Judges a request. Reads the part of its body that is needed before it is sent to the upstream: first the part
+    /// that limits count by, then its beginning. Meanwhile it holds nothing that other requests wait for.
     async fn judge(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Result<(), Refusal>> {
         let world = Handle(Arc::clone(&self.gateway));
         if let Err(refusal) = exchange.prepare(session.req_header()) {
@@ -119,7 +119,7 @@ impl Proxy {
         let judged_body = routed.body_limit();
         if let Some(most) = judged_body {
             match self.read_judged_body(session, exchange, most).await {
-                // What is no JSON object is the upstream's business.
+                // A body that is not a JSON object is left to the upstream.
                 Ok(body) => exchange.body = JsonBody::parse(&body),
                 Err(fault) => {
                     routed.withdraw(&world);
@@ -153,7 +153,7 @@ impl Proxy {
         body::read(session, most, exchange.request_timeout()).await
     }
 
-    /// Reads the beginning of a body that nobody counts by; all of it, if it is short.
+    /// Reads the beginning of a body that no limit counts by; all of it, if it is short.
     async fn read_ahead(&self, session: &mut Session, exchange: &Exchange) -> Result<()> {
         if let Some(connection) = connection(session) {
             let deadline = exchange.started + exchange.request_timeout();
@@ -165,18 +165,19 @@ impl Proxy {
         body::read_ahead(session, exchange.request_timeout(), wanted).await
     }
 
-    /// Something broke: the client is told, unless it is gone or an answer has begun.
+    /// Ends a request that failed. The client receives an error, unless it is gone or an answer has begun.
     async fn give_up(&self, session: &mut Session, exchange: &mut Exchange, fault: &Error) {
         if exchange.refusal.is_some() {
-            return; // the client did not stay to be refused
+            return; // the client closed while the refusal was sent
         }
         let Some((code, outcome)) = understand(session, fault) else {
             exchange.outcome.get_or_insert(Outcome::ClientLeft);
             debug!(fault = %fault.etype().as_str(), "the client left");
             return;
         };
-        // An upstream that breaks off in the middle of its answer has failed, whatever its status said. A client that was told
-        // has had its guess, even if what we refuse afterwards is its own.
+        // An upstream that breaks off in the middle of its answer has failed, whatever its status was. A client that
+        // has seen the status has had its attempt (for example at a login), even if its own fault ends the request
+        // afterwards.
         let outcome =
             if outcome == Outcome::NotSent && has_begun(session) { Outcome::ClientLeft } else { outcome };
         exchange.outcome = Some(outcome);
@@ -186,11 +187,11 @@ impl Proxy {
         exchange.settle_early(outcome);
         let refusal = describe(code, session, exchange, fault);
         if has_begun(session) {
-            // Over HTTP/1.1 the missing end says it.
+            // Over HTTP/1.1 the missing end shows the failure.
             if exchange.is_grpc && exchange.grpc_status.is_none() && is_http2(session) {
                 let _ = end_call(session, exchange, &refusal).await;
             } else if is_http2(session) {
-                // What has begun goes out, and then that it breaks off.
+                // Sends the begun part first, and then the reset.
                 let _ = timeout(CLOSE_TIMEOUT, session.write_downstream_proxy_tasks()).await;
                 session.shutdown().await;
             }

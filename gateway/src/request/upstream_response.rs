@@ -1,4 +1,4 @@
-//! What becomes of an upstream's answer: what it says about the upstream, and what of it the client gets.
+//! Handles an upstream's answer: what it says about the upstream, and which part of it the client receives.
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
@@ -21,7 +21,7 @@ use crate::resilience::last_good::PendingEntry;
 use crate::upstream::fault::UpstreamFault;
 
 impl Proxy {
-    /// Takes the header of an answer and makes it the client's; `false` when the request is sent again in its place.
+    /// Prepares the header of an answer for the client; `false` when the request is sent again instead.
     pub(crate) fn take_head(
         &self,
         session: &Session,
@@ -40,7 +40,7 @@ impl Proxy {
         if header.remove_header(protocol::READ_ONLY).is_some() {
             outcome = Outcome::ReadOnly;
         }
-        // A call of gRPC may still fail in its trailers: others wait for those, or for its first message.
+        // A gRPC call may still fail in its trailers, so its outcome is reported with those, or with its first message.
         let is_told = !exchange.is_grpc || exchange.grpc_status.is_some();
         if is_told {
             exchange.report_to_address(outcome);
@@ -75,7 +75,7 @@ impl Proxy {
         exchange.websocket = Some(Open::new(&self.gateway.websockets, handshake));
     }
 
-    /// Takes a piece of an answer's body, the last one or not.
+    /// Handles a piece of an answer's body, the last one or not.
     pub(crate) fn take_piece(&self, exchange: &mut Exchange, piece: &Bytes, end: bool) {
         if let Some(outcome) = exchange.outcome.filter(|_| exchange.is_grpc && !piece.is_empty()) {
             exchange.settle_early(outcome);
@@ -88,7 +88,7 @@ impl Proxy {
         }
     }
 
-    /// Takes the trailers of an answer: a call of gRPC says last how it went.
+    /// Handles the trailers of an answer; a gRPC call has its status there.
     pub(crate) fn take_trailers(exchange: &mut Exchange, trailers: &mut HeaderMap) {
         forward::clean_trailers(trailers);
         if exchange.grpc_status.is_none()
@@ -101,7 +101,7 @@ impl Proxy {
     }
 }
 
-/// What every answer says, whoever made it.
+/// The fields that every answer has, from the upstream or from the gateway.
 fn add_fields(exchange: &Exchange, header: &mut ResponseHeader) -> Result<()> {
     problem::complete(header, &exchange.request_id, &exchange.rules().headers, exchange.channel)?;
     let admission = exchange.admission.as_ref();
@@ -115,7 +115,7 @@ fn add_fields(exchange: &Exchange, header: &mut ResponseHeader) -> Result<()> {
     Ok(())
 }
 
-/// Begins to keep an answer, where the route wants the last good one while its breaker is open.
+/// Begins to collect an answer, if the route gives the last good one while its breaker is open.
 fn begin_entry(
     request: &RequestHeader,
     response: &ResponseHeader,

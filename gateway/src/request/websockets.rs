@@ -1,5 +1,5 @@
-//! Every `WebSocket` that is open. What let it in is judged again whenever any of it may have changed: the policy, bans,
-//! revocations, roles, permissions, API keys; and when its token ends. It is closed when it would not be let in any more.
+//! Judges every open `WebSocket` again whenever a reason for its admission may have changed: the policy, bans,
+//! revocations, roles, permissions, API keys; and when its token ends. It is closed if it would be refused now.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use crate::engine::websockets::{Handshake, WebSocket};
 use crate::engine::{Gateway, Handle};
 use crate::http::fields::fields_of;
 
-/// So many are asked about at a time.
+/// The most `WebSocket`s that are judged at the same time.
 const ASKED_AT_A_TIME: usize = 64;
 
-/// Judges the open ones again whenever there may be a reason to, forever. What nobody else need be asked about counts at
-/// once; who has to be asked may be slow, so those are asked beside it and beside each other.
+/// Judges the open ones again whenever there may be a reason, forever. Checks that need no other service take effect at
+/// once. Other services may be slow, so they are asked concurrently with these checks and with each other.
 pub async fn watch(gateway: Arc<Gateway>) {
     let asking = Notify::new();
     let look = async {
@@ -46,7 +46,7 @@ pub async fn watch(gateway: Arc<Gateway>) {
     tokio::join!(look, ask);
 }
 
-/// Closes one when it would not be let in now.
+/// Closes one if it would be refused now.
 fn close_if(websocket: &WebSocket, gateway: &Gateway, judged: Result<(), Refusal>) {
     let (Err(refusal), request_id) = (judged, &websocket.handshake.request_id) else { return };
     if !websocket.close() {
@@ -62,7 +62,7 @@ fn request<'h>(handshake: &'h Handshake, fields: &'h [(&'h str, &'h [u8])]) -> R
     Request { peer: handshake.peer, method, path: &handshake.path, headers, body: None }
 }
 
-/// Whether what nobody else need be asked about still holds.
+/// Runs the checks that need no other service.
 fn still_let_in(gateway: &Arc<Gateway>, handshake: &Handshake) -> Result<(), Refusal> {
     let world = Handle(Arc::clone(gateway));
     let fields = fields_of(&handshake.header);
@@ -70,7 +70,8 @@ fn still_let_in(gateway: &Arc<Gateway>, handshake: &Handshake) -> Result<(), Ref
     still_holds(&policy.rules, &request(handshake, &fields), &handshake.subject, &world)
 }
 
-/// Judges a handshake by what holds now. Nobody to ask is no reason to close: it was let in when somebody was.
+/// Judges a handshake by the current state. If a service is unavailable, the WebSocket stays open, because it was
+/// admitted when the service answered.
 async fn judge(gateway: &Arc<Gateway>, handshake: &Handshake) -> Result<(), Refusal> {
     let policy = gateway.policy();
     let fields = fields_of(&handshake.header);

@@ -1,4 +1,5 @@
-//! From accepting a connection to handing over each of its requests, and the deadlines in between.
+//! Accepts connections, reads the header of each request, hands the request over, and enforces the deadlines in
+//! between.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -35,17 +36,17 @@ use crate::tls::server::Tls;
 /// RFC 9113, 3.4: how a client says that it speaks HTTP/2.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// So many new bytes of a header are looked at even without the end of a line among them.
+/// So many new bytes of a header are parsed even if no line ends among them.
 const WORTH_A_LOOK: usize = 1024;
 
-/// Bytes that the system takes of an answer beyond what is on its way to the client. It would take megabytes for each
-/// client that does not read, which count as ours.
+/// The most bytes of an answer that the system buffers before it has sent them. Without this bound it would buffer
+/// megabytes for each client that does not read, and this memory counts as ours.
 const UNSENT: u32 = 128 * 1024;
 
-/// A client with too many connections may ask again after this.
+/// The `Retry-After` for a client with too many connections.
 const WHEN_SOME_HAVE_ENDED: Duration = Duration::from_secs(1);
 
-/// For what the system has accepted or received when the gateway is told to leave.
+/// How long connections and bytes that the system has received already are still read at shutdown.
 const LAST_LOOK: Duration = Duration::from_millis(50);
 
 /// Everything that a connection's task needs.
@@ -61,25 +62,26 @@ pub struct Acceptor {
     open: mpsc::Sender<()>,
 }
 
-/// What comes before the first request.
+/// The steps before the first request of a connection.
 pub struct ConnectionSetup {
-    /// Whether trusted proxies say whose connection it is.
+    /// Whether trusted proxies name the client with the PROXY protocol.
     pub proxy_protocol: bool,
-    /// TLS, where there is a certificate.
+    /// TLS, if there is a certificate.
     pub tls: Option<Tls>,
-    /// Where it is written down what was refused before there was a request.
+    /// The log of refusals that come before there is a request.
     pub access: AccessLog,
 }
 
-/// Whose a connection is.
+/// Who made a connection.
 struct Origin {
     peer: SocketAddr,
-    /// A balancer made it for itself, as to ask how we are: what it says of other people is none of theirs.
+    /// Whether a balancer made it for its own requests, for example health checks. Such a request has no other client,
+    /// whatever its fields say.
     is_balancers_own: bool,
 }
 
 impl ConnectionSetup {
-    /// Whose connection it is: a trusted balancer may say so.
+    /// Finds out who made the connection: a trusted balancer may name the client.
     async fn name(&self, socket: &mut TcpStream, peer: SocketAddr, trusted: bool) -> io::Result<Origin> {
         if !(self.proxy_protocol && trusted) {
             return Ok(Origin { peer, is_balancers_own: false });
@@ -97,7 +99,7 @@ impl ConnectionSetup {
 }
 
 impl Acceptor {
-    /// A door to `proxy`. The receiver ends when the door and all its connections are gone.
+    /// An acceptor for `proxy`. The receiver ends when the acceptor and all its connections are gone.
     pub fn new(
         gateway: Arc<Gateway>,
         proxy: Arc<Proxy>,
@@ -135,7 +137,7 @@ impl Acceptor {
                     tokio::spawn(self.clone().serve(socket, peer));
                 }
                 Err(error) => {
-                    // Out of descriptors: accepting again at once would only spin.
+                    // The descriptors are used up: accepting again at once would only spin.
                     if !std::mem::replace(&mut fails, true) {
                         warn!(%error, "no connection can be accepted: raise the limit of open files (ulimit -n)");
                     }
@@ -143,7 +145,7 @@ impl Acceptor {
                 }
             }
         }
-        // Who has been accepted by the system already is served as well.
+        // Connections that the system has accepted already are served as well.
         let end = Instant::now() + LAST_LOOK;
         while let Ok(Ok((socket, peer))) = timeout_at(end, listener.accept()).await {
             tokio::spawn(self.clone().serve(socket, peer));
@@ -155,7 +157,7 @@ impl Acceptor {
         let _ = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT);
         let policy = self.gateway.policy();
         let requests = policy.rules.requests;
-        // Whoever is slow at what comes before the first header is not waited for longer than for that.
+        // The steps before the first header have the deadline of that header.
         let deadline = Instant::now() + requests.header_timeout;
         let trusted = policy.rules.client.trusts(peer.ip().to_canonical());
         let named = timeout_at(deadline, self.setup.name(&mut socket, peer, trusted)).await;
@@ -164,13 +166,13 @@ impl Acceptor {
             return;
         };
         let address = peer.ip().to_canonical();
-        // A trusted proxy brings the connections of many clients.
+        // A trusted proxy holds the connections of many clients, so it has no bound.
         let most = if policy.rules.client.trusts(address) { u32::MAX } else { requests.max_connections };
         let client = policy.rules.client.network(address);
         drop(policy);
         let permit = self.connection_counts.take(client, most);
         if permit.is_none() && self.setup.tls.is_some() {
-            return; // a handshake is what we would be kept busy with
+            return; // the client could keep us busy with TLS handshakes
         }
         let Ok(Ok(socket)) = timeout_at(deadline, self.setup.secure(socket)).await else { return };
         let mut connection = Box::new(Connection::new(socket, peer));
@@ -191,7 +193,7 @@ impl Acceptor {
         self.gateway.metrics.connections.dec();
     }
 
-    /// One request after the other, until somebody closes.
+    /// Serves one request after the other, until either side closes.
     async fn requests(&self, mut connection: Box<Connection>, peer: IpAddr) -> io::Result<()> {
         let mut first = true;
         loop {
@@ -199,7 +201,7 @@ impl Acceptor {
             connection.set_write_timeout(rule.write_timeout);
             let head = match self.read_head(&mut connection, &rule, first).await {
                 Read::Head(head) => {
-                    // A body that is malformed from the start reaches nobody, not even as a header.
+                    // If a body is malformed from its first bytes, the upstream does not even receive the header.
                     if head.framing == Framing::Chunked
                         && let Some(fault) = connection.foresee(&head, rule.header_bytes)
                     {
@@ -250,7 +252,8 @@ impl Acceptor {
         }
         let mut session = ServerSession::new_http1(connection);
         session.set_pipelined_prefix(bytes);
-        // pingora counts in whole seconds and only asks whether to keep the connection: the deadline is ours.
+        // pingora counts in whole seconds and only uses this to decide whether the connection stays open. The deadline
+        // is enforced here.
         let draining = *self.shutdown.borrow();
         session.set_keepalive((!draining && !head.upgrade).then_some(rule.idle_timeout.as_secs().max(1)));
         session.set_write_timeout(Some(rule.write_timeout));
@@ -263,13 +266,14 @@ impl Acceptor {
     async fn read_head(&self, connection: &mut Connection, rule: &RequestRule, first: bool) -> Read {
         let mut shutdown = self.shutdown.clone();
         let begun = !connection.inbox.is_empty();
-        // Before a first byte a new connection is on the header's clock, a kept one on the idle clock.
+        // Before the first byte, a new connection has the header timeout and a reused one the idle timeout.
         let wait = if first || begun { rule.header_timeout } else { rule.idle_timeout };
         let mut deadline = Instant::now() + wait;
         let mut started = begun;
         let mut examined = 0;
         loop {
-            // Byte by byte, a large header would be read anew for each of them: the end of a line is worth a look.
+            // If a large header arrives byte by byte, parsing it for each byte would be slow. So it is parsed when a
+            // line ends.
             let news = &connection.inbox[examined..];
             let worth_it = examined == 0 || news.contains(&b'\n') || news.len() > WORTH_A_LOOK;
             if !news.is_empty() && (worth_it || connection.inbox.len() >= rule.header_bytes) {
@@ -293,7 +297,7 @@ impl Acceptor {
             };
             let read = match read {
                 Some(read) => read,
-                // A request that is on its way already is answered.
+                // A request that has been sent already is answered.
                 None => match timeout(LAST_LOOK, connection.read_more()).await {
                     Err(_) => return Read::Nothing,
                     read => read,
@@ -312,12 +316,12 @@ impl Acceptor {
     }
 }
 
-/// Waits until the gateway is told to leave.
+/// Waits until the shutdown begins.
 async fn shutdown_begins(shutdown: &mut watch::Receiver<bool>) {
     let _ = shutdown.wait_for(|draining| *draining).await;
 }
 
-/// What came of waiting for a header.
+/// The result of waiting for a header.
 enum Read {
     Head(Head),
     Http2,
@@ -325,7 +329,7 @@ enum Read {
     Refused(Box<Refusal>),
 }
 
-/// Looks at the bytes so far: a header, the preface of HTTP/2, not enough yet, or a fault.
+/// Parses the bytes so far: a header, the preface of HTTP/2, not enough yet, or a fault.
 fn examine(bytes: &BytesMut, rule: &RequestRule) -> Result<Option<Read>, Refusal> {
     if bytes.starts_with(H2_PREFACE) {
         return Ok(Some(Read::Http2));
@@ -369,7 +373,7 @@ async fn refuse(acceptor: &Acceptor, peer: IpAddr, mut connection: Box<Connectio
     let channel =
         Channel { encrypted: connection.get_ssl_digest().is_some(), production: acceptor.proxy.production };
     let bytes = problem::as_http1(refusal, &request_id, &policy.rules.headers, channel);
-    // Everything that still comes is the rest of what was refused: `Connection` reads it while it says farewell.
+    // All bytes that still arrive belong to the refused request. `Connection` reads and drops them before it closes.
     connection.open();
     let _ = connection.write_all(&bytes).await;
 }

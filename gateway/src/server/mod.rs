@@ -1,4 +1,4 @@
-//! Where connections come in: listeners, deadlines of a connection, how many a client may hold.
+//! Client connections: listeners, the deadlines of a connection, how many a client may hold.
 //!
 //! Floor 9: imports every other room.
 

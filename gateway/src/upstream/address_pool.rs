@@ -223,7 +223,7 @@ impl<A> Selection<A> {
 
     /// Reports the result of the request; only the first report counts. Returns for how long the address is ejected, if
     /// it is.
-    pub fn tell(&mut self, failed: bool, now: Timestamp) -> Option<Duration> {
+    pub fn report(&mut self, failed: bool, now: Timestamp) -> Option<Duration> {
         if std::mem::replace(&mut self.reported, true) {
             None
         } else {

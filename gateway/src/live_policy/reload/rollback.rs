@@ -1,5 +1,5 @@
-//! The way back: a policy that leaves its band while it is on trial makes room for the one before it, and does not come
-//! back by itself.
+//! The rollback: a policy that leaves its band while it is on trial is replaced by the one before it, and does not
+//! return by itself.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use crate::live_policy::files::{lines, whole_file};
 use crate::live_policy::in_force::PolicyInForce;
 use crate::live_policy::loaded::Loaded;
 
-/// In the state directory: the digest of the last policy that did not stand its trial.
+/// The file in the state directory with the digest of the last policy that failed its trial.
 const ROLLED_BACK: &str = "policy.rolled-back";
 
-/// How often a trial is looked at.
+/// How often a trial is judged.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Reloader {
-    /// Looks at the policy in force, forever.
+    /// Judges the policy in force at intervals, forever.
     pub async fn watch_trials(self: Arc<Self>, live: Arc<PolicyInForce>) {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -30,7 +30,7 @@ impl Reloader {
         }
     }
 
-    /// Looks at the policy in force, which may be on trial.
+    /// Judges the policy in force, if it is on trial.
     pub(crate) fn look_at_trial(&self, live: &PolicyInForce) {
         let _one_at_a_time = self.reloading.lock();
         let in_force = live.policy();
@@ -46,8 +46,8 @@ impl Reloader {
         }
     }
 
-    /// Puts `before` back in the place of `candidate`, which has left its band, with the overrides and deny lists that
-    /// hold now. The file is not read again until it changes, or an operator says so.
+    /// Replaces `candidate`, which has left its band, by `before`, with the current overrides and deny lists. The file
+    /// is not read again until it changes, or an operator asks for it.
     fn roll_back(&self, live: &PolicyInForce, candidate: &Loaded, before: Arc<Loaded>, departure: &str) {
         let fault = Fault {
             file: candidate.file.clone(),
@@ -77,7 +77,7 @@ impl Reloader {
         self.note_refusal(vec![fault]);
     }
 
-    /// A policy that was rolled back is no policy to start with.
+    /// The gateway does not start with a policy that was rolled back.
     pub(super) fn unless_rolled_back(&self, loaded: Loaded) -> Result<Loaded, Vec<Fault>> {
         let rolled_back = self.state.read(ROLLED_BACK, 1_024).unwrap_or_default();
         if rolled_back == loaded.sha256.as_bytes() {
@@ -87,7 +87,7 @@ impl Reloader {
         Ok(loaded)
     }
 
-    /// Another policy has been taken: whatever was rolled back before it is history.
+    /// Another policy is in force, so an earlier rollback does not matter any more.
     pub(super) fn forget_rollback(&self) {
         self.state.remove(ROLLED_BACK);
     }

@@ -1,4 +1,5 @@
-//! The policy's files are watched: a change is looked at as soon as it is quiet, and all of them now and then.
+//! Watches the policy's files. A change is read as soon as the files are quiet; all files are checked at intervals,
+//! too.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -15,14 +16,15 @@ use crate::live_policy::deny_lists::Networks;
 use crate::live_policy::files::read;
 use crate::live_policy::in_force::PolicyInForce;
 
-/// A file that is being written is quiet for so long before it is read.
+/// How long a file must be unchanged before it is read.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// Where a file system tells nothing of changes, the file is looked at so often.
+/// How often the file is checked. Some file systems do not report changes.
 const LOOK: Duration = Duration::from_secs(5);
 
 impl Reloader {
-    /// Watches the file, forever, on a thread of its own. Where the system lets nobody watch, it is looked at every [`LOOK`].
+    /// Watches the file, forever, on a thread of its own. Where the system allows no watch, the file is checked every
+    /// [`LOOK`].
     pub fn watch(self: &Arc<Self>, live: Arc<PolicyInForce>) -> anyhow::Result<()> {
         let (sender, events) = channel();
         let watcher = self.notify(sender.clone()).inspect_err(|error| {
@@ -39,7 +41,7 @@ impl Reloader {
         Ok(())
     }
 
-    /// Sends a word for each change of a watched file, as long as what is returned is kept.
+    /// Sends a message for each change of a watched file, until the returned value is dropped.
     fn notify(&self, sender: Sender<()>) -> notify::Result<notify::RecommendedWatcher> {
         let names = Arc::clone(&self.watched);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -64,7 +66,7 @@ impl Reloader {
         }
     }
 
-    /// Puts the text in force again where a deny file has changed.
+    /// Puts the text in force again if a deny file has changed.
     fn look_at_lists(&self, live: &PolicyInForce) {
         let in_force = live.policy();
         let (lists, _) = self.lists.look(&in_force.rules.blocks.deny_files);
@@ -77,15 +79,15 @@ impl Reloader {
     }
 }
 
-/// Whether an event is of a watched file, or of the link by which a `ConfigMap` swaps all of its files. A log in the same
-/// folder is none, and neither is our own reading.
+/// Whether an event is about a watched file, or about the link by which a `ConfigMap` swaps all of its files. A log in
+/// the same folder does not count, and neither does our own reading.
 fn is_of(event: &notify::Event, watched: &HashSet<OsString>) -> bool {
     let counts =
         |path: &PathBuf| path.file_name().is_some_and(|name| name == "..data" || watched.contains(name));
     event.need_rescan() || (!matches!(event.kind, EventKind::Access(_)) && event.paths.iter().any(counts))
 }
 
-/// Waits for something to look at: a change and then quiet, or time to look anyway. `false` when nobody watches.
+/// Waits for a change and then quiet, or for the next check. `false` when the watch has ended.
 fn wait(events: &Receiver<()>) -> bool {
     match events.recv_timeout(LOOK) {
         Ok(()) => {

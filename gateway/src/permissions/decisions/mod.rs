@@ -1,14 +1,15 @@
-//! Answers of the permission service that are remembered while they may be believed.
+//! The cache of answers of the permission service.
 //!
-//! An answer is believed while all of this holds:
+//! An answer is used while all of this holds:
 //!
-//! - no change that touches it is known: such a change drops it, and one that comes late is not kept;
-//! - it is younger than its `ttl` (`negative_ttl` for a no), counted from when it was asked for, whenever it was last used;
-//! - the change feed was heard of within `max_staleness`, or the answer itself is younger than that.
+//! - no change that touches it is known: such a change drops it, and an answer that arrives after the change is not
+//!   stored;
+//! - it is younger than its `ttl` (`negative_ttl` for a no), counted from when it was asked for, not from its last use;
+//! - the change feed answered within `max_staleness`, or the answer itself is younger than that.
 //!
-//! So an answer that is used was right at some time within the last `max_staleness`; the tests below hold it to that
-//! against a model with late answers, late changes and a lost feed. Questions for the same thing at the same time are
-//! asked once. A question that was asked before a change is not joined by one that comes after it.
+//! So an answer that is used was right at some time within the last `max_staleness`. The tests below check that against
+//! a model with late answers, late changes and a lost feed. Equal questions at the same time are sent once. A question
+//! from after a change does not join one from before it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -29,39 +30,39 @@ use protocol::feed::{Change, News};
 /// So many locks share the answers.
 const SHARDS: usize = 64;
 
-/// The longest key that is remembered, in bytes: a client's path is in it, and memory has a bound in bytes, too.
+/// The longest cached key, in bytes. It contains a client's path, and memory is bounded in bytes, too.
 const LONGEST_KEY: usize = 1024;
 
-/// So many answers have room in a shard whatever the capacity is, as far as bytes go.
+/// The byte bound of a shard has room for at least so many answers, however small the capacity is.
 const LARGEST_IN_SHARD: usize = 16;
 
-/// All answers together have at most so many bytes for each that there is room for. A usual one has some 200.
+/// The byte bound, for each answer of the capacity. A usual answer takes about 200 bytes.
 const BYTES_EACH: usize = 512;
 
-/// What is remembered.
+/// What is cached.
 pub trait Answer: Clone + Send + Sync + 'static {
     /// Whether it is a yes.
     fn is_yes(&self) -> bool;
 
-    /// Whether a change may make it another.
+    /// Whether a change may alter it.
     fn touched_by(&self, key: &[u8], change: &Change) -> bool;
 
     /// Bytes that it holds outside of itself.
     fn heap(&self) -> usize;
 }
 
-/// Where the answers are that a change may touch.
+/// Where to find the answers that a change may touch.
 #[derive(Clone, Copy, Debug)]
 pub enum Reach<'c> {
     /// It touches none.
     Nothing,
-    /// Those with this home.
+    /// It touches answers with this home.
     Home(&'c [u8]),
-    /// Anywhere.
+    /// It may touch any answer.
     All,
 }
 
-/// What was asked: as bytes, and by what it is found when something about it changes.
+/// A question: its bytes, and the home by which its answer is found when something changes.
 #[derive(Clone, Debug)]
 pub struct Key {
     bytes: SmallVec<[u8; 128]>,
@@ -74,24 +75,24 @@ pub struct Answers<A> {
     shards: Vec<Mutex<Shard<A>>>,
     hasher: RandomState,
     knowledge: Arc<Knowledge>,
-    /// What became of questions.
+    /// What happened to questions.
     pub statistics: Statistics,
 }
 
 /// Counted since the start.
 #[derive(Debug, Default)]
 pub struct Statistics {
-    /// Answered from memory.
+    /// Answered from the cache.
     pub hits: AtomicU64,
-    /// Asked, or joined to one that was being asked.
+    /// Sent, or joined to one in flight.
     pub misses: AtomicU64,
-    /// Of those, joined.
+    /// The joined ones among these.
     pub joined: AtomicU64,
     /// Dropped for lack of room.
     pub evictions: AtomicU64,
     /// Dropped because of a change, or by hand.
     pub invalidations: AtomicU64,
-    /// Not kept, for a change had overtaken them.
+    /// Not stored, because a change had overtaken them.
     pub overtaken: AtomicU64,
 }
 
@@ -104,24 +105,24 @@ struct Shard<A> {
 struct Entry<A> {
     answer: A,
     asked_at: Timestamp,
-    /// The last change that the answer knows.
+    /// The last change that the answer takes into account.
     revision: i64,
 }
 
 impl<A: Answer> Entry<A> {
-    /// Whether a change may make the answer another. One that knows it already is right with it.
+    /// Whether a change may alter the answer. An answer that takes the change into account stays right.
     fn touched_by(&self, key: &[u8], change: &Change) -> bool {
         self.revision < change.revision && self.answer.touched_by(key, change)
     }
 }
 
-/// A question that is being asked.
+/// A question in flight.
 struct Flight<A> {
     asked: Moment,
     landed: watch::Receiver<Landing<A>>,
 }
 
-/// What became of a question.
+/// The result of a question.
 #[derive(Clone)]
 enum Landing<A> {
     Asked,
@@ -130,7 +131,7 @@ enum Landing<A> {
 }
 
 impl<A: Answer> Answers<A> {
-    /// No answers yet.
+    /// An empty cache.
     pub fn new(knowledge: Arc<Knowledge>) -> Arc<Self> {
         let shard = || Mutex::new(Shard { cache: Cache::new(1, 0), flights: HashMap::new() });
         Arc::new(Self {
@@ -141,7 +142,7 @@ impl<A: Answer> Answers<A> {
         })
     }
 
-    /// The key of what `parts` say; answers with the same `home` are found together.
+    /// The key for `parts`. Answers with the same `home` are found together.
     pub fn key(&self, home: &[u8], parts: &[&[u8]]) -> Key {
         let mut bytes = SmallVec::new();
         for part in parts {
@@ -157,7 +158,7 @@ impl<A: Answer> Answers<A> {
         &self.shards[place]
     }
 
-    /// The answer, if it may be believed.
+    /// The answer, if it may be used.
     pub fn find(&self, key: &Key, rule: &PermissionRule, now: Timestamp) -> Option<A> {
         let feed_is_fresh = self.knowledge.age(now).is_some_and(|age| age <= rule.max_staleness);
         let mut shard = self.shard(key.home).lock();
@@ -173,13 +174,14 @@ impl<A: Answer> Answers<A> {
         answer
     }
 
-    /// The last answer, however old; one that a known change touches is never given again.
+    /// The last answer, however old. An answer that a known change touches is never returned.
     pub fn last_known(&self, key: &Key) -> Option<A> {
         let shard = self.shard(key.home).lock();
         shard.cache.peek(key.hash, &key.bytes).map(|entry| entry.answer.clone())
     }
 
-    /// Asks, or waits for who asks the same already. `question` gives an answer with the change that it was computed at.
+    /// Asks, or waits for an equal question in flight. `question` returns an answer with the change at which it was
+    /// computed.
     pub async fn ask<Asked>(
         self: &Arc<Self>,
         key: &Key,
@@ -198,7 +200,7 @@ impl<A: Answer> Answers<A> {
         }
     }
 
-    /// Joins a question that is being asked, or asks it.
+    /// Joins a question in flight, or asks it.
     fn board<Asked>(
         self: &Arc<Self>,
         key: &Key,
@@ -217,7 +219,7 @@ impl<A: Answer> Answers<A> {
         }
         let (landing, landed) = watch::channel(Landing::Asked);
         shard.flights.insert(key.bytes.clone(), Flight { asked, landed: landed.clone() });
-        // In a task of its own: who asked first may leave, and others wait.
+        // In a task of its own, because the request that asked first may be cancelled while others wait.
         let (answers, key, asking) = (Arc::clone(self), key.clone(), question());
         tokio::spawn(async move {
             let answered = asking.await;
@@ -256,10 +258,10 @@ impl<A: Answer> Answers<A> {
         }
         let known = shard.cache.peek(key.hash, &key.bytes);
         if known.is_some_and(|known| known.revision > entry.revision) {
-            return; // it came late, and a later answer is there already
+            return; // it arrived late, and a later answer is stored already
         }
         let capacity = usize::try_from(capacity).unwrap_or(usize::MAX).div_ceil(SHARDS);
-        // A shard may always hold a few of the largest: a small capacity is one of entries.
+        // A shard may always hold a few of the largest answers: a small capacity is meant in entries, not in bytes.
         let bytes = capacity.max(LARGEST_IN_SHARD).saturating_mul(BYTES_EACH);
         shard.cache.set_room(capacity, bytes);
         let heap = entry.answer.heap();
@@ -267,8 +269,8 @@ impl<A: Answer> Answers<A> {
         self.statistics.evictions.fetch_add(evicted as u64, Ordering::Relaxed);
     }
 
-    /// Drops what changes touch; they are noted already. However many of them reach everywhere, everything is looked
-    /// through once.
+    /// Drops the answers that changes touch; the changes are noted already. Even if several changes may touch any
+    /// answer, all answers are searched once only.
     pub fn apply<'n>(&self, news: &'n News, reach: impl Fn(&'n Change) -> Reach<'n>) -> usize {
         if news.reset {
             return self.invalidate(|_, _| true);
@@ -293,7 +295,7 @@ impl<A: Answer> Answers<A> {
         dropped
     }
 
-    /// Drops what `unwanted` names; how many that were.
+    /// Drops the answers for which `unwanted` is true. Returns how many.
     pub fn invalidate(&self, unwanted: impl Fn(&[u8], &A) -> bool) -> usize {
         self.drop_all(|key, entry| unwanted(key, &entry.answer))
     }
@@ -307,23 +309,23 @@ impl<A: Answer> Answers<A> {
         dropped
     }
 
-    /// Bytes of the answers in memory.
+    /// The bytes of all answers in the cache.
     pub fn bytes(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().cache.bytes()).sum()
     }
 
-    /// Answers in memory.
+    /// The number of answers in the cache.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().cache.len()).sum()
     }
 
-    /// Whether there is none.
+    /// Whether the cache is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// The parts of a key, as [`Answers::key`] was given them.
+/// The parts of a key, as they were passed to [`Answers::key`].
 pub fn parts(key: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = key;
     std::iter::from_fn(move || {

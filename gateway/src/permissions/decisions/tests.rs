@@ -72,7 +72,7 @@ impl Truth {
     }
 }
 
-/// A question on its way: when it was asked, in which moment, and what the service said, once it did.
+/// A question in flight: when it was asked, at which moment, and the answer of the service, once there is one.
 struct Asked {
     user: usize,
     since: u64,
@@ -80,7 +80,7 @@ struct Asked {
     said: Option<(Word, i64)>,
 }
 
-/// A round of the feed on its way: when it was asked, and what it brings.
+/// A round of the feed in flight: when it was asked, and its changes.
 struct Round {
     asked_at: u64,
     known: i64,

@@ -1,4 +1,4 @@
-//! The client's side of a relay: what it is told and what is heard of it, both at once.
+//! The client's side of a relay: sending to the client and receiving from it, both at once.
 
 use std::pin::pin;
 use std::task::Poll;
@@ -9,22 +9,22 @@ use pingora_core::{Error, ErrorType, Result};
 
 use crate::request::failure::{connection, is_http2};
 
-/// What is heard of a client.
+/// What is received from a client.
 pub(super) enum FromClient {
-    /// It has taken what was told.
+    /// It has taken what was sent.
     Took,
     /// A piece of the request's body, or its end.
     Sent(Option<Bytes>),
 }
 
-/// What is listened for.
+/// What to wait for from the client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Listens {
     /// More of the request's body.
     ForBody,
-    /// That a client leaves which has sent everything.
+    /// The end of the connection, after the client has sent everything.
     ForEnd,
-    /// Nothing that would have to be read.
+    /// Nothing that has to be read.
     No,
 }
 
@@ -38,8 +38,9 @@ impl Listens {
     }
 }
 
-/// Gives a client what it was told, and listens to it meanwhile: one that takes nothing before it has sent everything is
-/// not waited for. Over HTTP/2 there is nothing left to give. Nothing is lost when this is dropped before it is done.
+/// Sends the pending parts of the answer and receives from the client at the same time, because a client may read
+/// nothing before it has sent everything. Over HTTP/2 nothing is pending here. Nothing is lost when this future is
+/// dropped early.
 pub(super) async fn client_event(session: &mut Session, listens: Listens) -> Result<FromClient> {
     let flushed = !session.has_pending_downstream_proxy_tasks();
     if let (true, Listens::No, Some(connection)) = (flushed, listens, connection(session)) {
@@ -57,7 +58,7 @@ pub(super) async fn client_event(session: &mut Session, listens: Listens) -> Res
             return read.map_ok(FromClient::Sent);
         }
         if is_http2(session) {
-            // What the client sends stays where it is: only its leaving is heard.
+            // The client's bytes are not read; only the end of the stream is noticed.
             return pin!(session.read_body_or_idle(true)).poll(cx).map_ok(FromClient::Sent);
         }
         Poll::Pending
@@ -66,7 +67,7 @@ pub(super) async fn client_event(session: &mut Session, listens: Listens) -> Res
     .map_err(Error::into_down)
 }
 
-/// Tells a client something: it takes it when it is [listened to](client_event), over HTTP/2 at once.
+/// Sends a part of the answer. It is written by [`client_event`], and over HTTP/2 at once.
 pub(super) async fn send_to_client(session: &mut Session, task: HttpTask) -> Result<()> {
     if session.supports_proxy_task_api() {
         session.send_downstream_proxy_task(task);

@@ -1,4 +1,4 @@
-//! Passing a request on to its upstream and the answer back, as often as it takes.
+//! Passes a request on to its upstream and the answer back, with retries.
 
 mod client;
 mod websocket;
@@ -30,10 +30,11 @@ use crate::upstream::address_pool::Member;
 use crate::upstream::connection::{Event, UpstreamConnection};
 use crate::upstream::fault::UpstreamFault;
 
-/// For the rest of a request whose answer is whole, while the upstream takes nothing.
+/// How long the rest of a request may wait, after its answer is complete, for an upstream that reads nothing.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
-/// A client has so long for its body, and a millisecond more for every so many bytes, before others are sent in its place.
+/// A client has so long for its body, and a millisecond more for every so many bytes. After that, other requests may
+/// use its permit.
 const SLOW_BODY: Duration = Duration::from_secs(1);
 const BYTES_A_MS: u64 = 10;
 
@@ -44,33 +45,33 @@ enum Try {
     Again,
 }
 
-/// The way to the upstream that one try takes.
+/// One try at the upstream: which address it uses.
 struct Attempt {
     upstream: Arc<str>,
-    /// Where the try before went, which is avoided.
+    /// The address of the try before, which is avoided.
     last: Option<Member>,
     /// Addresses that could not be reached.
     tried: TriedAddresses,
     /// The address to which another connection is made.
     peer: Option<HttpPeer>,
-    /// Whether kept connections are not trusted any more.
+    /// Whether only a new connection may be used.
     fresh: bool,
 }
 
-/// What has become of an answer.
+/// The state of an answer.
 enum Answer {
-    GoesOn,
-    /// It has begun; the client is not told yet.
+    Continues,
+    /// It has begun; its header is not sent to the client yet.
     Begins(HttpTask),
     Whole,
-    /// What follows is not HTTP.
+    /// The bytes after it are not HTTP.
     WebSocket,
-    /// The client is told nothing of it: the request is sent again.
+    /// Nothing of it is sent to the client: the request is sent again.
     Withheld,
 }
 
 impl Proxy {
-    /// Sends an admitted request to its upstream, again where the policy says so, and the client the answer.
+    /// Sends an admitted request to its upstream, with retries where the policy says so, and the answer to the client.
     pub(crate) async fn relay(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
         session.enable_retry_buffering();
         session.set_proxy_tasks_enabled(true);
@@ -92,7 +93,7 @@ impl Proxy {
         }
     }
 
-    /// Begins the next try, when it is time for it.
+    /// Waits for the time of the next try and begins it.
     async fn begin_try(&self, exchange: &mut Exchange) -> Result<Attempt> {
         let internal = || Error::explain(ErrorType::InternalError, "not admitted");
         let admission = exchange.admission.as_ref().ok_or_else(internal)?;
@@ -109,7 +110,8 @@ impl Proxy {
         Ok(Attempt { upstream, last, tried: TriedAddresses::new(), peer: None, fresh: false })
     }
 
-    /// One try. A kept connection that was closed meanwhile is nobody's failure: the request goes over a new one.
+    /// Makes one try. If a reused connection was closed meanwhile, that is not a failure: the request is sent on a new
+    /// one.
     async fn try_once(
         &self,
         session: &mut Session,
@@ -135,8 +137,8 @@ impl Proxy {
         }
     }
 
-    /// A connection to the upstream. Where one of its addresses cannot be reached the next is tried at once, for
-    /// nothing was sent yet; when none can be, the last one's fault is the upstream's.
+    /// Makes a connection to the upstream. If an address cannot be reached, the next one is tried at once, because
+    /// nothing was sent yet. If none can be reached, the error of the last one is the result.
     async fn reach(
         &self,
         exchange: &mut Exchange,
@@ -170,7 +172,7 @@ impl Proxy {
         }
     }
 
-    /// The next address to try; `None` when there is none left.
+    /// The next address to try; `None` when no address is left.
     async fn next_peer(&self, exchange: &mut Exchange, attempt: &Attempt) -> Result<Option<HttpPeer>> {
         let patience = exchange.try_timeout();
         let found = self.upstreams.peer(&attempt.upstream, patience, &attempt.tried, attempt.last).await;
@@ -184,7 +186,7 @@ impl Proxy {
         Ok(Some(peer))
     }
 
-    /// Carries the request's body up and the answer down, both at once.
+    /// Sends the request's body to the upstream and the answer to the client, both at once.
     async fn carry(
         &self,
         session: &mut Session,
@@ -204,7 +206,7 @@ impl Proxy {
         let scheme = if peer.is_tls() { "https" } else { "http" };
         connection.begin(request, scheme, read_whole && read_before.is_none())?;
         if let Some(piece) = read_before {
-            exchange.count(&piece)?; // it came in time, whenever it is sent
+            exchange.count(&piece)?; // only counted: it arrived in time already
             connection.send(piece, read_whole);
         }
         let patience = exchange.try_timeout();
@@ -224,7 +226,7 @@ impl Proxy {
             let waits_for_body = !read_whole && connection.takes_more() && !connection.is_sending();
             let next_body_alarm =
                 if waited_for { body_deadline.min(slow_at(begun, exchange)) } else { body_deadline };
-            // While a client is slow to take its answer, an upstream may be slow as well.
+            // While a client reads its answer slowly, an upstream may be slow as well.
             alarm.as_mut().reset(match (flushed, waits_for_body, answered) {
                 (true, true, _) => next_body_alarm,
                 (true, false, false) => time::Instant::now() + patience,
@@ -245,7 +247,7 @@ impl Proxy {
                         }
                     }
                     match self.pass_on(session, exchange, event).await? {
-                        Answer::GoesOn => {}
+                        Answer::Continues => {}
                         Answer::Begins(task) => header = Some(task),
                         Answer::Whole => answered = true,
                         Answer::WebSocket => {
@@ -285,14 +287,14 @@ impl Proxy {
                         exchange.pause();
                         continue;
                     }
-                    // Whoever has the whole answer has lost nothing.
+                    // A client that has the whole answer has lost nothing.
                     return if answered && flushed { Ok(Try::Answered) } else { late(connection, flushed, waits_for_body) };
                 }
             }
         }
     }
 
-    /// Tells the client what the upstream says.
+    /// Passes an event of the upstream on to the client.
     async fn pass_on(&self, session: &mut Session, exchange: &mut Exchange, event: Event) -> Result<Answer> {
         let is_whole = match event {
             Event::Sent => false,
@@ -330,16 +332,16 @@ impl Proxy {
                 true
             }
         };
-        Ok(if is_whole { Answer::Whole } else { Answer::GoesOn })
+        Ok(if is_whole { Answer::Whole } else { Answer::Continues })
     }
 }
 
-/// When a client is slow with its body.
+/// The time from which a client counts as slow with its body.
 fn slow_at(begun: time::Instant, exchange: &Exchange) -> time::Instant {
     begun + SLOW_BODY + Duration::from_millis(exchange.received / BYTES_A_MS)
 }
 
-/// Ends the answer, with its trailers where the client can be told of them.
+/// Ends the answer, with its trailers where the client can receive them.
 async fn end_answer(
     session: &mut Session,
     exchange: &mut Exchange,
@@ -356,12 +358,13 @@ async fn end_answer(
     send_to_client(session, HttpTask::Trailer(Some(Box::new(trailers)))).await
 }
 
-/// Informational, and not the last word.
+/// Whether the header is informational and another one follows.
 fn is_informational(header: &ResponseHeader) -> bool {
     header.status.is_informational() && header.status != StatusCode::SWITCHING_PROTOCOLS
 }
 
-/// Nothing moved for too long. Who was to move: an upstream that waits for a body which does not come has not failed.
+/// The error when nothing moved for too long. It depends on who had to act: an upstream that waits for a body has not
+/// failed.
 fn late(connection: &UpstreamConnection, flushed: bool, waits_for_body: bool) -> Result<Try> {
     Err(if waits_for_body {
         Error::new_down(BODY_TOO_SLOW)

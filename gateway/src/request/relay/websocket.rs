@@ -1,4 +1,4 @@
-//! A WebSocket after its handshake: bytes both ways.
+//! Relays a WebSocket after its handshake: bytes in both directions.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use super::client::{FromClient, Listens, client_event, send_to_client};
 use crate::engine::websockets::Open;
 use crate::upstream::connection::{Event, UpstreamConnection};
 
-/// One through which nothing passes for so long is closed.
+/// A WebSocket is closed after so long without a byte.
 const QUIET: Duration = Duration::from_hours(1);
 
-/// For what an upstream still says whose client says nothing more.
+/// How long the upstream may still send after its client has ended.
 const HALF_CLOSED: Duration = Duration::from_secs(5);
 
-/// Passes bytes until either side ends it or what let it in is taken back.
+/// Relays bytes until either side ends it, or until its admission is withdrawn.
 pub(super) async fn relay_websocket(
     session: &mut Session,
     connection: &mut UpstreamConnection,
@@ -58,7 +58,7 @@ async fn pass_both_ways(session: &mut Session, connection: &mut UpstreamConnecti
                     (listens, patience) = (false, HALF_CLOSED);
                 }
             },
-            () = &mut alarm => return Ok(()), // nobody has failed
+            () = &mut alarm => return Ok(()), // this is not a failure
         }
         alarm.as_mut().reset(time::Instant::now() + patience);
     }

@@ -1,5 +1,6 @@
-//! HTTP/2 towards clients (RFC 9113). The `h2` crate keeps streams, windows and settings; headers are read here, as strictly as
-//! those of HTTP/1.1 and by the same rules, and what `h2` hands on becomes a session like any other.
+//! HTTP/2 towards clients (RFC 9113). The `h2` crate manages streams, windows and settings. Headers are read by
+//! `downstream`, as strictly as those of HTTP/1.1 and by the same rules. A stream of `h2` becomes a session like any
+//! other.
 
 mod stream;
 
@@ -22,21 +23,21 @@ use crate::downstream::http2::{HeadBounds, Inbound, Waiting};
 use crate::request::Proxy;
 use stream::Stream;
 
-/// Requests of one connection at a time.
+/// The most requests of one connection at a time.
 const STREAMS: u32 = 100;
 
-/// Bytes of an answer that wait for a client which reads slowly, for each stream.
+/// The most bytes of an answer that wait for a slow client, for each stream.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Bytes of requests' bodies that a connection may hold while upstreams take none: four times what one stream may, so that
-/// one upload which stands still holds up no other.
+/// The most bytes of request bodies that a connection holds while upstreams read none: four times the bound of one
+/// stream, so that one stalled upload does not block the others.
 const CONNECTION_WINDOW: u32 = 256 * 1024;
 
-/// Small pieces of bodies that wait for the upstream: 256 bytes less its own for each, so a stream's whole window may hold
-/// messages of a byte.
+/// The budget for small pieces of bodies that wait for the upstream. Each piece costs 256 bytes less its own length, so
+/// a stream's whole window may hold messages of one byte.
 const SMALL_PIECES: usize = 4 * 1024 * 1024;
 
-/// For a client that says nothing more, when we have said that we leave and all is answered.
+/// How long the connection stays open after GOAWAY was sent and all requests are answered, for a client that is silent.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a connection was ended.
@@ -54,7 +55,7 @@ impl From<Excess> for Ended {
 }
 
 impl Ended {
-    /// What `h2` found wrong, if it was that.
+    /// The fault that `h2` found, if there was one.
     fn by(error: &h2::Error) -> Option<Self> {
         let reason = match error.reason().filter(|_| error.is_library())? {
             h2::Reason::PROTOCOL_ERROR => "protocol",
@@ -69,8 +70,8 @@ impl Ended {
     }
 }
 
-/// Serves a connection whose preface has come, until it ends. `Some` says why, if the client broke the protocol or went too
-/// far.
+/// Serves a connection whose preface has arrived, until it ends. `Some` says why, if the client broke the protocol or
+/// misused the connection.
 pub(crate) async fn serve(
     mut connection: Box<Connection>,
     proxy: &Arc<Proxy>,
@@ -129,7 +130,8 @@ impl Streams<'_> {
                     }
                     None => return Ok(()),
                 },
-                // Who is told so knows that what it asks from now on was not looked at (RFC 9113, 6.8).
+                // GOAWAY comes first: a client knows from it that its later requests were not processed (RFC 9113,
+                // 6.8).
                 () = self.active.idle_for(patience), if !draining => {
                     draining = true;
                     connection.graceful_shutdown();
@@ -139,27 +141,27 @@ impl Streams<'_> {
         }
     }
 
-    /// Serves a stream, beside the others.
+    /// Serves a stream concurrently with the others.
     fn begin(&self, request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>) {
         let number = respond.stream_id().as_u32();
         let Some(header) = self.waiting.take(number) else {
-            // Only a header that was read begins a stream.
+            // A stream begins only with a header that was read.
             respond.send_reset(h2::Reason::INTERNAL_ERROR);
             return;
         };
-        let place = Place::take(&self.active);
+        let active = ActiveStream::take(&self.active);
         let waiting = Arc::clone(&self.waiting);
         let stream = Stream::new(header, request.into_body(), respond, waiting, Arc::clone(&self.digest));
         let (proxy, shutdown) = (Arc::clone(self.proxy), self.shutdown.clone());
         tokio::spawn(async move {
             let session = ServerSession::new_custom(Box::new(stream));
             proxy.process_new_http(session, &shutdown).await;
-            drop(place);
+            drop(active);
         });
     }
 }
 
-/// How many streams are served.
+/// The number of streams that are being served.
 #[derive(Default)]
 struct Active {
     count: AtomicUsize,
@@ -167,7 +169,7 @@ struct Active {
 }
 
 impl Active {
-    /// Waits until none has been served for so long.
+    /// Waits until no stream has been served for so long.
     async fn idle_for(&self, patience: Duration) {
         while self.count.load(Ordering::Acquire) > 0 {
             self.none.notified().await;
@@ -176,17 +178,17 @@ impl Active {
     }
 }
 
-/// One stream that is served, until this is dropped.
-struct Place(Arc<Active>);
+/// Counts one served stream until this is dropped.
+struct ActiveStream(Arc<Active>);
 
-impl Place {
+impl ActiveStream {
     fn take(active: &Arc<Active>) -> Self {
         active.count.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(active))
     }
 }
 
-impl Drop for Place {
+impl Drop for ActiveStream {
     fn drop(&mut self) {
         if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.none.notify_one();

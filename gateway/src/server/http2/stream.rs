@@ -1,4 +1,4 @@
-//! One request and its answer over HTTP/2, as a session of pingora's.
+//! One request and its answer over HTTP/2, as a pingora session.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use crate::downstream::http2::Waiting;
 use crate::http::body_fault::BODY_MALFORMED;
 
-/// Bytes of a request's body that are kept for another try.
+/// The most bytes of a request's body that are stored for a retry.
 const KEPT: usize = 64 * 1024;
 
 /// A stream.
@@ -37,22 +37,22 @@ pub(super) struct Stream {
     number: u32,
     waiting: Arc<Waiting>,
     digest: Arc<Digest>,
-    /// The length that the client announced, and what has come of it.
+    /// The length that the client announced, and how much of it has arrived.
     announced: Option<u64>,
     received: u64,
     kept: Kept,
-    /// The answer's header, once it is sent, and what sends its body.
+    /// The answer's header, once it is sent, and the sender of its body.
     written: Option<Box<ResponseHeader>>,
     sender: Option<SendStream<Bytes>>,
     ended: bool,
     sent: usize,
-    /// What is still to be sent, while whoever tells it does something else.
+    /// Parts of the answer that are still to be sent.
     tasks: VecDeque<HttpTask>,
     write_timeout: Option<Duration>,
     drain_timeout: Option<Duration>,
 }
 
-/// What is kept of a request's body.
+/// The stored part of a request's body.
 enum Kept {
     Nothing,
     All(BytesMut),
@@ -108,7 +108,7 @@ impl Stream {
         Poll::Ready(Ok(Some(piece)))
     }
 
-    /// Whether the body, which is over, is as it was announced, and its trailers are sound.
+    /// Checks, at the end of the body, that its length is as announced and that its trailers are valid.
     fn check_end(&self) -> Result<()> {
         if self.announced.is_some_and(|length| self.received < length) {
             return malformed("the body is shorter than Content-Length says");
@@ -149,7 +149,7 @@ impl Stream {
         if !header.headers.contains_key(DATE) {
             header.insert_header(DATE, get_cached_date())?;
         }
-        // RFC 9110, 6.4.1: such an answer has no body, whoever made it.
+        // RFC 9110, 6.4.1: such an answer has no body, from the upstream or from the gateway.
         let end = end || self.header.method == Method::HEAD || matches!(header.status.as_u16(), 204 | 304);
         let response = Response::from_parts(header.as_owned_parts(), ());
         let sender = self.respond.send_response(response, end);
@@ -171,7 +171,7 @@ impl Stream {
         sender.send_data(Bytes::new(), true).or_err(ErrorType::WriteError, "ending the answer")
     }
 
-    /// Sends as much of `data` as the client takes; ready when all of it is sent.
+    /// Sends as much of `data` as the client accepts; ready when all of it is sent.
     fn poll_send(&mut self, data: &mut Bytes, end: bool, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let Some(sender) = self.sender.as_mut().filter(|_| !self.ended) else {
             return Poll::Ready(Ok(())); // an answer without a body
@@ -205,7 +205,7 @@ impl Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends what is still to be sent; ready when that is all. Nothing is lost when nobody asks any more.
+    /// Sends the pending parts; ready when all are sent. Nothing is lost when the caller stops polling.
     fn poll_tasks(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool>> {
         while let Some(task) = self.tasks.pop_front() {
             match task {
@@ -344,7 +344,7 @@ impl Session for Stream {
         }
     }
 
-    /// Whether the whole body has been read, and is as it was announced: otherwise reading on says what is wrong.
+    /// Whether the whole body has been read and has the announced length. If not, the next read reports the fault.
     fn is_body_done(&mut self) -> bool {
         self.body.is_end_stream()
             && self.announced.is_none_or(|length| length == self.received)
