@@ -1,43 +1,17 @@
 //! Secrets: the environment first, then one file each. Nothing prints them.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
-use base64::Engine as _;
+use anyhow::bail;
+use service::secret::Length;
+
+pub(crate) use service::secret::Secret;
 
 use super::Profile;
 
 /// The secret that opens the SMTP server, beside the user in `mail.url`.
 pub(crate) const SMTP_PASSWORD: &str = "SMTP_PASSWORD";
-
-/// Text that no log, error or debug print ever shows.
-#[derive(Clone)]
-pub(crate) struct Secret(Vec<u8>);
-
-impl Secret {
-    pub(crate) fn expose(&self) -> &[u8] {
-        &self.0
-    }
-
-    #[cfg(test)]
-    pub(crate) fn of(bytes: &[u8]) -> Self {
-        Self(bytes.to_vec())
-    }
-
-    /// Compares in constant time.
-    pub(crate) fn matches(&self, candidate: &[u8]) -> bool {
-        use subtle::ConstantTimeEq as _;
-        self.0.ct_eq(candidate).into()
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
-}
 
 /// What the program must know and never show.
 #[derive(Clone, Debug)]
@@ -53,12 +27,6 @@ pub(crate) struct Secrets {
     /// Opens the SMTP server.
     pub(crate) smtp_password: Option<Secret>,
 }
-
-/// The largest file of a secret, in bytes.
-const LARGEST: u64 = 64 << 10;
-
-/// The least a secret may hold.
-const MIN_SECRET: usize = 32;
 
 impl Secrets {
     /// Environment first, then files in `dir`; production requires what it needs.
@@ -93,26 +61,11 @@ impl Secrets {
 }
 
 fn secret(name: &str, dir: &Path, environment: &BTreeMap<String, String>) -> anyhow::Result<Option<Secret>> {
-    let file = dir.join(name);
-    let (text, place) = match environment.get(name) {
-        Some(text) => (text.clone(), "in the environment".to_owned()),
-        None if !file.try_exists().unwrap_or(true) => return Ok(None),
-        None => {
-            let text = service::files::read_text(&file, LARGEST).with_context(|| name.to_owned())?;
-            (text, format!("in `{}`", file.display()))
-        }
-    };
-    let text = text.trim_end_matches(['\r', '\n']);
-    let bytes = match text.strip_prefix("base64:") {
-        Some(encoded) => base64::engine::general_purpose::STANDARD
-            .decode(encoded)
-            .map_err(|_| anyhow::anyhow!("{name} {place}: what follows `base64:` is not base64"))?,
-        None => text.as_bytes().to_vec(),
-    };
-    if bytes.len() < MIN_SECRET && name != SMTP_PASSWORD {
-        bail!("{name} {place}: at least {MIN_SECRET} characters (got {})", bytes.len());
+    let length = if name == SMTP_PASSWORD { Length::Theirs } else { Length::Ours };
+    match environment.get(name) {
+        Some(text) => Secret::decode(name, text, "in the environment", length).map(Some),
+        None => Secret::in_dir(dir, name, length),
     }
-    Ok(Some(Secret(bytes)))
 }
 
 #[cfg(test)]
@@ -132,6 +85,6 @@ mod tests {
         let short = environment(&[("JWT_SECRET", "short")]);
         let error = Secrets::load(nowhere, &short, Profile::Development).unwrap_err().to_string();
         assert_eq!(error, "JWT_SECRET in the environment: at least 32 characters (got 5)");
-        assert!(!format!("{:?}", Secret(b"hidden".to_vec())).contains("hidden"));
+        assert!(!format!("{:?}", Secret::of(b"hidden")).contains("hidden"));
     }
 }

@@ -1,40 +1,12 @@
 //! Secrets: the environment first, then one file each. Nothing prints them.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use base64::Engine as _;
+use service::secret::Length;
 
-/// Text that no log, error or debug print ever shows.
-#[derive(Clone)]
-pub struct Secret(Vec<u8>);
-
-impl Secret {
-    /// The secret itself.
-    pub fn expose(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// Compares in constant time.
-    pub fn matches(&self, candidate: &[u8]) -> bool {
-        use subtle::ConstantTimeEq as _;
-        self.0.ct_eq(candidate).into()
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
-}
-
-/// The shortest secret of ours, in bytes.
-const MIN_SECRET: usize = 32;
-
-/// The largest file of a secret, in bytes.
-const LARGEST: u64 = 64 << 10;
+pub use service::secret::Secret;
 
 /// Its length is not checked, because Redis decides which passwords are good.
 pub const REDIS_PASSWORD: &str = "REDIS_PASSWORD";
@@ -55,7 +27,7 @@ impl Secrets {
         let known = |name: &str| Self::NAMES.contains(&name) || name.ends_with("_SECRET");
         let mut secrets = BTreeMap::new();
         for (name, text) in environment.iter().filter(|(name, _)| known(name)) {
-            secrets.insert(name.clone(), decode(name, text, "in the environment")?);
+            secrets.insert(name.clone(), Secret::decode(name, text, "in the environment", length(name))?);
         }
         Ok(Self { dir: dir.to_owned(), environment: secrets })
     }
@@ -68,12 +40,7 @@ impl Secrets {
         if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) {
             bail!("a secret's name holds letters, digits, `_` and `-` (got {name:?})");
         }
-        let file = self.dir.join(name);
-        if !file.try_exists().unwrap_or(true) {
-            return Ok(None);
-        }
-        let text = service::files::read_text(&file, LARGEST).with_context(|| name.to_owned())?;
-        decode(name, &text, &format!("in `{}`", file.display())).map(Some)
+        Secret::in_dir(&self.dir, name, length(name))
     }
 
     /// Checks that every secret of `needed` is there and valid; each comes with the reason why it is needed. The error
@@ -102,18 +69,8 @@ impl Secrets {
     }
 }
 
-fn decode(name: &str, text: &str, place: &str) -> anyhow::Result<Secret> {
-    let text = text.trim_end_matches(['\r', '\n']);
-    let bytes = match text.strip_prefix("base64:") {
-        Some(encoded) => base64::engine::general_purpose::STANDARD
-            .decode(encoded)
-            .map_err(|_| anyhow::anyhow!("{name} {place}: what follows `base64:` is not base64"))?,
-        None => text.as_bytes().to_vec(),
-    };
-    if bytes.len() < MIN_SECRET && name != REDIS_PASSWORD {
-        bail!("{name} {place}: at least {MIN_SECRET} characters (got {})", bytes.len());
-    }
-    Ok(Secret(bytes))
+fn length(name: &str) -> Length {
+    if name == REDIS_PASSWORD { Length::Theirs } else { Length::Ours }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use service::level::Level;
+use service::overlay::{self, Source};
 use service::settings::{check_listen, check_log, check_path};
 use service::telemetry::{LogFormat, TelemetrySettings};
 
@@ -23,9 +24,6 @@ const PREFIX: &str = "PALISADE_GATEWAY__";
 
 /// The most worker threads.
 const MOST_THREADS: usize = 1_024;
-
-/// The largest file of settings, in bytes.
-const LARGEST_FILE: u64 = 1 << 20;
 
 /// Where the program runs; it changes defaults and what must be there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -264,24 +262,11 @@ impl Settings {
         environment: &BTreeMap<String, String>,
         profile: Profile,
     ) -> anyhow::Result<Self> {
-        let mut table = toml::Table::new();
-        if let Some(file) = file {
-            let name = file.display().to_string();
-            let text = service::files::read_text(file, LARGEST_FILE)?;
-            // Parsed by itself first, for the place of a fault.
-            toml::from_str::<Self>(&text).map_err(|error| anyhow::anyhow!(located(&name, &text, &error)))?;
-            table = text.parse()?;
-        }
-        for (variable, value) in environment {
-            let Some(path) = variable.strip_prefix(PREFIX) else { continue };
-            let path: Vec<_> = path.split("__").map(str::to_ascii_lowercase).collect();
-            lay(&mut table, &path, scalar(value, &path));
-            // Judged with what is there already: one key of an upstream alone says too little.
-            if let Err(error) = table.clone().try_into::<Self>() {
-                bail!("{variable}: {}", with_nearest(error.message()));
-            }
-        }
-        let settings: Self = table.try_into()?;
+        // Lists of addresses.
+        let is_list = |path: &[String]| {
+            path.last().is_some_and(|key| key == "addresses") || path == ["server", "listen"]
+        };
+        let settings: Self = overlay::read(Source { file, environment, prefix: PREFIX, is_list })?;
         settings.in_profile(profile).check()
     }
 
@@ -343,54 +328,6 @@ impl Settings {
             }
         }
         Ok(self)
-    }
-}
-
-/// A value from the environment: what TOML reads as a number, a flag or a list is one, the rest is text; a list of
-/// addresses may be written with commas.
-fn scalar(text: &str, path: &[String]) -> toml::Value {
-    let parsed = format!("v = {text}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
-    let value =
-        parsed.filter(|value| !value.is_table() && !value.is_datetime()).unwrap_or_else(|| text.into());
-    let is_list = path.last().is_some_and(|key| key == "addresses") || path == ["server", "listen"];
-    if is_list && !value.is_array() {
-        return text.split(',').map(|item| toml::Value::from(item.trim())).collect::<Vec<_>>().into();
-    }
-    value
-}
-
-fn lay(table: &mut toml::Table, path: &[String], value: toml::Value) {
-    match path {
-        [] => {}
-        [key] => {
-            table.insert(key.clone(), value);
-        }
-        [key, rest @ ..] => {
-            let inner = table.entry(key.clone()).or_insert_with(|| toml::Table::new().into());
-            if !inner.is_table() {
-                *inner = toml::Table::new().into();
-            }
-            if let Some(inner) = inner.as_table_mut() {
-                lay(inner, rest, value);
-            }
-        }
-    }
-}
-
-fn located(name: &str, text: &str, error: &toml::de::Error) -> String {
-    let offset = error.span().map_or(0, |span| span.start);
-    let before = &text[..offset.min(text.len())];
-    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-    format!("{name}:{}:{column}: {}", before.matches('\n').count() + 1, with_nearest(error.message()))
-}
-
-/// Serde says ``unknown field `lisen`, expected one of `listen`, …``; the nearest is what was meant.
-fn with_nearest(message: &str) -> String {
-    let mut words = message.split('`').skip(1).step_by(2);
-    let found = words.next().filter(|_| message.starts_with("unknown field"));
-    match found.and_then(|found| policy::document::nearest(found, words)) {
-        Some(nearest) => format!("{message}: did you mean `{nearest}`?"),
-        None => service::settings::in_plain_words(message),
     }
 }
 
