@@ -10,6 +10,7 @@
 //!
 //! Every [`Admission`] is [settled](settle).
 
+use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -114,29 +115,50 @@ impl Routed {
     /// The second step: check the limits that count by the body, authenticate, check the limits by subject, authorize.
     /// `request` now has its body, if a limit needs it.
     pub async fn authorize<W: World>(
-        self,
+        mut self,
         policy: &Policy,
         request: &Request<'_>,
         world: &W,
         progress: &mut Progress,
     ) -> Result<Authorized, Refusal> {
+        match self.judge(policy, request, world, progress).await {
+            Ok(Allowed { subject, permission }) => {
+                let reserved = self.spent.reserved();
+                let Self { client, route, spent } = self;
+                Ok(Authorized { client, route, subject, permission, quotas: spent.quotas, reserved })
+            }
+            // A refusal with a status that the route counts, such as 401, is a failure like the service's own.
+            Err(refusal) if self.route.counts(refusal.status()) => Err(refusal),
+            Err(refusal) => {
+                self.spent.give_back_failures(world);
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn judge<W: World>(
+        &mut self,
+        policy: &Policy,
+        request: &Request<'_>,
+        world: &W,
+        progress: &mut Progress,
+    ) -> Result<Allowed, Refusal> {
         let Now { steady, wall } = world.now(); // reading the body may have taken a while
         let Self { client, route, spent } = self;
-        let demand = |stage: Stage, rules| Demand::of(stage, rules, &route, &client, request);
-        let spent = demand(LimitField, &route.limits.field).meet(spent, world, steady).await;
-        let spent = progress.stage(LimitField, spent)?;
+        let demand = |stage: Stage, rules| Demand::of(stage, rules, route, client, request);
+        let met = demand(LimitField, &route.limits.field).meet(take(spent), world, steady).await;
+        *spent = progress.stage(LimitField, met)?;
         let subject = route.auth.authenticate(&policy.permissions, request, world, wall).await;
         let subject = progress.subject(Authenticate, subject)?;
-        let spent = demand(LimitSubject, &route.limits.subject).by(&subject).meet(spent, world, steady).await;
-        let mut spent = progress.stage(LimitSubject, spent)?;
+        let by_subject = demand(LimitSubject, &route.limits.subject).by(&subject);
+        let met = by_subject.meet(take(spent), world, steady).await;
+        *spent = progress.stage(LimitSubject, met)?;
         let allowed = route.access.authorize(policy.permission_service(), subject, request, world).await;
-        let Allowed { subject, permission } = progress.stage(Authorize, allowed)?;
+        let allowed = progress.stage(Authorize, allowed)?;
         if !route.reads_body() {
-            let fits = policy.check_length(&route, request);
-            progress.stage(Length, fits).inspect_err(|_| spent.give_back_failures(world))?;
+            progress.stage(Length, policy.check_length(route, request))?;
         }
-        let reserved = spent.reserved();
-        Ok(Authorized { client, route, subject, permission, quotas: spent.quotas, reserved })
+        Ok(allowed)
     }
 
     /// Ends the request before it is judged further, because its body did not arrive or is not allowed.
@@ -229,9 +251,9 @@ pub async fn rejudge<W: World>(policy: &Policy, request: &Request<'_>, world: &W
 pub fn settle<W: World>(policy: &Policy, admission: AdmissionIn<W>, outcome: Outcome, world: &W) {
     let now = world.now().steady;
     world.settle(admission.pass, outcome, now);
-    let counted = &admission.route.counts_failed_logins;
+    let route = &admission.route;
     let failed = match outcome {
-        Outcome::Answered(status) => counted.contains(&u32::from(status)),
+        Outcome::Answered(status) => route.counts(status),
         Outcome::Unreachable | Outcome::TimedOut | Outcome::NotSent | Outcome::ReadOnly => false,
         Outcome::ClientLeft => true,
     };
@@ -239,7 +261,7 @@ pub fn settle<W: World>(policy: &Policy, admission: AdmissionIn<W>, outcome: Out
         give_back(admission.reserved, world);
     }
     let Outcome::Answered(status) = outcome else { return };
-    let Some(auto) = policy.blocks.auto.filter(|_| !counted.is_empty()) else { return };
+    let Some(auto) = policy.blocks.auto.filter(|_| !route.counts_failed_logins.is_empty()) else { return };
     if policy.blocks.exempts(admission.client.address) {
         return;
     }
@@ -282,6 +304,11 @@ impl Policy {
 }
 
 impl Route {
+    /// Whether a response with this status counts as a failed login.
+    fn counts(&self, status: u16) -> bool {
+        self.counts_failed_logins.contains(&u32::from(status))
+    }
+
     /// Acquires a permit of the upstream. Read-only mode is checked first, so that no request waits in vain.
     async fn acquire<W: World>(
         &self,

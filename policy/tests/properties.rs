@@ -390,3 +390,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_refused_request_gives_back_what_limits_that_count_failures_took_unless_its_status_counts() {
+    let text = POLICY.replace(
+        "[jwt.us]",
+        "[limits.guesses]\nkey = \"ip\"\nrate = \"2/day\"\ncounts = \"failures\"\n[jwt.us]",
+    ) + "[[routes]]\nname = \"guarded\"\npath = \"/guarded/{thing}\"\nupstream = \"backend\"\nmax_body = \"1KB\"\n\
+         limits = [\"guesses\"]\nauth = [\"jwt:us\"]\npermission = \"read\"\nresource = \"{thing}\"\n\
+         counts_failed_logins = [401]\n";
+    let (policy, world) = (Policy::parse("policy.toml", &text, None).unwrap(), Simulation::at(START));
+    let token = token("ann", 60);
+    let ask = |token: Option<&str>| code(&policy, &world, "198.51.100.9", "GET /guarded/it", token);
+    for _ in 0..5 {
+        assert_eq!(ask(Some(&token)), Some(Code::PermissionDenied), "403 is no failed login here");
+    }
+    for _ in 0..2 {
+        assert_eq!(ask(None), Some(Code::TokenMissing));
+    }
+    assert_eq!(ask(Some(&token)), Some(Code::RateLimited), "401 is one, whoever says it");
+}
