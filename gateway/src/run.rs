@@ -302,7 +302,7 @@ fn asks_permissions(gateway: &Gateway) -> Option<PermissionRule> {
 
 #[expect(clippy::exit, reason = "an operator who asks twice means it")]
 fn leave_at_once() -> ! {
-    warn!("second signal: leaving at once");
+    warn!("second signal: shutting down at once");
     service::lines::flush(service::lines::FLUSH_PATIENCE);
     std::process::exit(1)
 }
