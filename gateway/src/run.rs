@@ -222,7 +222,7 @@ async fn drain(
     let name = signals.wait().await;
     let (delay, timeout) =
         (settings.drain_delay.unwrap_or_default(), settings.drain_timeout.unwrap_or_default());
-    info!(signal = name, drain_delay_ms = delay.as_millis(), "draining: not ready, still accepting");
+    info!(signal = name, drain_delay_ms = delay.as_millis(), "leaving: not ready, still accepting");
     draining.store(true, Ordering::Relaxed);
     tokio::select! {
         () = tokio::time::sleep(delay) => {}
@@ -302,7 +302,7 @@ fn asks_permissions(gateway: &Gateway) -> Option<PermissionRule> {
 
 #[expect(clippy::exit, reason = "an operator who asks twice means it")]
 fn leave_at_once() -> ! {
-    warn!("second signal: leaving at once");
+    warn!("second signal: shutting down at once");
     service::lines::flush(service::lines::FLUSH_PATIENCE);
     std::process::exit(1)
 }

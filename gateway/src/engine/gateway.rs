@@ -275,11 +275,11 @@ impl Gateway {
     pub async fn follow_changes(&self, mut news: mpsc::Receiver<News>) {
         /// The most changes that are applied together: the ban list is built once for all of them.
         const TOGETHER: usize = 256;
-        let mut heard = Vec::with_capacity(TOGETHER);
-        while news.recv_many(&mut heard, TOGETHER).await > 0 {
+        let mut received = Vec::with_capacity(TOGETHER);
+        while news.recv_many(&mut received, TOGETHER).await > 0 {
             let now = clock::wall();
-            let missed = heard.iter().any(|news| matches!(news, News::Missed));
-            let changes = heard.drain(..).filter_map(|news| match news {
+            let missed = received.iter().any(|news| matches!(news, News::Missed));
+            let changes = received.drain(..).filter_map(|news| match news {
                 News::Changed(change) => Some(change),
                 News::Missed => None,
             });

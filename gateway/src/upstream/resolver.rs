@@ -200,7 +200,7 @@ mod tests {
                 count.fetch_add(1, Ordering::Relaxed);
                 let said = *said.lock();
                 Box::pin(async move {
-                    let said = said.ok_or_else(|| io::Error::other("the resolver is away"))?;
+                    let said = said.ok_or_else(|| io::Error::other("the resolver is unavailable"))?;
                     Ok(said.split_terminator(' ').map(|one| one.parse().unwrap()).collect())
                 })
             });
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(resolver.asked.load(Ordering::Relaxed), 2, "it is not asked all the time");
         advance(LAST_KNOWN).await;
         let error = resolver.addresses().await.unwrap_err();
-        assert_eq!(error, "`a.test:80` cannot be looked up: the resolver is away");
+        assert_eq!(error, "`a.test:80` cannot be looked up: the resolver is unavailable");
         *resolver.says.lock() = Some("192.0.2.4:80");
         advance(PAUSE).await;
         assert_eq!(resolver.addresses().await.unwrap(), "192.0.2.4:80");

@@ -165,8 +165,8 @@ impl<A: Answer> Answers<A> {
         let entry = shard.cache.get(key.hash, &key.bytes)?;
         let age = now.since(entry.asked_at);
         let ttl = if entry.answer.is_yes() { rule.ttl } else { rule.negative_ttl };
-        let believed = age < ttl && (feed_is_fresh || age <= rule.max_staleness);
-        let answer = believed.then(|| entry.answer.clone());
+        let usable = age < ttl && (feed_is_fresh || age <= rule.max_staleness);
+        let answer = usable.then(|| entry.answer.clone());
         drop(shard);
         if answer.is_some() {
             self.statistics.hits.fetch_add(1, Ordering::Relaxed);

@@ -95,7 +95,7 @@ fn simulate(seed: u64) -> (usize, usize) {
     let rule = rule(if seed.is_multiple_of(3) { 1 } else { 1_000 });
     let (mut truth, mut now) = (Truth::default(), 0);
     let (mut asked, mut round): (Vec<Asked>, Option<Round>) = (Vec::new(), None);
-    let (mut cut_until, mut believed, mut late) = (0, 0, 0);
+    let (mut cut_until, mut used_answers, mut late) = (0, 0, 0);
     for _ in 0..3_000 {
         now += random.random_range(0..20);
         let user = random.random_range(0..4);
@@ -151,14 +151,14 @@ fn simulate(seed: u64) -> (usize, usize) {
             }
             _ => {
                 let Some(word) = answers.find(&key(&answers, user), &rule, at(now)) else { continue };
-                believed += 1;
+                used_answers += 1;
                 late += usize::from(word != truth.word(user));
                 let since = now.saturating_sub(MOST_STALE);
                 assert!(truth.was(user, word, since), "seed {seed}: {word:?} of {user} at {now}");
             }
         }
     }
-    (believed, late)
+    (used_answers, late)
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn no_answer_is_used_that_was_not_right_within_max_staleness() {
         used += more_used;
         late += more_late;
     }
-    println!("{used} answers used, {late} of them overtaken by a change that was not heard of yet");
+    println!("{used} answers used, {late} of them overtaken by a change that was not received yet");
     assert!(used > 20_000 && late > 50, "the simulation reaches what it is for: {used} {late}");
 }
 

@@ -165,8 +165,8 @@ impl CacheLookup<'_> {
         for part in [method, id, key] {
             push(part.unwrap_or_default().as_bytes());
         }
-        let told = [(COOKIE, self.is_known()), (AUTHORIZATION, key.is_some())];
-        for (name, _) in told.into_iter().filter(|(_, is_told)| *is_told) {
+        let sent = [(COOKIE, self.is_known()), (AUTHORIZATION, key.is_some())];
+        for (name, _) in sent.into_iter().filter(|(_, is_sent)| *is_sent) {
             self.header.headers.get_all(name).iter().for_each(|value| push(value.as_bytes()));
             push(b"");
         }

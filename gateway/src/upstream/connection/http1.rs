@@ -47,7 +47,7 @@ pub(super) struct Http1 {
     piece: usize,
     reading: Reading,
     /// Whether any byte of an answer arrived.
-    heard: bool,
+    received_any: bool,
     /// Whether the upstream allows another request on the connection.
     keeps: bool,
 }
@@ -75,7 +75,7 @@ impl Http1 {
             inbox: BytesMut::new(),
             piece: FIRST_PIECE,
             reading: Reading::Head,
-            heard: false,
+            received_any: false,
             keeps: false,
         }
     }
@@ -124,8 +124,8 @@ impl Http1 {
     }
 
     /// Whether any byte of an answer arrived.
-    pub(super) fn heard(&self) -> bool {
-        self.heard
+    pub(super) fn received_any(&self) -> bool {
+        self.received_any
     }
 
     /// The stream, if it can be used again.
@@ -186,7 +186,7 @@ impl Http1 {
         if filled >= self.piece {
             self.piece = PIECE;
         }
-        self.heard |= filled > 0;
+        self.received_any |= filled > 0;
         Poll::Ready(Ok(filled))
     }
 
@@ -264,7 +264,7 @@ impl Http1 {
     /// The connection ended before the answer did. The first error is the cause.
     fn lost(&mut self, error: io::Error) -> Result<Event> {
         let rule = match self.reading {
-            _ if !self.heard => UpstreamFault::NoAnswer,
+            _ if !self.received_any => UpstreamFault::NoAnswer,
             Reading::Head => UpstreamFault::HeaderCut,
             _ => UpstreamFault::BodyCut,
         };

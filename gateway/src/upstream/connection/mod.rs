@@ -120,7 +120,7 @@ impl UpstreamConnection {
         self.reused
             && match &self.wire {
                 Wire::Http1(connection) => {
-                    !connection.heard() && *fault.etype() == ErrorType::ConnectionClosed
+                    !connection.received_any() && *fault.etype() == ErrorType::ConnectionClosed
                 }
                 Wire::Http2(_) => matches!(fault.retry, RetryType::ReusedOnly),
             }
