@@ -55,13 +55,12 @@ fn scalar(text: &str) -> toml::Value {
 }
 
 fn list(text: &str) -> toml::Value {
-    match scalar(text) {
-        value @ toml::Value::Array(_) => value,
-        _ => {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            items.map(toml::Value::from).collect::<Vec<_>>().into()
-        }
+    let value = scalar(text);
+    if value.is_array() {
+        return value;
     }
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items.map(toml::Value::from).collect::<Vec<_>>().into()
 }
 
 fn set(table: &mut toml::Table, path: &[String], value: toml::Value) {
