@@ -273,7 +273,7 @@ impl Proxy {
                         taken => taken?,
                     };
                     read_whole = piece.is_none() || session.is_body_done();
-                    if read_whole && !std::mem::replace(&mut waited_for, true) {
+                    if read_whole {
                         exchange.resume();
                     }
                     let piece = piece.unwrap_or_default();
