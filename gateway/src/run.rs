@@ -23,7 +23,7 @@ use crate::clock;
 use crate::config::redis_address::RedisAddress;
 use crate::config::secrets::{REDIS_PASSWORD, Secrets};
 use crate::config::settings::{Profile, RedisSettings, ServerSettings, Settings};
-use crate::engine::Gateway;
+use crate::engine::{Components, Gateway};
 use crate::identity::assertion::Signer;
 use crate::identity::keys::Keys;
 use crate::live_policy::files::{self, folder_of};
@@ -47,6 +47,12 @@ use crate::upstream::connection::Pool;
 /// The most unused connections to upstreams, all together.
 const KEPT_CONNECTIONS: usize = 1024;
 
+/// The secret that guards the admin plane.
+const ADMIN_TOKEN: &str = "ADMIN_TOKEN";
+
+/// The secret that signs what the backend trusts us for.
+const GATEWAY_TOKEN: &str = "GATEWAY_TOKEN";
+
 /// The largest file of certificates for Redis, in bytes.
 const LARGEST_AUTHORITY: u64 = 1 << 20;
 
@@ -59,107 +65,172 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     // Each connection needs a descriptor, and each request another one; the usual soft limit is 1024.
-    let descriptors =
+    let open_files =
         rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files cannot be read")?;
     say_what_is_on(&settings, profile, environment);
-    let metrics = Metrics::new()?;
-    let secrets = Secrets::new(&settings.secrets.dir, environment)?;
-    let policy_file = policy.unwrap_or_else(|| settings.policy.file.clone());
-    secrets.require_all(&needed_secrets(&settings, profile, &policy_file))?;
-    let upstreams = Upstreams::new(&settings.upstreams, &metrics)?;
-    let keys = Arc::new(Keys::new(secrets.clone(), folder_of(&policy_file), metrics.clone()));
-    let state = StateDir::new(settings.state.dir, metrics.clone());
-    let replicated_state =
-        Arc::new(ReplicatedState::open(Arc::clone(&state), clock::wall()).context("state.dir")?);
-    let reloader = Reloader::new(
-        policy_file,
-        Arc::clone(&state),
-        upstreams.names(),
-        Arc::clone(&keys),
-        Arc::clone(&replicated_state),
-        metrics.clone(),
-    );
-    let first = reloader.first()?;
-    let gateway_token = secrets.get("GATEWAY_TOKEN")?;
-    if gateway_token.is_none() && profile == Profile::Production {
-        if first.rules.permission_service.is_some() {
-            secrets.require("GATEWAY_TOKEN", "the service of `[permissions]` trusts the gateway for it")?;
-        }
-        keys.note_missing_gateway_token();
-    }
-    let signer = || gateway_token.as_ref().map(Signer::new);
-    let shared = match settings.redis.url.as_str() {
-        "" => None,
-        _ => Some(RedisStore::new(redis_places(&settings.redis, &secrets)?, metrics.clone())),
-    };
-    let permissions = Arc::new(Permissions::new(upstreams.clone(), signer(), metrics.clone()));
-    let audit = AuditLog::open(&settings.log.audit)?;
-    let gateway = Gateway::new(
-        PolicyInForce::new(first, audit.clone()),
-        shared.clone(),
-        replicated_state,
-        Arc::clone(&keys),
-        Arc::clone(&permissions),
-        metrics.clone(),
-        audit,
-    );
-    let access = AccessLog::open(&settings.log.access)?;
-
-    let mut listeners = Vec::new();
-    for address in &settings.server.listen {
-        let listener = TcpListener::bind(address).await;
-        listeners.push(listener.with_context(|| format!("server.listen: cannot listen on `{address}`"))?);
-    }
-    let admin_token = secrets.get("ADMIN_TOKEN")?;
-    let admin_listener = admin::bind(&settings.admin.listen, admin_token.is_some()).await?;
-
-    let (shutdown, stopping) = watch::channel(false);
-    let (stop_admin, admin_stops) = watch::channel(false);
+    let parts = Parts::build(&settings, policy, profile, environment)?;
+    let listeners = Listeners::bind(&settings, &parts).await?;
     let draining = Arc::new(AtomicBool::new(false));
-    reloader.watch(Arc::clone(gateway.live())).context("policy.file: its directory cannot be watched")?;
-    tokio::spawn(Arc::clone(&reloader).follow_overrides(Arc::clone(gateway.live())));
-    tokio::spawn(Arc::clone(&reloader).watch_trials(Arc::clone(gateway.live())));
-    let admin = Admin {
-        gateway: Arc::clone(&gateway),
-        reloader,
-        state,
-        upstreams: upstreams.clone(),
-        admin_token,
-        metrics_token: secrets.get("METRICS_TOKEN")?,
-        draining: Arc::clone(&draining),
-        changing: Arc::default(),
-        judging: Admin::judging(),
-    };
-    info!(listen = %admin_listener.local_addr()?, open_files_limit = descriptors, "admin plane");
-    let admin_task = tokio::spawn(admin::serve(admin, admin_listener, admin_stops));
-    tokio::spawn(upstreams.clone().keep_checking());
-    start_background(&gateway, shared.clone(), &keys, &permissions);
-
-    let proxy = Arc::new(Proxy {
-        gateway: Arc::clone(&gateway),
-        upstreams,
-        pool: Pool::new(KEPT_CONNECTIONS),
-        signer: signer(),
-        access: access.clone(),
-        draining: Arc::clone(&draining),
-        production: profile == Profile::Production,
-    });
-    let setup = ConnectionSetup {
-        proxy_protocol: settings.server.proxy_protocol,
-        tls: Tls::load(&settings.server.tls, gateway.metrics.clone())?,
-        access: access.clone(),
-    };
-    let (acceptor, mut all_done) = Acceptor::new(gateway, proxy, setup, stopping);
-    for listener in listeners {
-        info!(listen = %listener.local_addr()?, "data plane");
-        tokio::spawn(acceptor.clone().listen(listener));
-    }
-    drop(acceptor);
+    parts.start_background()?;
+    info!(listen = %listeners.admin.local_addr()?, open_files_limit = open_files, "admin plane");
+    let (stop_admin, admin_stops) = watch::channel(false);
+    let admin = parts.admin(Arc::clone(&draining))?;
+    let admin_task = tokio::spawn(admin::serve(admin, listeners.admin, admin_stops));
+    let (shutdown, stopping) = watch::channel(false);
+    let proxy = parts.proxy(Arc::clone(&draining), profile)?;
+    let mut all_done = parts.accept(&settings.server, listeners.data, proxy, stopping)?;
 
     drain(&mut signals, &settings.server, &draining, &shutdown, &mut all_done).await;
     stop_admin.send_replace(true);
     let _ = tokio::time::timeout(Duration::from_secs(1), admin_task).await;
-    leave_nothing_behind(shared).await
+    leave_nothing_behind(parts.shared).await
+}
+
+/// Everything that serves, put together.
+struct Parts {
+    secrets: Secrets,
+    state: Arc<StateDir>,
+    upstreams: Upstreams,
+    keys: Arc<Keys>,
+    shared: Option<Arc<RedisStore>>,
+    permissions: Arc<Permissions>,
+    reloader: Arc<Reloader>,
+    gateway: Arc<Gateway>,
+    access: AccessLog,
+}
+
+impl Parts {
+    /// Reads all files that the settings name, and the policy.
+    fn build(
+        settings: &Settings,
+        policy: Option<PathBuf>,
+        profile: Profile,
+        environment: &BTreeMap<String, String>,
+    ) -> anyhow::Result<Self> {
+        let metrics = Metrics::new()?;
+        let secrets = Secrets::new(&settings.secrets.dir, environment)?;
+        let policy_file = policy.unwrap_or_else(|| settings.policy.file.clone());
+        secrets.require_all(&needed_secrets(settings, profile, &policy_file))?;
+        let upstreams = Upstreams::new(&settings.upstreams, &metrics)?;
+        let keys = Arc::new(Keys::new(secrets.clone(), folder_of(&policy_file), metrics.clone()));
+        let state = StateDir::new(settings.state.dir.clone(), metrics.clone());
+        let replicated_state =
+            Arc::new(ReplicatedState::open(Arc::clone(&state), clock::wall()).context("state.dir")?);
+        let reloader = Reloader::new(
+            policy_file,
+            Arc::clone(&state),
+            upstreams.names(),
+            Arc::clone(&keys),
+            Arc::clone(&replicated_state),
+            metrics.clone(),
+        );
+        let first = reloader.first()?;
+        let signer = signer(&secrets)?;
+        if signer.is_none() && profile == Profile::Production {
+            if first.rules.permission_service.is_some() {
+                secrets.require(GATEWAY_TOKEN, "the service of `[permissions]` trusts the gateway for it")?;
+            }
+            keys.note_missing_gateway_token();
+        }
+        let shared = match settings.redis.url.as_str() {
+            "" => None,
+            _ => Some(RedisStore::new(redis_address(&settings.redis, &secrets)?, metrics.clone())),
+        };
+        let permissions = Arc::new(Permissions::new(upstreams.clone(), signer, metrics.clone()));
+        let audit = AuditLog::open(&settings.log.audit)?;
+        let gateway = Gateway::new(Components {
+            live: PolicyInForce::new(first, audit.clone()),
+            shared: shared.clone(),
+            replicated_state,
+            keys: Arc::clone(&keys),
+            permissions: Arc::clone(&permissions),
+            metrics,
+            audit,
+        });
+        let access = AccessLog::open(&settings.log.access)?;
+        Ok(Self { secrets, state, upstreams, keys, shared, permissions, reloader, gateway, access })
+    }
+
+    /// Starts what runs beside requests.
+    fn start_background(&self) -> anyhow::Result<()> {
+        let live = self.gateway.live();
+        self.reloader.watch(Arc::clone(live)).context("policy.file: its directory cannot be watched")?;
+        tokio::spawn(Arc::clone(&self.reloader).follow_overrides(Arc::clone(live)));
+        tokio::spawn(Arc::clone(&self.reloader).watch_trials(Arc::clone(live)));
+        tokio::spawn(self.upstreams.clone().keep_checking());
+        start_background(&self.gateway, self.shared.clone(), &self.keys, &self.permissions);
+        Ok(())
+    }
+
+    fn admin(&self, draining: Arc<AtomicBool>) -> anyhow::Result<Admin> {
+        Ok(Admin {
+            gateway: Arc::clone(&self.gateway),
+            reloader: Arc::clone(&self.reloader),
+            state: Arc::clone(&self.state),
+            upstreams: self.upstreams.clone(),
+            admin_token: self.secrets.get(ADMIN_TOKEN)?,
+            metrics_token: self.secrets.get("METRICS_TOKEN")?,
+            draining,
+            changing: Arc::default(),
+            judging: Admin::judging(),
+        })
+    }
+
+    fn proxy(&self, draining: Arc<AtomicBool>, profile: Profile) -> anyhow::Result<Arc<Proxy>> {
+        Ok(Arc::new(Proxy {
+            gateway: Arc::clone(&self.gateway),
+            upstreams: self.upstreams.clone(),
+            pool: Pool::new(KEPT_CONNECTIONS),
+            signer: signer(&self.secrets)?,
+            access: self.access.clone(),
+            draining,
+            production: profile == Profile::Production,
+        }))
+    }
+
+    /// Accepts connections until `stopping`. The receiver ends when all of them are done.
+    fn accept(
+        &self,
+        settings: &ServerSettings,
+        listeners: Vec<TcpListener>,
+        proxy: Arc<Proxy>,
+        stopping: watch::Receiver<bool>,
+    ) -> anyhow::Result<mpsc::Receiver<()>> {
+        let setup = ConnectionSetup {
+            proxy_protocol: settings.proxy_protocol,
+            tls: Tls::load(&settings.tls, self.gateway.metrics.clone())?,
+            access: self.access.clone(),
+        };
+        let (acceptor, all_done) = Acceptor::new(Arc::clone(&self.gateway), proxy, setup, stopping);
+        for listener in listeners {
+            info!(listen = %listener.local_addr()?, "data plane");
+            tokio::spawn(acceptor.clone().listen(listener));
+        }
+        Ok(all_done)
+    }
+}
+
+/// What signs assertions, where there is a secret for it.
+fn signer(secrets: &Secrets) -> anyhow::Result<Option<Signer>> {
+    Ok(secrets.get(GATEWAY_TOKEN)?.as_ref().map(Signer::new))
+}
+
+/// The sockets of both planes.
+struct Listeners {
+    data: Vec<TcpListener>,
+    admin: TcpListener,
+}
+
+impl Listeners {
+    async fn bind(settings: &Settings, parts: &Parts) -> anyhow::Result<Self> {
+        let mut data = Vec::new();
+        for address in &settings.server.listen {
+            let listener = TcpListener::bind(address).await;
+            data.push(listener.with_context(|| format!("server.listen: cannot listen on `{address}`"))?);
+        }
+        let has_token = parts.secrets.get(ADMIN_TOKEN)?.is_some();
+        Ok(Self { data, admin: admin::bind(&settings.admin.listen, has_token).await? })
+    }
 }
 
 fn say_what_is_on(settings: &Settings, profile: Profile, environment: &BTreeMap<String, String>) {
@@ -250,7 +321,7 @@ async fn leave_nothing_behind(shared: Option<Arc<RedisStore>>) -> anyhow::Result
     Ok(())
 }
 
-fn redis_places(settings: &RedisSettings, secrets: &Secrets) -> anyhow::Result<RedisAddress> {
+fn redis_address(settings: &RedisSettings, secrets: &Secrets) -> anyhow::Result<RedisAddress> {
     let password = secrets.get(REDIS_PASSWORD)?;
     let password = password.map(|password| String::from_utf8_lossy(password.expose()).into_owned());
     let authority = settings

@@ -74,17 +74,28 @@ pub struct Gateway {
     pub usage: Usage,
 }
 
+/// What a gateway is made of.
+pub struct Components {
+    /// The policy in force.
+    pub live: Arc<PolicyInForce>,
+    /// The store that replicas share, if they do.
+    pub shared: Option<Arc<RedisStore>>,
+    /// What replicas agree about.
+    pub replicated_state: Arc<ReplicatedState>,
+    /// The key sets of issuers.
+    pub keys: Arc<Keys>,
+    /// Who may do what.
+    pub permissions: Arc<Permissions>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Who changed what.
+    pub audit: AuditLog,
+}
+
 impl Gateway {
     /// A gateway that decides by the policy in force.
-    pub fn new(
-        live: Arc<PolicyInForce>,
-        shared: Option<Arc<RedisStore>>,
-        replicated_state: Arc<ReplicatedState>,
-        keys: Arc<Keys>,
-        permissions: Arc<Permissions>,
-        metrics: Metrics,
-        audit: AuditLog,
-    ) -> Arc<Self> {
+    pub fn new(components: Components) -> Arc<Self> {
+        let Components { live, shared, replicated_state, keys, permissions, metrics, audit } = components;
         let bans = BanList::default();
         bans.replace(&replicated_state.holding(Topic::Bans, clock::wall()));
         let revocations = Revocations::default();

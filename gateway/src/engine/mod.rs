@@ -6,5 +6,5 @@ mod gateway;
 pub mod websockets;
 mod world;
 
-pub use self::gateway::{By, ChangeFault, Gateway};
+pub use self::gateway::{By, ChangeFault, Components, Gateway};
 pub use self::world::Handle;

@@ -199,9 +199,7 @@ impl Proxy {
             return;
         }
         session.set_keepalive(None);
-        if refuse(session, exchange, refusal).await.is_err() {
-            exchange.outcome = Some(Outcome::ClientLeft);
-        }
+        let _ = refuse(session, exchange, refusal).await; // what happened counts, also for a client that is gone by now
     }
 
     fn write_down(&self, session: &Session, exchange: Box<Exchange>) {

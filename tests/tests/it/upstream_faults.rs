@@ -17,7 +17,7 @@ const FAULTS: [(&[u8], &str, &str); 12] = [
         "lengths_differ",
         "two different",
     ),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 0x5\r\n\r\nhello", "length_malformed", "no number"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 0x5\r\n\r\nhello", "length_malformed", "not a number"),
     (
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "length_and_chunks",
