@@ -155,7 +155,7 @@ async fn half_a_request(gateway: &Gateway, head: &str) -> tokio::net::TcpStream 
 #[tokio::test]
 async fn a_slow_body_holds_no_place_among_the_requests_in_flight() {
     let upstream = RawUpstream::start(vec![(Duration::ZERO, GOOD)], false).await;
-    let policy = policy("[concurrency.backend]\nmax_in_flight = 1\nmax_queued = 1\nmax_wait = \"5s\"\n");
+    let policy = policy("[concurrency.backend]\nmax_in_flight = 1\nmax_queued = 10\nmax_wait = \"5s\"\n");
     let gateway = Gateway::start(upstream.address, &policy, &[]).await;
     let mut slow = Vec::new();
     for head in ["Content-Length: 10", "Content-Length: 100000", "Transfer-Encoding: chunked"] {
