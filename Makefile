@@ -14,7 +14,7 @@ build: ## Both programs, for development
 	$(CARGO) build --locked --workspace --bins
 
 # End-to-end tests mostly wait for a program: more of them at once than there are cores.
-TEST_THREADS ?= 6
+TEST_THREADS ?= 4
 test: lint walls deny ## Everything: format, lints, walls, dependencies, unit and end-to-end tests
 	@scripts/need redis-server curl openssl oathtool
 	$(CARGO) build --locked --workspace --bins
@@ -26,7 +26,7 @@ e2e: build ## The short end-to-end tests, on the real programs: about two minute
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace --test it
 
 soak: build ## The long ones: floods, large streams, ten thousand of something, chaos
-	$(CARGO) test --locked --workspace --test soak -- --test-threads 2
+	$(CARGO) test --locked --workspace --test soak -- --test-threads 1
 
 lint: ## Format and lints; a warning fails
 	$(CARGO) fmt --all --check
