@@ -59,8 +59,8 @@ fn list(text: &str) -> toml::Value {
     if value.is_array() {
         return value;
     }
-    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    items.map(toml::Value::from).collect::<Vec<_>>().into()
+    // An empty item stays: whoever checks the setting says what is wrong with it, and it is no reason for a default.
+    text.split(',').map(|item| toml::Value::from(item.trim())).collect::<Vec<_>>().into()
 }
 
 fn set(table: &mut toml::Table, path: &[String], value: toml::Value) {
@@ -122,9 +122,10 @@ mod tests {
 
     #[test]
     fn a_list_is_written_with_commas_or_as_toml_writes_it() {
-        for text in ["a, b", "[\"a\", \"b\"]", "a,b,"] {
+        for text in ["a, b", "[\"a\", \"b\"]"] {
             assert_eq!(read_with("P__LISTEN", text).unwrap().listen, ["a", "b"], "{text}");
         }
+        assert_eq!(read_with("P__LISTEN", "").unwrap().listen, [""], "what is empty is not what is missing");
         assert_eq!(read_with("P__THREADS", "3").unwrap().threads, 3);
     }
 

@@ -354,6 +354,15 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_address_is_an_error_and_no_default() {
+        for text in ["", "127.0.0.1:1,"] {
+            let over = environment(&[("PALISADE_GATEWAY__SERVER__LISTEN", text)]);
+            let error = Settings::load(None, &over, Profile::Production).unwrap_err().to_string();
+            assert!(error.starts_with("server.listen: expected HOST:PORT"), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
     fn no_file_at_all_is_fine_and_the_profile_counts() {
         let load = |profile| Settings::load(None, &environment(&[]), profile).unwrap();
         assert_eq!(load(Profile::Development).server.listen, ["127.0.0.1:8080"]);
