@@ -10,6 +10,21 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
+/// A policy that lets bodies of a gigabyte pass.
+pub const LARGE_BODIES: &str = r#"
+version = 1
+[requests]
+max_body = "2GB"
+request_timeout = "5m"
+[[routes]]
+name = "all"
+path = "/{*rest}"
+upstream = "backend"
+"#;
+
+/// The length of the large bodies, in bytes.
+pub const GIGABYTE: u64 = 1_000_000_000;
+
 /// Starts one, until the test ends.
 pub async fn streams() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -2,28 +2,16 @@
 
 use tests::policy_text::PolicyText;
 use tests::stack::Gateway;
-use tests::streams::streams;
+use tests::streams::{GIGABYTE, LARGE_BODIES, streams};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpSocket;
-
-const POLICY: &str = r#"
-version = 1
-[requests]
-max_body = "2GB"
-request_timeout = "5m"
-[[routes]]
-name = "all"
-path = "/{*rest}"
-upstream = "backend"
-"#;
-
-const GIGABYTE: u64 = 1_000_000_000;
 
 #[tokio::test]
 async fn clients_that_do_not_read_hold_a_bound_and_are_cut_off() {
     const CLIENTS: u64 = 100;
-    let policy =
-        PolicyText::of(POLICY).set("requests.write_timeout", "2s").set("requests.max_connections", 1_000);
+    let policy = PolicyText::of(LARGE_BODIES)
+        .set("requests.write_timeout", "2s")
+        .set("requests.max_connections", 1_000);
     let gateway = Gateway::start(streams().await, &policy, &[]).await;
     gateway.client().raw(b"GET /down/1000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     let hold = async {
@@ -47,7 +35,7 @@ async fn clients_that_do_not_read_hold_a_bound_and_are_cut_off() {
 
 #[tokio::test]
 async fn a_client_that_takes_none_of_many_small_answers_is_cut_off() {
-    let policy = PolicyText::of(POLICY).set("requests.write_timeout", "1s");
+    let policy = PolicyText::of(LARGE_BODIES).set("requests.write_timeout", "1s");
     let gateway = Gateway::start(streams().await, &policy, &[("PALISADE_GATEWAY__LOG__ACCESS", "off")]).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();

@@ -44,7 +44,7 @@ async fn the_bound_holds_while_redis_is_killed_and_comes_back_empty() {
     let outage = async {
         tokio::time::sleep(Duration::from_secs(7)).await; // not a wait for a state: the outage has its time
         let port = redis.kill().await;
-        tokio::time::sleep(Duration::from_secs(7)).await;
+        tokio::time::sleep(Duration::from_secs(7)).await; // the load continues so long without Redis
         Redis::start_at(port).await
     };
     let addresses = three.addresses();

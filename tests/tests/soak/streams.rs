@@ -6,25 +6,12 @@ use std::time::{Duration, Instant};
 use tests::PATIENCE;
 use tests::answers::{HTTP2, OPEN};
 use tests::stack::{Gateway, tool};
-use tests::streams::streams;
+use tests::streams::{GIGABYTE, LARGE_BODIES, streams};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
-const POLICY: &str = r#"
-version = 1
-[requests]
-max_body = "2GB"
-request_timeout = "5m"
-[[routes]]
-name = "all"
-path = "/{*rest}"
-upstream = "backend"
-"#;
-
-const GIGABYTE: u64 = 1_000_000_000;
-
 async fn gateway(upstream: SocketAddr) -> Gateway {
-    Gateway::start(upstream, POLICY, &[]).await
+    Gateway::start(upstream, LARGE_BODIES, &[]).await
 }
 
 /// What curl was answered, and how many bytes it sent and got.
